@@ -1,0 +1,190 @@
+"""From YAML and overrides to one validated Config. The only place, beside the doors, that knows Hydra.
+
+YAML is searched in `./conf` first and then in the package. Composed once, on the driver; workers get plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from raymlp.config.schema import Config
+from raymlp.core.errors import ConfigError, nearest
+
+ROOT = "raymlp"
+CREDENTIALS = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+
+
+def conf_folders() -> list[Path]:
+    """Folders searched for YAML, first match wins: the user's `./conf`, then the one inside the package."""
+    here = Path(__file__).resolve().parents[1]
+    packaged = here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+    own = Path.cwd() / "conf"
+    return [own, packaged] if own.is_dir() and own.resolve() != packaged.resolve() else [packaged]
+
+
+def choices(group: str) -> list[str]:
+    """Names that a config group offers, for example the experiments."""
+    return sorted({path.stem for folder in conf_folders() for path in (folder / group).glob("*.yaml")})
+
+
+def load_config(experiment: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Compose and validate the config of an experiment.
+
+    `overrides` are Hydra overrides (`train.epochs=3`, `model=mlp`). A key that the YAML does not mention can be set
+    without `+`, as long as the schema knows it.
+
+    Raises ConfigError, which names the key, what was found, what was expected and the nearest correct name.
+    """
+    words = list(overrides)
+    if experiment is not None:
+        words.insert(0, f"experiment={experiment}")
+    return build_config(_compose(words))
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Validate plain values. Raises ConfigError as `load_config` does."""
+    _refuse_credentials(values)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, values) for item in error.errors())) from None
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A new Config with some values changed, by full key (`train.epochs`). Raises ConfigError."""
+    values = config.model_dump(mode="json")
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        place = values
+        for depth, parent in enumerate(parents):
+            if not isinstance(place.get(parent), dict):
+                path = ".".join(parents[: depth + 1])
+                raise ConfigError(f"{path} is no section of the config.{nearest(parent, place)}")
+            place = place[parent]
+        place[last] = value
+    return build_config(values)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every default written out."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _compose(words: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    folders = conf_folders()
+    groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"]
+    try:
+        with initialize_config_dir(str(folders[0]), version_base="1.3"):
+            tree = compose(ROOT, overrides=search + [_open_key(word, groups) for word in words])
+            values = OmegaConf.to_container(tree, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain_hydra(str(error), words, groups)) from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _open_key(word: str, groups: set[str]) -> str:
+    """`train.epochs=3` becomes `++train.epochs=3`: the schema, not the YAML, says which keys exist."""
+    key = word.split("=", 1)[0]
+    is_group = key.split("@")[0] in groups
+    return word if word[:1] in "+~" or is_group or "=" not in word or "/" in key else f"++{word}"
+
+
+def _explain_hydra(message: str, words: Sequence[str], groups: set[str]) -> str:
+    first = message.strip().splitlines()[0]
+    for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        if "=" not in word and not word.startswith("~"):
+            return f"'{word}' is not an override; expected KEY=VALUE, as in train.epochs=3."
+        if key in groups and value not in choices(key):
+            known = choices(key)
+            return f"{key} is '{value}'; expected one of {', '.join(known)}.{nearest(value, known)}"
+    return f"{first} (overrides: {' '.join(words) or 'none'})"
+
+
+def _refuse_credentials(values: Any, path: str = "") -> None:
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _refuse_credentials(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            _refuse_credentials(value, path)
+    elif isinstance(values, str) and CREDENTIALS.search(values):
+        raise ConfigError(
+            f"{path} holds a user name and password; expected an address without them, since the config is stored "
+            "with every run. Give credentials through the environment of the service's own client."
+        )
+
+
+def _explain(item: Any, values: Mapping[str, Any]) -> str:
+    path, section = _locate(item["loc"], values)
+    key = ".".join(path)
+    kind, found = item["type"], item.get("input")
+    if kind == "extra_forbidden":
+        known = sorted(section.model_fields) if section else []
+        match = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        better = ".".join([*path[:-1], match[0]]) if match else ""
+        hint = f" Did you mean '{better}'?" if better else f" Known here: {', '.join(known)}."
+        return f"{key} is not a setting; found {found!r}.{hint}"
+    if kind == "missing":
+        hint = f" Choose experiment=NAME, one of: {', '.join(choices('experiment'))}." if key == "problem" else ""
+        return f"{key} is missing; expected a value.{hint} Set {key}."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        expected = item.get("ctx", {}).get("expected_tags", "a known kind")
+        return f"{key}.kind is {_shown(found, 'kind')}; expected one of {expected}. Set {key}.kind."
+    reason = str(item["msg"]).removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key or 'config'}: {reason}."
+    reason = reason.replace("Input should be", "").strip() or str(item["msg"])
+    hint = ""
+    if kind == "literal_error" and isinstance(found, str):
+        hint = nearest(found, re.findall(r"'([^']*)'", reason))
+    return f"{key} is {found!r}; expected {reason}.{hint} Set {key}."
+
+
+def _shown(found: Any, key: str) -> str:
+    return repr(found.get(key)) if isinstance(found, Mapping) and key in found else "missing"
+
+
+def _locate(loc: Sequence[Any], values: Any) -> tuple[list[str], type[BaseModel] | None]:
+    """Key path of a pydantic location (union tags left out), and the section that holds its last key."""
+    path: list[str] = []
+    annotation: Any = Config
+    holder: type[BaseModel] | None = None
+    for part in loc:
+        if isinstance(values, Mapping) and part == values.get("kind") and part not in values:
+            annotation = _section_in(annotation, str(part))
+            continue
+        section = _section_in(annotation)
+        if section is not None:
+            holder = section
+            field = section.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        path.append(str(part))
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+    return path, holder
+
+
+def _section_in(annotation: Any, kind: str | None = None) -> type[BaseModel] | None:
+    """The section class inside an annotation; among variants the one whose `kind` fits."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get("kind")
+        return annotation if kind is None or (field and kind in get_args(field.annotation)) else None
+    return next((found for inner in get_args(annotation) if (found := _section_in(inner, kind))), None)

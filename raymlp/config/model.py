@@ -1,0 +1,27 @@
+"""Which net."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raymlp.config.section import Section
+
+
+class Mlp(Section):
+    """Multilayer perceptron over numbers and category embeddings."""
+
+    kind: Literal["mlp"] = "mlp"
+
+    hidden: tuple[int, ...] = Field(default=(256, 128), min_length=1)
+    """Units of each hidden layer."""
+
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of hidden units switched off at random in training."""
+
+    max_embedding: int = Field(default=32, ge=1)
+    """Widest category embedding; the width is 1.6 * categories ** .56, up to this."""
+
+
+Model = Mlp

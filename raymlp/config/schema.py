@@ -1,0 +1,49 @@
+"""The whole config as one frozen object."""
+
+from __future__ import annotations
+
+from raymlp.config.data import Data
+from raymlp.config.evaluate import Evaluate
+from raymlp.config.features import Features
+from raymlp.config.model import Model
+from raymlp.config.monitor import Monitor
+from raymlp.config.problem import Problem
+from raymlp.config.registry import Registry
+from raymlp.config.replay import Replay
+from raymlp.config.retrain import Retrain
+from raymlp.config.runtime import Runtime
+from raymlp.config.section import Section
+from raymlp.config.serve import Serve
+from raymlp.config.train import Train
+from raymlp.config.tune import Tune
+
+
+class Config(Section):
+    """Everything that can be set. Built by `load_config`; pass stages the section they need."""
+
+    problem: Problem
+    """What is predicted."""
+    data: Data
+    """Where rows come from."""
+    features: Features = Features()
+    """Which columns become tensors."""
+    model: Model = Model()
+    """Which net."""
+    train: Train = Train()
+    """How it is trained."""
+    tune: Tune
+    """How settings are searched."""
+    evaluate: Evaluate = Evaluate()
+    """How a model is judged."""
+    registry: Registry = Registry()
+    """Where runs and versions are recorded."""
+    serve: Serve = Serve()
+    """How the endpoint runs."""
+    monitor: Monitor = Monitor()
+    """When live traffic counts as different."""
+    retrain: Retrain = Retrain()
+    """When a new model is worth training."""
+    replay: Replay = Replay()
+    """Live traffic for `raymlp run`."""
+    runtime: Runtime = Runtime()
+    """Where Ray runs and where results go."""

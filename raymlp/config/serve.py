@@ -1,0 +1,110 @@
+"""How the endpoint runs, and how traffic moves to a challenger."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from raymlp.config.section import Section
+
+
+class Log(Section):
+    """The prediction log: one Parquet row a prediction."""
+
+    max_rows: int = Field(default=50_000, ge=1)
+    """Rows a replica holds before the oldest are dropped (and counted)."""
+
+    flush_rows: int = Field(default=1_000, ge=1)
+    """Rows that make a replica write a file."""
+
+    flush_s: float = Field(default=2.0, gt=0)
+    """Seconds after which waiting rows are written anyway."""
+
+
+class Rollout(Section):
+    """Moving traffic from champion to challenger."""
+
+    weight: float = Field(default=0.1, gt=0, lt=1)
+    """Share of traffic that a challenger gets while it is compared."""
+
+    min_requests: int = Field(default=200, ge=1)
+    """Requests the challenger must have answered before it can be promoted."""
+
+    max_requests: int = Field(default=20_000, ge=1)
+    """Requests in total after which a rollout without a verdict ends with the champion."""
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Chance of a wrong verdict over the whole rollout, however often it is looked at."""
+
+    margin: float = Field(default=0.01, ge=0)
+    """Extra mean loss per labelled row that still counts as no worse, as a share of the champion's mean loss."""
+
+    max_error_rate: float = Field(default=0.01, ge=0, le=1)
+    """Share of challenger requests that may fail, in [0, 1], before it is rolled back."""
+
+    max_latency_ratio: float = Field(default=3.0, gt=1)
+    """Challenger's p95 latency over the champion's before it is rolled back."""
+
+
+class Serve(Section):
+    """One Ray Serve application for a model name."""
+
+    model: str = ""
+    """`NAME@ALIAS` in the registry, or the path of a bundle; empty takes the problem's champion."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs keys."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port of the endpoint."""
+
+    auth: Literal["key", "none"] = "key"
+    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated); `none` is for loopback only."""
+
+    ingress: Literal["auto", "haproxy", "proxy"] = "auto"
+    """`haproxy` is the fast path; `proxy` is Ray Serve's own; `auto` takes HAProxy where its binary is present."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    """Replicas that always run."""
+
+    max_replicas: int = Field(default=2, ge=1)
+    """Replicas that autoscaling may start."""
+
+    target_ongoing_requests: float = Field(default=8, gt=0)
+    """Requests in progress a replica that autoscaling aims for."""
+
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests a replica works on at once; more wait in the queue."""
+
+    max_queued_requests: int = Field(default=512, ge=1)
+    """Requests that may wait; beyond it the answer is 503 with Retry-After."""
+
+    upscale_delay_s: float = Field(default=3, ge=0)
+    """Seconds of load before a replica is added."""
+
+    downscale_delay_s: float = Field(default=60, ge=0)
+    """Seconds of calm before a replica is removed."""
+
+    cpus_per_replica: float = Field(default=0.5, ge=0)
+    """CPUs reserved for each replica."""
+
+    max_rows_per_request: int = Field(default=1_000, ge=1)
+    """Rows a request may carry; more is refused with 422."""
+
+    keep: bool = False
+    """Leave the endpoint running after `raymlp run` until Ctrl-C."""
+
+    log: Log = Log()
+    """The prediction log."""
+
+    rollout: Rollout = Rollout()
+    """Moving traffic to a challenger."""
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}; expected at most max_replicas ({self.max_replicas})")
+        if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
+        return self

@@ -1,0 +1,88 @@
+"""Files that are either whole or absent: write aside, then publish by one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raymlp.core.errors import RaymlpError
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(to_json(value, indent=None).encode()).hexdigest()
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """Strict JSON with sorted keys: NaN and infinities become null, so that any reader accepts it."""
+    return json.dumps(_finite(value), indent=indent, sort_keys=True, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.write_text(text)
+    os.replace(aside, path)
+    return path
+
+
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """Give a folder to fill; rename it to `target` at the end, or remove it when the body raises.
+
+    An existing `target` is kept (the content is the same by its name, which is a digest).
+    Raises RaymlpError when the place cannot be written.
+    """
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    make_folder(aside)
+    try:
+        yield aside
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents; raise RaymlpError that names the first place that refuses."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RaymlpError(
+            f"{path} cannot be created ({error.strerror or error}); expected a place that can be written. "
+            "Set runtime.storage."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise RaymlpError(f"{path} cannot be written; expected write permission. Set runtime.storage.")
+    return path

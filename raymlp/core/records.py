@@ -1,0 +1,179 @@
+"""The small frozen records that pass between stages. Plain values only: they print, compare and serialise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Task = Literal["binary", "multiclass", "regression"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy says: an action, the reason in one sentence, and the facts it rests on."""
+
+    action: str
+    reason: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.action}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An immutable data set on disk: Parquet files by split, contract, profile, manifest."""
+
+    path: Path
+    digest: str
+    rows: Mapping[str, int]
+    quarantined: int = 0
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished training run: the bundle on disk and its metrics on the validation split."""
+
+    bundle: Path
+    metrics: Mapping[str, float]
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one bundle and of the baselines on the same rows, and what the gate says of them.
+
+    `metrics` maps metric to interval; `baselines` maps baseline to metric to interval.
+    """
+
+    split: str
+    rows: int
+    metrics: Mapping[str, Interval]
+    baselines: Mapping[str, Mapping[str, Interval]]
+    slices: tuple[Mapping[str, Any], ...]
+    gate: Decision
+    report: Path
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One version in the registry. `bundle` is a local path to the registered files."""
+
+    name: str
+    version: str
+    bundle: Path
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model version as the endpoint loads it: a label that appears in answers, and the bundle's path."""
+
+    label: str
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running endpoint. `weights` maps version label to its share of traffic; they sum to one."""
+
+    name: str
+    url: str
+    weights: Mapping[str, float]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of monitoring: a number with its sample size, threshold and verdict."""
+
+    kind: Literal["feature drift", "prediction drift", "quality"]
+    name: str
+    statistic: str
+    value: float
+    threshold: float
+    rows: int
+    alert: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MonitorReport:
+    """What one window of live traffic looks like beside training."""
+
+    window: str
+    rows: int
+    labelled: int
+    findings: tuple[Finding, ...]
+    report: Path | None = None
+
+    @property
+    def alerts(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.alert)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The best settings, as overrides that any verb accepts, and every trial's score."""
+
+    best: tuple[str, ...]
+    metric: str
+    score: float
+    trials: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """What the retrain policy decided and, if a model was trained, what the gate said of it."""
+
+    decision: Decision
+    gate: Decision | None = None
+    model: TrainedModel | None = None
+    registration: Registration | None = None
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """How a rollout ended: promoted, rolled back or held, after how many requests."""
+
+    decision: Decision
+    requests: int
+    challenger_requests: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a run would do: resolved facts, and problems that would stop it."""
+
+    facts: Mapping[str, str]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The whole pipeline's outcome: one line a step, the places of the results, where to go next."""
+
+    steps: tuple[tuple[str, float, str], ...]
+    places: Mapping[str, str]
+    next_commands: tuple[str, ...]
+    gate: Decision
+
+
+def as_plain(record: Any) -> Any:
+    """A record as plain dicts, lists and strings, ready for JSON."""
+    return asdict(record)

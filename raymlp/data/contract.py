@@ -1,0 +1,311 @@
+"""What a column may hold. Inferred from a profile, edited by a person, enforced at ingestion and at the endpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, ValidationError, model_validator
+
+from raymlp.config.data import ColumnType
+from raymlp.config.section import Section
+from raymlp.core.errors import ConfigError, DataError, RequestError, nearest
+from raymlp.data.profile import Profile, column_type
+
+ARROW: dict[ColumnType, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "string": pa.string(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+REASON = "raymlp_reason"
+"""Column that says, in quarantined rows, why the row is there."""
+Row = dict[str, Any]
+
+
+class ColumnContract(Section):
+    """What one column may hold."""
+
+    type: ColumnType
+    """Type after reading."""
+    nullable: bool = True
+    """Whether a value may be missing."""
+    minimum: float | None = None
+    """Smallest number allowed; timestamps are not ranged."""
+    maximum: float | None = None
+    """Largest number allowed."""
+    categories: tuple[str, ...] = ()
+    """Values allowed, as text; empty allows any. Only a person closes a set of categories; inference leaves it open."""
+    example: bool | int | float | str | None = None
+    """A typical value, shown in the endpoint's documentation."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum is {self.minimum:g}; expected at most maximum ({self.maximum:g})")
+        return self
+
+
+class Contract(Section):
+    """Columns by name. `extra` says what happens to others: the endpoint refuses them, ingestion drops them."""
+
+    version: Literal[1] = 1
+    """Format of this file."""
+    columns: dict[str, ColumnContract] = Field(min_length=1)
+    """What each column may hold."""
+
+    @classmethod
+    def infer(cls, profile: Profile) -> Self:
+        """A contract that the profiled rows keep.
+
+        Numbers may go beyond the seen range by its own width on either side, since tomorrow is not like yesterday;
+        a column without nulls must stay without; categories stay open.
+        """
+        columns = {}
+        for name, column in profile.columns.items():
+            low = high = None
+            example: Any = None
+            if column.type in ("int", "float") and column.values:
+                width = max(column.maximum - column.minimum, abs(column.maximum), 1.0)
+                low, high = column.minimum - width, column.maximum + width
+                median = column.quantile(0.5)
+                example = round(median) if column.type == "int" else round(median, 4)
+            elif column.type == "timestamp" and column.values:
+                example = datetime.fromtimestamp(round(column.quantile(0.5)), UTC).isoformat()
+            elif column.values:
+                example = next(iter(column.counts()), None)
+                example = example == "true" if column.type == "bool" else example
+            columns[name] = ColumnContract(
+                type=column.type, nullable=column.nulls > 0 or not column.values, minimum=low, maximum=high, example=example
+            )
+        return cls(columns=columns)
+
+    def only(self, names: list[str]) -> Contract:
+        """The contract of some columns, in the given order."""
+        return Contract(columns={name: self.columns[name] for name in names})
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, text: str, *, source: str = "contract") -> Self:
+        """Raises ConfigError that names `source` when the text is no contract."""
+        import yaml
+
+        try:
+            return cls.model_validate(yaml.safe_load(text))
+        except (ValidationError, yaml.YAMLError) as error:
+            detail = error.errors()[0] if isinstance(error, ValidationError) else None
+            where = ".".join(map(str, detail["loc"])) if detail else "the file"
+            raise ConfigError(f"{source}: {where} is wrong: {detail['msg'] if detail else error}.") from None
+
+    # ------------------------------------------------------------------ whole batches
+
+    def check_table(self, table: pa.Table, *, where: str = "the source") -> tuple[pa.Table, pa.Table]:
+        """Split a batch into rows that keep the contract (cast to its types) and rows that break it (as text,
+        with the reason in `raymlp_reason`). Raises DataError when a column is missing."""
+        missing = [name for name in self.columns if name not in table.column_names]
+        if missing:
+            raise DataError(
+                f"{where} has no column '{missing[0]}'; expected the columns {', '.join(self.columns)}."
+                f"{nearest(missing[0], table.column_names)} Mend the source, or change the contract."
+            )
+        reasons = np.full(table.num_rows, None, dtype=object)
+        columns = []
+        for name, rule in self.columns.items():
+            array = table.column(name)
+            cast, unreadable = _cast(array, rule.type)
+            columns.append(cast)
+            for bad, reason in ((unreadable, f"{name} is not of type {rule.type}"), *_broken(name, cast, unreadable, rule)):
+                first = bad & np.equal(reasons, None)
+                reasons[first] = reason
+        typed = pa.table(columns, names=list(self.columns))
+        bad_rows = np.not_equal(reasons, None)
+        if not bad_rows.any():
+            return typed, typed.slice(0, 0)
+        text = {name: pc.cast(table.column(name), pa.string()) for name in self.columns}
+        broken = pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(bad_rows))
+        return typed.filter(pa.array(~bad_rows)), broken
+
+    # ------------------------------------------------------------------ one row, as the endpoint meets it
+
+    def row_checker(self) -> Callable[[Any, str], Row]:
+        """A function that turns one JSON row into typed values or raises RequestError naming the field.
+
+        Every column must be there (null where nullable), no other may be; numbers are not read from text.
+        """
+        checks = {name: _value_checker(rule) for name, rule in self.columns.items()}
+        nullable = {name for name, rule in self.columns.items() if rule.nullable}
+        names = list(checks)
+
+        def check(row: Any, where: str = "instances[0]") -> Row:
+            if not isinstance(row, Mapping):
+                raise RequestError(where, _show(row), "an object with the fields " + ", ".join(names))
+            typed: Row = {}
+            for name, convert in checks.items():
+                value = row.get(name)
+                if value is None:
+                    if name not in nullable:
+                        found = "null" if name in row else "missing"
+                        raise RequestError(f"{where}.{name}", found, self.describe(name))
+                    typed[name] = None
+                    continue
+                try:
+                    typed[name] = convert(value)
+                except (TypeError, ValueError, OverflowError):
+                    raise RequestError(f"{where}.{name}", _show(value), self.describe(name)) from None
+            if len(row) > len(names) or not row.keys() <= checks.keys():
+                extra = next((str(key) for key in row if key not in checks), None)
+                if extra is not None:
+                    raise RequestError(f"{where}.{extra}", "not a field", f"only known fields.{nearest(extra, names)}".rstrip("."))
+            return typed
+
+        return check
+
+    def describe(self, name: str) -> str:
+        """What a column expects, for people: `a number from 0 to 23`."""
+        rule = self.columns[name]
+        noun = {"bool": "true or false", "int": "a whole number", "float": "a number", "string": "text"}
+        words = noun.get(rule.type, "a timestamp in ISO 8601, as 2013-07-01T09:00:00Z")
+        if rule.categories:
+            words = "one of " + ", ".join(rule.categories)
+        if rule.minimum is not None or rule.maximum is not None:
+            words += f" from {_number(rule.minimum, '-inf')} to {_number(rule.maximum, 'inf')}"
+        return words + (" or null" if rule.nullable else "")
+
+
+def table_of(rows: list[Row], contract: Contract) -> pa.Table:
+    """Typed rows as an Arrow table with the contract's types."""
+    return pa.table({name: pa.array([row[name] for row in rows], ARROW[rule.type]) for name, rule in contract.columns.items()})
+
+
+def _number(value: float | None, default: str) -> str:
+    return default if value is None else f"{value:g}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _cast(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, Any]:
+    """The column in the wanted type, and a mask of the values that could not be read (they become null)."""
+    none = np.zeros(len(array), dtype=bool)
+    if column_type(array.type) == wanted and array.type == ARROW[wanted]:
+        return array, none
+    if pa.types.is_null(array.type):
+        return pa.chunked_array([pa.nulls(len(array), ARROW[wanted])]), none
+    try:
+        if wanted in ("int", "float", "bool") and column_type(array.type) == "timestamp":
+            raise pa.ArrowInvalid("a timestamp is no number")
+        if wanted == "timestamp" and column_type(array.type) in ("int", "float", "bool"):
+            raise pa.ArrowInvalid("a number is no timestamp")
+        if wanted == "timestamp" and column_type(array.type) == "timestamp" and getattr(array.type, "tz", None) is None:
+            array = pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
+        return pc.cast(array, ARROW[wanted]), none
+    except pa.ArrowInvalid:
+        values = array.to_pylist()
+        convert = _text_reader(wanted)
+        read = [convert(value) for value in values]
+        lost = np.array([value is not None and got is None for value, got in zip(values, read, strict=True)])
+        return pa.chunked_array([pa.array(read, ARROW[wanted])]), lost
+
+
+def _text_reader(wanted: ColumnType) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        try:
+            if value is None:
+                return None
+            if wanted == "string":
+                return str(value)
+            if wanted == "timestamp":
+                return _moment(value)
+            if wanted == "bool":
+                return {"true": True, "false": False}[str(value).lower()]
+            if isinstance(value, datetime):
+                return None
+            number = float(value)
+            if wanted == "int":
+                return int(number) if number == int(number) else None
+            return number
+        except (TypeError, ValueError, KeyError, OverflowError):
+            return None
+
+    return read
+
+
+def _broken(name: str, array: pa.ChunkedArray, unreadable: Any, rule: ColumnContract) -> list[tuple[Any, str]]:
+    found = []
+    if not rule.nullable:
+        empty = pc.is_null(array).to_numpy(zero_copy_only=False) & ~unreadable
+        found.append((empty, f"{name} is null"))
+    if rule.type in ("int", "float") and (rule.minimum is not None or rule.maximum is not None):
+        numbers = pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        with np.errstate(invalid="ignore"):
+            low = numbers < (-math.inf if rule.minimum is None else rule.minimum)
+            high = numbers > (math.inf if rule.maximum is None else rule.maximum)
+        found.append((low, f"{name} is below {_number(rule.minimum, '')}"))
+        found.append((high, f"{name} is above {_number(rule.maximum, '')}"))
+    if rule.categories:
+        known = pc.is_in(pc.cast(array, pa.string()), value_set=pa.array(rule.categories))
+        unknown = ~known.to_numpy(zero_copy_only=False) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
+        found.append((unknown, f"{name} is not one of its categories"))
+    return found
+
+
+def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
+    """One value of a request: raises TypeError or ValueError when it does not fit."""
+    low = -math.inf if rule.minimum is None else rule.minimum
+    high = math.inf if rule.maximum is None else rule.maximum
+    known = frozenset(rule.categories)
+
+    def ranged(number: Any) -> Any:
+        if not low <= number <= high or not math.isfinite(number):
+            raise ValueError
+        if known and str(number) not in known:
+            raise ValueError
+        return number
+
+    def floating(value: Any) -> float:
+        if type(value) is not float and type(value) is not int:
+            raise TypeError
+        return float(ranged(value))
+
+    def whole(value: Any) -> int:
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not -(2**63) <= value < 2**63:
+            raise TypeError
+        return int(ranged(value))
+
+    def text(value: Any) -> str:
+        if type(value) is not str:
+            raise TypeError
+        value.encode()
+        if known and value not in known:
+            raise ValueError
+        return value
+
+    def truth(value: Any) -> bool:
+        if type(value) is not bool:
+            raise TypeError
+        return value
+
+    checkers: dict[ColumnType, Callable[[Any], Any]] = {
+        "bool": truth, "int": whole, "float": floating, "string": text, "timestamp": _moment,
+    }  # fmt: skip
+    return checkers[rule.type]
+
+
+def _moment(value: Any) -> datetime:
+    """A timestamp in UTC; text is ISO 8601, and no zone means UTC."""
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,1 @@
+"""The feature plan: fitted steps from columns to tensors, and the executors that run it."""

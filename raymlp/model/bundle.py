@@ -1,0 +1,147 @@
+"""The bundle: a model on disk, complete and free of code. JSON, YAML and safetensors under a manifest of SHA-256.
+
+    manifest.json      format, name, run id, digest over all, SHA-256 and size of each file
+    weights.safetensors  net.json  plan.json  contract.yaml  calibration.json
+    profile.json       training columns and validation predictions, the baseline of drift
+    metrics.json  config.yaml  card.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from raymlp.core.errors import BundleError
+from raymlp.core.files import digest_of, published, sha256_file, to_json
+from raymlp.data.contract import Contract
+from raymlp.data.profile import Profile
+from raymlp.features.plan import FeaturePlan
+from raymlp.model.calibration import Calibration
+from raymlp.model.nets import NetShape
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Everything a model is. `contract` covers the columns the plan reads, so it is the schema of a request."""
+
+    name: str
+    run_id: str
+    weights: Mapping[str, Tensor]
+    shape: NetShape
+    plan: FeaturePlan
+    contract: Contract
+    calibration: Calibration
+    profile: Profile
+    predictions: Profile
+    metrics: Mapping[str, float]
+    config_yaml: str
+    snapshot: str
+    path: Path | None = None
+    digest: str = ""
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> Path:
+    """Write a bundle to a folder that does not exist yet; seen only when it is complete."""
+    if folder.exists():
+        raise BundleError(f"{folder} exists; expected a new place for the bundle.")
+    texts = {
+        "net.json": bundle.shape.model_dump_json(indent=2),
+        "plan.json": bundle.plan.model_dump_json(indent=2),
+        "contract.yaml": bundle.contract.to_yaml(),
+        "calibration.json": bundle.calibration.model_dump_json(indent=2),
+        "profile.json": to_json({"columns": bundle.profile.to_dict(), "predictions": bundle.predictions.to_dict()}, indent=None),
+        "metrics.json": to_json(dict(bundle.metrics)),
+        "config.yaml": bundle.config_yaml,
+        "card.md": card(bundle),
+    }
+    with published(folder) as aside:
+        for name, text in texts.items():
+            (aside / name).write_text(text)
+        weights = {name: value.detach().cpu().contiguous() for name, value in bundle.weights.items()}
+        save_file(weights, aside / "weights.safetensors")
+        files = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(aside.iterdir())}
+        manifest = {
+            "format": FORMAT,
+            "name": bundle.name,
+            "run_id": bundle.run_id,
+            "snapshot": bundle.snapshot,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": files,
+            "digest": digest_of(files),
+        }
+        (aside / MANIFEST).write_text(to_json(manifest))
+    return folder
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file was found unchanged. Raises BundleError naming the file otherwise."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder} is no bundle: {MANIFEST} cannot be read ({error}).") from None
+    if manifest.get("format") != FORMAT:
+        raise BundleError(f"{folder} has bundle format {manifest.get('format')}; expected {FORMAT}. Use the raymlp that wrote it.")
+    files = manifest.get("files", {})
+    if manifest.get("digest") != digest_of(files):
+        raise BundleError(f"{folder}/{MANIFEST} was changed after it was written: its digest does not fit. Do not use this bundle.")
+    for name, facts in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise BundleError(f"{path} is missing; expected the file listed in {MANIFEST}.")
+        if sha256_file(path) != facts["sha256"]:
+            raise BundleError(f"{path} was changed after it was written: its SHA-256 does not fit. Do not use this bundle.")
+    extra = sorted(path.name for path in folder.iterdir() if path.name not in files and path.name != MANIFEST)
+    if extra:
+        raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}; expected no other file in a bundle.")
+    return manifest
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read and verify a bundle. Runs no code from it. Raises BundleError when it is not whole."""
+    folder = Path(folder)
+    manifest = verify(folder)
+    profiles = json.loads((folder / "profile.json").read_text())
+    try:
+        weights = load_file(folder / "weights.safetensors")
+    except SafetensorError as error:
+        raise BundleError(f"{folder}/weights.safetensors cannot be read: {error}.") from None
+    return Bundle(
+        name=manifest["name"],
+        run_id=manifest["run_id"],
+        weights=weights,
+        shape=NetShape.model_validate_json((folder / "net.json").read_text()),
+        plan=FeaturePlan.from_json((folder / "plan.json").read_text()),
+        contract=Contract.from_yaml((folder / "contract.yaml").read_text(), source=str(folder / "contract.yaml")),
+        calibration=Calibration.model_validate_json((folder / "calibration.json").read_text()),
+        profile=Profile.from_dict(profiles["columns"]),
+        predictions=Profile.from_dict(profiles["predictions"]),
+        metrics=json.loads((folder / "metrics.json").read_text()),
+        config_yaml=(folder / "config.yaml").read_text(),
+        snapshot=manifest["snapshot"],
+        path=folder,
+        digest=manifest["digest"],
+    )
+
+
+def card(bundle: Bundle) -> str:
+    """The model card: what the model is for, what it was trained on, how good it is (Mitchell et al. 2019)."""
+    target = bundle.plan.target
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()))
+    inputs = "\n".join(f"- `{name}`: {bundle.contract.describe(name)}" for name in bundle.plan.inputs)
+    return (
+        f"# {bundle.name}\n\nPredicts `{target.column}` ({target.task}"
+        f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
+        f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
+        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n"
+    )

@@ -1,0 +1,116 @@
+"""A loaded bundle that predicts: the same object in evaluation, batch scoring and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from raymlp.core.errors import BundleError, RequestError
+from raymlp.core.records import Task
+from raymlp.data.contract import REASON, Row, table_of
+from raymlp.model.bundle import Bundle, load_bundle
+from raymlp.model.nets import build_net
+
+BATCH_ROWS = 8_192
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers of N rows. `scores` float64: (N,) probability of the positive class or value, (N, K) class probabilities."""
+
+    task: Task
+    classes: tuple[str, ...]
+    scores: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Most likely class of each row (binary: threshold .5); None for regression."""
+        if self.task == "regression":
+            return None
+        picks = self.scores.argmax(axis=1) if self.task == "multiclass" else (self.scores >= 0.5).astype(int)
+        return [self.classes[pick] for pick in picks]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}` or `{"value"}`."""
+        if self.task == "regression":
+            return [{"value": float(value)} for value in self.scores]
+        labels = self.labels or []
+        if self.task == "binary":
+            return [{"probability": float(p), "label": label} for p, label in zip(self.scores, labels, strict=True)]
+        return [
+            {"probabilities": dict(zip(self.classes, map(float, row), strict=True)), "label": label}
+            for row, label in zip(self.scores, labels, strict=True)
+        ]
+
+
+class Predictor:
+    """Predicts from rows (a list of dicts, as JSON has them) or from an Arrow table."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.net = build_net(bundle.shape)
+        try:
+            self.net.load_state_dict(dict(bundle.weights))
+        except RuntimeError as error:
+            raise BundleError(f"the weights of {bundle.path} do not fit its net: {error}") from None
+        self.net.eval().float()
+        self.check: Callable[[Any, str], Row] = bundle.contract.row_checker()
+        self._row = bundle.plan.row_executor()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load a verified bundle. Raises BundleError."""
+        return cls(load_bundle(path))
+
+    def predict(self, rows: Sequence[Row] | pa.Table) -> Prediction:
+        """Predict every row. Columns that are not inputs are ignored in a table and refused in a row.
+
+        Raises RequestError for a row that breaks the contract, naming its place.
+        """
+        contract = self.bundle.contract
+        if isinstance(rows, pa.Table):
+            typed, broken = contract.check_table(rows, where="the table")
+            if broken.num_rows:
+                raise RequestError("table", broken.column(REASON)[0].as_py(), "rows that keep the contract")
+        else:
+            typed = table_of([self.check(row, f"instances[{i}]") for i, row in enumerate(rows)], contract)
+        return self._answer(self.outputs(typed))
+
+    def predict_typed(self, row: Row) -> Prediction:
+        """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
+        floats, ids = self._row(row)
+        numeric = torch.tensor([floats], dtype=torch.float32)
+        with torch.inference_mode():
+            out = self.net(numeric, torch.tensor([ids], dtype=torch.int64))
+        return self._answer(self._shape(out.numpy()))
+
+    def outputs(self, table: pa.Table) -> NDArray[np.float64]:
+        """Raw net outputs of a typed table: (N,) or, for several classes, (N, K)."""
+        parts = []
+        for start in range(0, table.num_rows, BATCH_ROWS):
+            tensors = self.bundle.plan.transform(table.slice(start, BATCH_ROWS))
+            with torch.inference_mode():
+                out = self.net(torch.from_numpy(tensors["numeric"]), torch.from_numpy(tensors["categorical"]))
+            parts.append(out.numpy())
+        return self._shape(np.concatenate(parts) if parts else np.zeros((0, self.bundle.shape.outputs)))
+
+    def _shape(self, out: NDArray[Any]) -> NDArray[np.float64]:
+        values = out.astype(np.float64)
+        target = self.bundle.plan.target
+        if target.task == "multiclass":
+            return values
+        return values[:, 0] * target.scale + target.mean
+
+    def _answer(self, outputs: NDArray[np.float64]) -> Prediction:
+        target = self.bundle.plan.target
+        return Prediction(target.task, target.classes, self.bundle.calibration.apply(outputs))

@@ -1,0 +1,1 @@
+"""The machine side: the Ray session, tracking, progress on the screen."""

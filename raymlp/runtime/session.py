@@ -1,0 +1,73 @@
+"""One Ray session for a job: joins the cluster it is told, or starts a local one and stops what it started."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raymlp.config.runtime import Runtime
+from raymlp.core.errors import RaymlpError
+from raymlp.runtime.ingress import fast_path_environment
+
+QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TQDM_DISABLE": "1",
+}
+
+
+@contextmanager
+def ray_session(runtime: Runtime) -> Iterator[None]:
+    """Ray is there inside the block. A session that is already running in this process is used and left running.
+
+    Raises RaymlpError when the address cannot be reached.
+    """
+    for name, value in {**QUIET, **fast_path_environment(runtime)}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        quiet(runtime.verbose)
+        yield
+        return
+    address = runtime.address or os.environ.get("RAY_ADDRESS")
+    options = {"logging_level": logging.INFO if runtime.verbose else logging.ERROR, "log_to_driver": runtime.verbose}
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            cpus = runtime.num_cpus or max(4, os.cpu_count() or 1)
+            ray.init(num_cpus=cpus, object_store_memory=runtime.object_store_mb << 20, include_dashboard=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray"
+        raise RaymlpError(f"{where} could not be started or reached: {error}. Set runtime.address.") from error
+    quiet(runtime.verbose)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet(verbose: bool) -> None:
+    """Keep the libraries' output off the screen unless it is asked for; warnings and errors stay in Ray's log files."""
+    if verbose:
+        return
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "lightning", "lightning.pytorch", "mlflow", "alembic", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def storage_root(runtime: Runtime) -> Path:
+    """The absolute folder of results."""
+    return Path(runtime.storage).expanduser().resolve()
