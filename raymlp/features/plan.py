@@ -17,7 +17,7 @@ from raymlp.config.section import Section
 from raymlp.core.errors import BundleError, ConfigError, nearest
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.features.steps import Category, Number, Quantile, Scaler, Standard, Step
-from raymlp.features.target import Target
+from raymlp.data.target import Target
 
 ID_LIKE = 0.9
 """A text column with more distinct values than this share of its rows names rows rather than describing them."""
