@@ -79,18 +79,32 @@ def to_yaml(config: Config) -> str:
 
 
 def _compose(words: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
+    """Hydra's composition over both folders. Its public `compose` needs the root config in the first folder, and a global."""
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     folders = conf_folders()
     groups = {path.name for folder in folders for path in folder.iterdir() if path.is_dir()}
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"]
+    places = ConfigSearchPathImpl()
+    places.append("hydra", "pkg://hydra.conf")
+    for folder in folders:
+        places.append("main" if folder is folders[0] else ROOT, f"file://{folder}")
+    places.append("schema", "structured://")
+    version.setbase("1.3")
+    Plugins.instance()
+    overrides = ["hydra.job.name=raymlp", *(_open_key(word, groups) for word in words)]
     try:
-        with initialize_config_dir(str(folders[0]), version_base="1.3"):
-            tree = compose(ROOT, overrides=search + [_open_key(word, groups) for word in words])
-            values = OmegaConf.to_container(tree, resolve=True)
+        tree = ConfigLoaderImpl(places).load_configuration(ROOT, overrides, run_mode=RunMode.RUN)
+        OmegaConf.set_readonly(tree, False)
+        OmegaConf.set_struct(tree, False)
+        del tree["hydra"]
+        values = OmegaConf.to_container(tree, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(str(error), words, groups)) from None
     assert isinstance(values, dict)

@@ -2,6 +2,9 @@
 
 Legend: N rows, K classes. `y` holds 0/1 (binary), class ids (multiclass) or values (regression);
 `p` is float64, (N,) probability of the positive class, (N, K) class probabilities, or (N,) predicted values.
+
+The bootstrap draws how often each row counts rather than the rows themselves, so that a metric sorts and takes
+logarithms once for all resamples. Every metric has a weighted form for it; one that a user brings is simply repeated.
 """
 
 from __future__ import annotations
@@ -122,6 +125,8 @@ METRICS: dict[Task, dict[str, Metric]] = {
     "regression": {"rmse": rmse, "mae": mae, "r2": r2},
 }
 HIGHER_IS_BETTER = {"auc", "average_precision", "accuracy", "macro_f1", "r2"}
+UNBOUNDED = {"log_loss", "rmse", "mae"}
+"""Metrics without a fixed scale: tolerances on them are shares of a reference value."""
 DEFAULT_METRIC: dict[Task, str] = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse"}
 
 
@@ -135,28 +140,169 @@ def losses(task: Task, y: Array, p: Array) -> Array:
     return np.asarray((p - y) ** 2, dtype=np.float64) if task == "regression" else log_losses(y, p)
 
 
+def margin(name: str, amount: float, reference: float) -> float:
+    """A tolerance in the metric's own unit: `amount` as it is, or as a share of `reference` where the metric is unbounded."""
+    return amount * abs(reference) if name in UNBOUNDED else amount
+
+
+def gain(name: str, new: float, old: float) -> float:
+    """How much better `new` is than `old`, in the metric's unit; positive is better whatever the metric's direction."""
+    return new - old if name in HIGHER_IS_BETTER else old - new
+
+
+# ---------------------------------------------------------------- uncertainty
+
+Weighted = Callable[[Array], float]
+"""A metric with its rows fixed: from float64 weights (N,), how often each row counts, to the value."""
+
+
+def _weighted_auc(y: Array, p: Array) -> Weighted:
+    order, starts = _ties(p)
+    positive = (y[order] > 0).astype(np.float64)
+
+    def value(weights: Array) -> float:
+        w = weights[order]
+        pos = np.add.reduceat(w * positive, starts)
+        neg = np.add.reduceat(w, starts) - pos
+        pairs = pos.sum() * neg.sum()
+        return _dot(pos, np.cumsum(neg) - neg / 2) / pairs if pairs else float("nan")
+
+    return value
+
+
+def _weighted_average_precision(y: Array, p: Array) -> Weighted:
+    order, starts = _ties(-p)
+    positive = (y[order] > 0).astype(np.float64)
+
+    def value(weights: Array) -> float:
+        w = weights[order]
+        found = np.add.reduceat(w * positive, starts)
+        hits, seen = np.cumsum(found), np.cumsum(np.add.reduceat(w, starts))
+        return _dot(found, hits / np.maximum(seen, 1.0)) / float(hits[-1]) if hits[-1] else float("nan")
+
+    return value
+
+
+def _weighted_calibration_error(y: Array, p: Array) -> Weighted:
+    """The bins are those of all rows, in every resample."""
+    groups = [group for group in np.array_split(np.argsort(p, kind="stable"), 15) if len(group)]
+    order, starts = np.concatenate(groups), np.cumsum([0, *(len(group) for group in groups[:-1])])
+    gap = (y - p)[order]
+    return lambda weights: float(np.abs(np.add.reduceat(weights[order] * gap, starts)).sum() / weights.sum())
+
+
+def _weighted_macro_f1(y: Array, p: Array) -> Weighted:
+    num, truth, guess = p.shape[1], y.astype(int), p.argmax(axis=1)
+    right = guess == truth
+
+    def value(weights: Array) -> float:
+        hit = np.bincount(truth, weights * right, num)
+        total = np.bincount(truth, weights, num) + np.bincount(guess, weights, num)
+        return float(np.mean(2 * hit[total > 0] / total[total > 0]))
+
+    return value
+
+
+def _weighted_r2(y: Array, p: Array) -> Weighted:
+    centred, squares = y - y.mean(), (y - p) ** 2
+
+    def value(weights: Array) -> float:
+        total = _dot(weights, centred**2) - _dot(weights, centred) ** 2 / weights.sum()
+        return float(1 - _dot(weights, squares) / total) if total > 0 else float("nan")
+
+    return value
+
+
+def _mean_of(rows: Array) -> Weighted:
+    return lambda weights: _dot(weights, rows) / float(weights.sum())
+
+
+def _root_mean_of(rows: Array) -> Weighted:
+    return lambda weights: float(np.sqrt(_dot(weights, rows) / weights.sum()))
+
+
+def _dot(a: Array, b: Array) -> float:
+    """Sum of products on one core: waking BLAS threads for each of thousands of short sums costs far more than it saves."""
+    return float(np.einsum("i,i->", a, b))
+
+
+def _hits(y: Array, p: Array) -> Array:
+    guess = p.argmax(axis=1) if p.ndim == 2 else p >= 0.5
+    return np.asarray(guess == y, dtype=np.float64)
+
+
+def _ties(p: Array) -> tuple[Array, Array]:
+    """Rows in rising order of `p`, and where each run of equal values starts."""
+    order = np.argsort(p, kind="stable")
+    ranked = p[order]
+    return order, np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+
+
+WEIGHTED: dict[Metric, Callable[[Array, Array], Weighted]] = {
+    auc: _weighted_auc,
+    average_precision: _weighted_average_precision,
+    calibration_error: _weighted_calibration_error,
+    macro_f1: _weighted_macro_f1,
+    r2: _weighted_r2,
+    log_loss: lambda y, p: _mean_of(log_losses(y, p)),
+    brier: lambda y, p: _mean_of((p - y) ** 2),
+    accuracy: lambda y, p: _mean_of(_hits(y, p)),
+    mae: lambda y, p: _mean_of(np.abs(p - y)),
+    rmse: lambda y, p: _root_mean_of((p - y) ** 2),
+}
+
+
+def weighted(metric: Metric, y: Array, p: Array) -> Weighted:
+    """The metric as a function of row weights; whole weights give the value of the rows repeated that often."""
+    if metric in WEIGHTED:
+        return WEIGHTED[metric](y, p)
+    return lambda weights: metric(np.repeat(y, weights.astype(int), axis=0), np.repeat(p, weights.astype(int), axis=0))
+
+
 def resample(metric: Metric, y: Array, p: Array, *, samples: int, seed: int) -> Interval:
-    """Percentile bootstrap over rows (Efron 1979): the metric with its 95 % interval."""
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(samples):
-        rows = rng.integers(0, len(y), len(y))
-        values.append(metric(y[rows], p[rows]))
-    low, high = np.nanpercentile(values, [2.5, 97.5]) if values else (float("nan"), float("nan"))
-    return Interval(metric(y, p), float(low), float(high))
+    """Bootstrap over rows (Efron 1979): the metric with its 95 % interval.
+
+    Percentiles of the resampled values, moved so that their mean is the estimate: without it the interval of a metric
+    that resampling biases (`calibration_error`) can miss its own estimate. All NaN without rows.
+    """
+    return _interval(metric(y, p), _draws([weighted(metric, y, p)] if len(y) else [], len(y), samples, seed))
+
+
+def resample_all(task: Task, y: Array, p: Array, *, samples: int, seed: int) -> dict[str, Interval]:
+    """`resample` for every metric of a task, on the same draws."""
+    forms = [weighted(metric, y, p) for metric in METRICS[task].values()] if len(y) else []
+    draws = _draws(forms, len(y), samples, seed)
+    return {
+        name: _interval(metric(y, p), draws[i : i + 1])
+        for i, (name, metric) in enumerate(METRICS[task].items())
+    }
 
 
 def paired_gain(name: str, task: Task, y: Array, new: Array, old: Array, *, samples: int, seed: int) -> Interval:
     """How much better `new` is than `old` on the same rows, in the metric's unit; positive is better.
 
-    Paired percentile bootstrap: both models are scored on each resample, so shared noise cancels.
+    Paired bootstrap: both models are scored on each resample, so shared noise cancels. All NaN without rows.
     """
     metric = METRICS[task][name]
-    sign = 1.0 if name in HIGHER_IS_BETTER else -1.0
+    estimate = gain(name, metric(y, new), metric(y, old))
+    forms = [weighted(metric, y, p) for p in (new, old)] if len(y) else []
+    draws = _draws(forms, len(y), samples, seed)
+    return _interval(estimate, gain(name, draws[:1], draws[1:]) if len(draws) else draws)  # type: ignore[arg-type]
+
+
+def _draws(forms: list[Weighted], rows: int, samples: int, seed: int) -> Array:
+    """Values of each form on the same resamples, float64 (forms, samples)."""
     rng = np.random.default_rng(seed)
-    gains = []
-    for _ in range(samples):
-        rows = rng.integers(0, len(y), len(y))
-        gains.append(sign * (metric(y[rows], new[rows]) - metric(y[rows], old[rows])))
-    low, high = np.nanpercentile(gains, [2.5, 97.5])
-    return Interval(sign * (metric(y, new) - metric(y, old)), float(low), float(high))
+    values = np.empty((len(forms), samples if forms else 0))
+    for column in range(values.shape[1]):
+        weights = np.bincount(rng.integers(0, rows, rows), minlength=rows).astype(np.float64)
+        values[:, column] = [form(weights) for form in forms]
+    return values
+
+
+def _interval(estimate: float, draws: Array) -> Interval:
+    kept = draws[np.isfinite(draws)]
+    if not len(kept) or not np.isfinite(estimate):
+        return Interval(estimate, float("nan"), float("nan"))
+    low, high = np.percentile(kept, [2.5, 97.5]) + estimate - kept.mean()
+    return Interval(estimate, float(low), float(high))

@@ -166,11 +166,11 @@ class PlanReport:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The whole pipeline's outcome: one line a step, the places of the results, where to go next."""
+    """The whole life of a model: title, seconds and outcome of each step; where the results lie; when what happened."""
 
     steps: tuple[tuple[str, float, str], ...]
     places: Mapping[str, str]
-    next_commands: tuple[str, ...]
+    happened: tuple[tuple[str, str], ...]
     gate: Decision
 
 

@@ -25,14 +25,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymlp.config.data import Data, Join
+from raymlp.config.data import ColumnType, Data, Join
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
 from raymlp.data.contract import REASON, ColumnContract, Contract
-from raymlp.data.profile import Profile, merged, to_text
+from raymlp.data.profile import Profile, column_type, merged, to_text
 from raymlp.data.split import SPLITS, assign
 from raymlp.data.target import Target
 
@@ -77,6 +77,12 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
     return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused)
+
+
+def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
+    """Columns a snapshot would have, with their types, without reading the rows. Raises as `prepare` would."""
+    shape, _ = _shape(problem, data)
+    return {name: rule.type for name, rule in shape.contract.columns.items()}
 
 
 def split_files(path: Path, split: str) -> list[str]:
@@ -188,7 +194,7 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
             warnings.append(f"{doubled} rows of {join.source.path} repeat a key of an earlier row and were left out")
             log.warning(warnings[-1])
         lookups.append((join, lookup))
-        columns.update(sources_types(lookup, exclude=join.keys))
+        columns.update(_types(lookup, exclude=join.keys))
     dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop}
     named = {**dropped, "problem.target": (problem.target,), "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
@@ -205,10 +211,7 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     return Shape(data, types, tuple(lookups), kept, contract, problem.target), warnings
 
 
-def sources_types(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
-    """Our types of a table's columns."""
-    from raymlp.data.profile import column_type
-
+def _types(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
     kinds = {name: column_type(table.column(name).type) for name in table.column_names if name not in exclude}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 

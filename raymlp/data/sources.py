@@ -7,6 +7,7 @@ import importlib.util
 import io
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def _open_csv(source: CsvSource, part: Part, types: dict[str, Any], bad: BadRows
 
     convert = pacsv.ConvertOptions(column_types=types, null_values=list(source.null_values), strings_can_be_null=True)
     return pacsv.open_csv(
-        _stream(part),
+        open_stream(part),
         read_options=pacsv.ReadOptions(block_size=block_bytes, column_names=list(source.columns) or None),
         parse_options=pacsv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True, invalid_row_handler=skip),
         convert_options=convert,
@@ -183,7 +184,8 @@ def _inferred(column: pa.ChunkedArray) -> ColumnType:
     return kind or "string"
 
 
-def _stream(part: Part) -> Any:
+def open_stream(part: Part) -> Any:
+    """The bytes of a part, decompressed; a zip must hold one file. Raises DataError."""
     if not part.path.endswith(".zip"):
         return part.filesystem.open_input_stream(part.path, compression="detect")
     archive = zipfile.ZipFile(io.BufferedReader(part.filesystem.open_input_file(part.path)))
@@ -193,17 +195,13 @@ def _stream(part: Part) -> Any:
     return archive.open(members[0])
 
 
-class _reading:  # noqa: N801  (used as a function)
+@contextmanager
+def _reading(part: Part) -> Iterator[None]:
     """Turns what pyarrow says of a broken file into a DataError that names it."""
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, pa.ArrowInvalid | OSError | zipfile.BadZipFile | UnicodeDecodeError):
-            raise DataError(f"{self.part.path} cannot be read: {error}. Check the file and data.source.kind.") from error
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{part.path} cannot be read: {error}. Check the file and data.source.kind.") from error
 
 
 def _files(path: str, suffix: str) -> list[Part]:

@@ -55,6 +55,11 @@ def ray_session(runtime: Runtime) -> Iterator[None]:
         ray.shutdown()
 
 
+def stays(runtime: Runtime) -> bool:
+    """Whether what is started outlives this process: it does on a cluster, and not in a local Ray."""
+    return bool(runtime.address or os.environ.get("RAY_ADDRESS"))
+
+
 def quiet(verbose: bool) -> None:
     """Keep the libraries' output off the screen unless it is asked for; warnings and errors stay in Ray's log files."""
     if verbose:

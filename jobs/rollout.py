@@ -1,0 +1,5 @@
+"""`raymlp rollout` as a job: ray job submit --working-dir . -- python jobs/rollout.py experiment=flights"""
+
+from raymlp.cli import job
+
+job("rollout")

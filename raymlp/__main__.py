@@ -1,0 +1,5 @@
+"""`python -m raymlp` is the command line."""
+
+from raymlp.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""The command line: a verb, then Hydra overrides. `jobs/*.py` are the same doors for `ray job submit`.
+
+Exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 the gate refused.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from raymlp.config.schema import Config
+    from raymlp.core.records import Endpoint, RunSummary
+    from raymlp.runtime.progress import Story
+
+app = typer.Typer(
+    help="From raw table to a served, canaried, monitored model that retrains itself, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]
+
+
+@app.command()
+def init(
+    data_file: Annotated[Path, typer.Argument(help="A CSV or Parquet file.")],
+    target: Annotated[str, typer.Option(help="Column to predict. Columns of a file without header are column_0, column_1, ...")],
+    name: Annotated[str, typer.Option(help="Name of the experiment; empty takes the file's.")] = "",
+    force: Annotated[bool, typer.Option(help="Overwrite an existing experiment.")] = False,
+) -> None:
+    """Look at a data file and write conf/experiment/NAME.yaml for it."""
+    from rich.console import Console
+
+    from raymlp.data.suggest import write_experiment
+
+    written = write_experiment(data_file, target, name=name, folder=Path.cwd() / "conf" / "experiment", force=force)
+    console = Console(highlight=False)
+    for line in written.remarks:
+        console.print(f"  {line}", markup=False)
+    console.print(f"Wrote {written.path}. Next: raymlp run experiment={written.path.stem}", markup=False)
+
+
+@app.command()
+def plan(overrides: Overrides = None) -> None:
+    """Check everything that can be checked in two seconds, and say what a run would do."""
+    from rich.console import Console
+
+    from raymlp.core.errors import ConfigError
+    from raymlp.pipeline import plan as preflight
+
+    report = preflight(_config(overrides, False))
+    _table(Console(highlight=False), "plan", report.facts.items())
+    if report.problems:
+        raise ConfigError("\n".join(report.problems))
+
+
+@app.command()
+def prepare(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Read, join, check, split and profile the data into a snapshot."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        snapshot = pipeline.prepare(config, story=story)
+    _done({"snapshot": str(snapshot.path), "contract": str(snapshot.path / "contract.yaml")})
+
+
+@app.command()
+def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Train a model into a bundle."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        model = pipeline.train(config, story=story)
+    _done({"bundle": str(model.bundle), "MLflow run": model.run_id})
+
+
+@app.command()
+def tune(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Search settings; prints the best as overrides for any other verb."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        result = pipeline.tune(config, story=story)
+    _done({"best settings": " ".join(result.best)})
+
+
+@app.command()
+def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Judge a bundle beside the baselines; exit code 3 when the gate refuses it."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        evaluation = pipeline.evaluate(config, bundle, story=story)
+    _done({"report": str(evaluation.report)})
+    pipeline.require(evaluation.gate)
+
+
+@app.command()
+def register(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Add a bundle to the registry as the champion."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        registration = pipeline.register(config, bundle, story=story)
+    _done({"version": f"{registration.name}/{registration.version}", "bundle": str(registration.bundle)})
+
+
+@app.command()
+def deploy(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Serve the champion (or serve.model) until Ctrl-C; on a cluster it goes on after the command."""
+    from raymlp import pipeline
+    from raymlp.runtime.session import ray_session, stays
+
+    config = _config(overrides, verbose)
+    with _running() as story, ray_session(config.runtime):
+        endpoint = pipeline.deploy(config, story=story)
+        if not stays(config.runtime):
+            _until_interrupted(endpoint)
+            pipeline.undeploy(config)
+
+
+@app.command()
+def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Move traffic of a running endpoint from champion to challenger, on evidence."""
+    from raymlp import pipeline
+    from raymlp.runtime.session import ray_session
+
+    config = _config(overrides, verbose)
+    with _running() as story, ray_session(config.runtime):
+        result = pipeline.rollout(config, story=story)
+    _done({"verdict": str(result.decision)})
+
+
+@app.command()
+def monitor(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Compare the champion's prediction log and late labels with training."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        report = pipeline.monitor(config, story=story)
+    _done({"report": str(report.report)})
+
+
+@app.command()
+def retrain(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Ask the retrain policy; train, compare and register a challenger when it says so."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        result = pipeline.retrain(config, story=story)
+    _done({"policy": str(result.decision), **({"gate": str(result.gate)} if result.gate else {})})
+    if result.gate:
+        pipeline.require(result.gate)
+
+
+@app.command()
+def run(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """The whole life: prepare, train, evaluate, register, deploy, replay, monitor, retrain, roll out."""
+    from raymlp import life
+
+    config = _config(overrides, verbose)
+    with _running() as story:
+        summary = life.run(config, story=story, on_ready=_until_interrupted)
+    _tell(config, summary, story)
+
+
+def main() -> None:
+    """Entry point: errors of ours in one line, root causes of others, and the exit code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(words: Iterable[str]) -> int:
+    """Run one command line and give its exit code."""
+    from raymlp.core.errors import RaymlpError
+
+    words = list(words)
+    try:
+        app(words, standalone_mode=False)
+    except RaymlpError as error:
+        _complain(f"{type(error).__name__}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("Interrupted.")
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except Exception as error:
+        from click import ClickException
+
+        if isinstance(error, ClickException):
+            error.show()
+            return 2
+        if {"-v", "--verbose"} & set(words):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        _complain(f"{type(cause).__name__}: {cause}\n(run it again with -v for the whole trace)")
+        return 1
+    return 0
+
+
+def job(verb: str) -> None:
+    """A job script's whole body: the verb with the script's own arguments."""
+    sys.exit(run_command([verb, *sys.argv[1:]]))
+
+
+def _config(overrides: list[str] | None, verbose: bool) -> Config:
+    from raymlp.config.loader import load_config
+
+    return load_config(overrides=[*(overrides or ()), *(["runtime.verbose=true"] if verbose else ())])
+
+
+@contextmanager
+def _running() -> Iterator[Story]:
+    """The steps on the screen; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
+    from raymlp.runtime.progress import Story
+
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield Story()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _until_interrupted(endpoint: Endpoint) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(f"\n{endpoint.url}/v1/models/{endpoint.name}:predict answers until Ctrl-C. Page: {endpoint.url}/docs", markup=False)
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+
+
+def _done(places: dict[str, str]) -> None:
+    from rich.console import Console
+
+    _table(Console(highlight=False), "done", places.items())
+
+
+def _tell(config: Config, summary: RunSummary, story: Story) -> None:
+    """The last screen of `run`."""
+    console = story.console
+    name = config.problem.name
+    total = sum(seconds for _, seconds, _ in summary.steps)
+    _table(console, f"what happened ({total:,.0f} s)", [("training", str(summary.gate)), *summary.happened])
+    _table(console, "where it is", summary.places.items())
+    _table(
+        console,
+        "next",
+        [
+            ("try settings", f"raymlp train experiment={name} model.hidden=[512,256]"),
+            ("keep serving", f"raymlp run experiment={name} serve.keep=true"),
+            ("look inside", f"mlflow ui --backend-store-uri {summary.places['MLflow']}"),
+        ],
+    )
+
+
+def _table(console: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows:
+        table.add_row(Text(key), Text(value))
+    console.print(table)
+
+
+def _complain(words: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False).print(Text.assemble(("error ", "bold red"), words), soft_wrap=True)
+

@@ -1,0 +1,166 @@
+"""`raymlp init`: look at a data file and write the experiment that a careful person would have written for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from raymlp.config.data import CsvSource, ParquetSource
+from raymlp.config.problem import Problem
+from raymlp.core.errors import ConfigError, DataError, nearest
+from raymlp.core.files import write_text
+from raymlp.core.records import Task
+from raymlp.data import sources
+from raymlp.data.contract import Contract, ColumnContract
+from raymlp.data.leakage import LEAK, single_column_score
+from raymlp.data.profile import ColumnProfile, Profile
+from raymlp.data.target import Target
+
+SAMPLE_ROWS = 200_000
+FEW_CLASSES = 20
+ID_LIKE = 0.95
+
+
+@dataclass
+class Written:
+    """The experiment file, and what was noticed while it was made."""
+
+    path: Path
+    remarks: list[str] = field(default_factory=list)
+
+
+def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, force: bool = False) -> Written:
+    """Write `folder/NAME.yaml` for a CSV or Parquet file. Raises DataError or ConfigError."""
+    name = name or re.sub(r"[^a-z0-9]+", "-", data_file.stem.lower()).strip("-")
+    if not re.match(r"^[a-z][a-z0-9_-]{0,62}$", name):
+        raise ConfigError(f"the experiment's name is '{name}'; expected a lower-case letter, then letters, digits, - or _. Set --name.")
+    path = folder / f"{name}.yaml"
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; expected a new file. Choose another --name, or overwrite it with --force.")
+    if not data_file.is_file():
+        raise DataError(f"{data_file} is not a file; expected a CSV or Parquet file.")
+    source = _source(data_file)
+    table = _sample(source)
+    profile = Profile().update(table)
+    if target not in profile.columns:
+        raise ConfigError(f"{data_file} has no column '{target}'; found {', '.join(profile.columns)}.{nearest(target, profile.columns)} Set --target.")
+    task, positive, why = guess_task(profile.columns[target])
+    problem = Problem(name=name, task=task, target=target, positive_class=positive)
+    dropped = left_out(table, profile, problem)
+    text = _experiment(problem, source, dropped, why, data_file)
+    remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {reason}" for column, reason in dropped.items())]
+    times = [column for column, facts in profile.columns.items() if facts.type == "timestamp"]
+    if times:
+        remarks.append(f"rows have a time ({times[0]}): if the future is to be predicted, use data.split.kind=time")
+    return Written(write_text(path, text), remarks)
+
+
+def guess_task(column: ColumnProfile) -> tuple[Task, str | None, str]:
+    """Task, positive class and reason, from the target's profile. Raises DataError for a constant target."""
+    if column.num_distinct < 2:
+        raise DataError("the target has fewer than two distinct values; expected something to predict. Set --target.")
+    if column.type == "float" or (column.type == "int" and column.num_distinct > FEW_CLASSES):
+        return "regression", None, f"{column.num_distinct} distinct numbers"
+    if column.type == "timestamp":
+        raise DataError("the target holds timestamps; expected classes or numbers. Set --target.")
+    counts = column.counts()
+    if len(counts) == 2:
+        obvious = next((label for label in ("true", "1", "yes", "Yes", "Y") if label in counts), None)
+        positive = obvious or min(counts, key=lambda label: counts[label])
+        return "binary", positive, f"two classes; '{positive}' taken as the positive one ({counts[positive]} of {column.values} rows)"
+    return "multiclass", None, f"{len(counts)} classes"
+
+
+def left_out(table: pa.Table, profile: Profile, problem: Problem) -> dict[str, str]:
+    """Columns that should not be features, with the reason: constant, id-like, or leaking the target."""
+    target = Target.fit(problem, profile)
+    y = target.read(table.column(problem.target))
+    known = ~np.isnan(y)
+    out = {}
+    for name, column in profile.columns.items():
+        if name == problem.target:
+            continue
+        if column.num_distinct <= 1 and not (column.nulls and column.values):
+            out[name] = "constant"
+        elif column.type in ("string", "int") and column.values > 100 and column.num_distinct > ID_LIKE * column.values:
+            out[name] = f"id-like, {column.num_distinct} distinct values in {column.values} rows"
+        else:
+            score = single_column_score(table.column(name).filter(pa.array(known)), y[known], problem.task)
+            if score >= LEAK[problem.task]:
+                out[name] = f"leaks the target: alone it scores {score:.3f}"
+    return out
+
+
+def _source(data_file: Path) -> CsvSource | ParquetSource:
+    path = str(data_file.resolve())
+    if data_file.suffix in (".parquet", ".pq"):
+        return ParquetSource(path=path)
+    part = sources.parts_of(CsvSource(path=path))[0]
+    with io.TextIOWrapper(sources.open_stream(part), encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = [line for line, _ in zip(file, range(20), strict=False)]
+    try:
+        delimiter = csv.Sniffer().sniff("".join(lines), delimiters=",;\t|").delimiter
+    except csv.Error:
+        delimiter = ","
+    first = next(csv.reader(lines, delimiter=delimiter))
+    columns = tuple(f"column_{i}" for i in range(len(first))) if any(_is_number(cell) for cell in first) else ()
+    return CsvSource(path=path, delimiter=delimiter, columns=columns)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _sample(source: CsvSource | ParquetSource) -> pa.Table:
+    types = sources.schema_of(source)
+    contract = Contract(columns={name: ColumnContract(type=kind) for name, kind in types.items()})
+    tables, rows = [], 0
+    for part in sources.parts_of(source):
+        for table in sources.read(source, part, types, batch_rows=65_536, bad=sources.BadRows()):
+            tables.append(contract.check_table(table, where=part.path)[0])
+            rows += tables[-1].num_rows
+            if rows >= SAMPLE_ROWS:
+                return pa.concat_tables(tables)
+    if not rows:
+        raise DataError(f"{source.path} has no rows; expected some.")
+    return pa.concat_tables(tables)
+
+
+def _experiment(problem: Problem, source: CsvSource | ParquetSource, dropped: dict[str, str], why: str, data_file: Path) -> str:
+    settings: dict[str, Any] = source.model_dump(mode="json", exclude_defaults=True)
+    lines = [
+        "# @package _global_",
+        f"# Written by `raymlp init` from {data_file.name}. Every key and its meaning: raymlp/config/.",
+        "",
+        "problem:",
+        f"  name: {_flow(problem.name)}",
+        f"  task: {problem.task}  # {why}",
+        f"  target: {_flow(problem.target)}",
+    ]
+    if problem.positive_class is not None:
+        lines.append(f"  positive_class: {_flow(problem.positive_class)}")
+    lines += ["", "data:", "  source:", f"    kind: {source.kind}"]
+    lines += [f"    {key}: {_flow(value)}" for key, value in settings.items() if key != "kind"]
+    kind = "random" if problem.task == "regression" else "stratified"
+    lines += ["  split:", f"    kind: {kind}  # random | stratified | group | time", "    valid: 0.15", "    test: 0.15"]
+    if dropped:
+        lines += ["", "features:", "  drop:"]
+        lines += [f"    - {_flow(column)}  # {reason}" for column, reason in dropped.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).strip().removesuffix("\n...").strip()

@@ -1,0 +1,1 @@
+"""How good is the model: metrics with intervals, simple baselines, slices, a report, and the gate."""

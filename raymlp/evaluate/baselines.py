@@ -1,0 +1,125 @@
+"""Models to beat, on the same training rows: the rule, a linear model, histogram gradient boosting.
+
+The only file that uses scikit-learn, loaded when a baseline is asked for.
+Legend: N training rows, M scored rows, F inputs, K classes. Scores are as in `raymlp.core.metrics`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse
+
+from raymlp.data.profile import to_float
+from raymlp.features.plan import FeaturePlan
+from raymlp.features.steps import FIRST, MISSING, UNSEEN, Category
+
+Floats = NDArray[np.float64]
+TREES = 200
+"""Boosting rounds; with more than ten classes fewer, since every round grows a tree a class."""
+MAX_BINS = 254
+"""Categories that histogram gradient boosting tells apart, the most frequent ones; the others share one."""
+
+
+def scores_of(names: Sequence[str], plan: FeaturePlan, train: pa.Table, scored: pa.Table, *, seed: int = 0) -> dict[str, Floats]:
+    """Fit each named baseline on `train` and score the rows of `scored`: (M,) or, for several classes, (M, K).
+
+    Both tables hold the plan's inputs, `train` the target too. Training rows without an answer, or of an unknown
+    class, are left out. With one class in training every baseline is the rule.
+    """
+    y = plan.target.read(train.column(plan.target.column))
+    known = ~np.isnan(y) & ((y >= 0) | (plan.target.task == "regression"))
+    train, y = train.filter(pa.array(known)), y[known]
+    fits = {"rule": _rule, "linear": _linear, "gradient_boosting": _gradient_boosting}
+    learnable = len(np.unique(y)) > 1
+    return {name: fits[name if learnable else "rule"](plan, train, y, scored, seed) for name in names}
+
+
+def sample_rows(rows: int, limit: int, *, seed: int) -> NDArray[np.int64] | None:
+    """Indices of `limit` of `rows` rows, rising, the same for the same seed; None when all fit."""
+    if rows <= limit:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+
+
+def _rule(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed: int) -> Floats:
+    """The same answer for every row: the positive rate, the class shares, or the mean."""
+    rows = scored.num_rows
+    if plan.target.task == "multiclass":
+        shares = np.bincount(y.astype(int), minlength=len(plan.target.classes)) / max(len(y), 1)
+        return np.tile(shares, (rows, 1))
+    return np.full(rows, y.mean() if len(y) else 0.0)
+
+
+def _linear(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed: int) -> Floats:
+    """Logistic or ridge regression on the plan's own tensors, categories one-hot. Stops after 100 iterations."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    x, x_scored = _one_hot(plan, train), _one_hot(plan, scored)
+    if plan.target.task == "regression":
+        return np.asarray(Ridge(alpha=1.0, random_state=seed).fit(x, y).predict(x_scored))
+    model = LogisticRegression(C=1.0, max_iter=100, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x, y)
+    return _probabilities(plan, model, x_scored)
+
+
+def _gradient_boosting(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed: int) -> Floats:
+    """Histogram gradient boosting on the raw inputs: missing values stay missing, categories are native."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    num_classes = len(plan.target.classes) if plan.target.task == "multiclass" else 1
+    settings: dict[str, Any] = {
+        "max_iter": TREES if num_classes <= 10 else max(20, 10 * TREES // num_classes),
+        "learning_rate": 0.1,
+        "early_stopping": False,
+        "categorical_features": np.array([isinstance(step, Category) for step in plan.steps]),
+        "random_state": seed,
+    }
+    x, x_scored = _raw(plan, train), _raw(plan, scored)
+    if plan.target.task == "regression":
+        return np.asarray(HistGradientBoostingRegressor(**settings).fit(x, y).predict(x_scored))
+    return _probabilities(plan, HistGradientBoostingClassifier(**settings).fit(x, y), x_scored)
+
+
+def _probabilities(plan: FeaturePlan, model: Any, x: Any) -> Floats:
+    """Probability of the positive class, (M,), or of each class of the target, (M, K); 0 for one that training lacked."""
+    found = np.asarray(model.predict_proba(x), dtype=np.float64)
+    if plan.target.task == "binary":
+        return found[:, 1]
+    out = np.zeros((len(found), len(plan.target.classes)))
+    out[:, model.classes_.astype(int)] = found
+    return out
+
+
+def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
+    """The plan's numbers beside one column for each category id: a sparse float64 matrix with N rows."""
+    tensors = plan.transform(table)
+    ids = tensors["categorical"]
+    starts = np.cumsum([0, *plan.cardinalities])[:-1].astype(np.int64)
+    rows = np.repeat(np.arange(table.num_rows), ids.shape[1])
+    places = (ids + starts).ravel()
+    hot = sparse.csr_matrix((np.ones(len(places)), (rows, places)), shape=(table.num_rows, sum(plan.cardinalities)))
+    return sparse.hstack([sparse.csr_matrix(tensors["numeric"].astype(np.float64)), hot], format="csr")
+
+
+def _raw(plan: FeaturePlan, table: pa.Table) -> Floats:
+    """One column a step, float64 (N, F): numbers unscaled with NaN for missing, categories as ids up to `MAX_BINS`."""
+    columns = []
+    for step in plan.steps:
+        if isinstance(step, Category):
+            ids = step.batch(table).astype(np.float64)
+            ids[ids >= MAX_BINS] = UNSEEN
+            columns.append(np.where(ids == MISSING, np.nan, np.where(ids < FIRST, UNSEEN, ids)))
+        elif step.part is None:
+            columns.append(to_float(table.column(step.column)))
+        else:
+            columns.append(step.batch(table)[0].astype(np.float64))
+    return np.stack(columns, axis=1)

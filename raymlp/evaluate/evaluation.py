@@ -1,0 +1,158 @@
+"""Judging one bundle on rows it did not learn from, and two bundles against each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymlp.config.problem import Problem
+from raymlp.config.schema import Config
+from raymlp.core.errors import DataError
+from raymlp.core.metrics import METRICS, paired_gain, resample_all
+from raymlp.core.records import Decision, Evaluation, Interval, Snapshot
+from raymlp.data.contract import Contract
+from raymlp.data.snapshot import read_split
+from raymlp.evaluate import gate
+from raymlp.evaluate.baselines import sample_rows, scores_of
+from raymlp.evaluate.report import Scored, write_report
+from raymlp.evaluate.slices import slices_of
+from raymlp.features.plan import FeaturePlan
+from raymlp.model.predictor import Predictor
+
+log = logging.getLogger(__name__)
+Floats = NDArray[np.float64]
+
+
+def evaluate(config: Config, snapshot: Snapshot, bundle: Path, *, report_dir: Path) -> Evaluation:
+    """Metrics with intervals for the model and the baselines, slices, the gate's verdict, and a report in `report_dir`.
+
+    Judged on the test split, or on the validation split where there is none. Holds the split and the baselines' training
+    rows in memory. Raises BundleError for a bundle that is not whole, DataError when no row has an answer.
+    """
+    problem, settings = config.problem, config.evaluate
+    predictor = Predictor.load(bundle)
+    plan = predictor.bundle.plan
+    split = "test" if snapshot.rows.get("test", 0) else "valid"
+    table, y = _labelled(_read(snapshot, split, plan, problem), plan)
+    p = _scores(predictor, table)
+    train, sampled = _training_rows(config, snapshot, plan)
+    baselines = scores_of(settings.baselines, plan, train, table, seed=settings.seed)
+    draws = {"samples": settings.bootstrap_samples, "seed": settings.seed}
+    metrics = resample_all(problem.task, y, p, **draws)
+    beside = {name: resample_all(problem.task, y, scores, **draws) for name, scores in baselines.items()}
+    facts = gate_facts(problem, y, p, baselines, metrics, beside, **draws)
+    decision = gate.decide(facts, settings.gate, success_threshold=problem.success_threshold)
+    log.info("gate: %s", decision)
+    parts = slices_of(
+        table, y, p, task=problem.task, metric=problem.main_metric, plain=problem.slices, sensitive=problem.sensitive,
+        min_rows=settings.min_slice_rows, **draws,
+    )  # fmt: skip
+    result = Evaluation(split, len(y), metrics, beside, parts, decision, report_dir)
+    return write_report(
+        result, problem, Scored(y, p, baselines, plan.target.classes),
+        facts=_page_facts(split, len(y), snapshot, predictor, train.num_rows, sampled, config),
+        reasons=plan.reasons, folder=report_dir,
+    )  # fmt: skip
+
+
+def compare_models(config: Config, champion: Path, challenger: Path, table: pa.Table) -> tuple[Decision, Interval]:
+    """Whether the challenger may replace the champion, and its paired gain in the main metric, positive is better.
+
+    Both score the same rows of `table`, which holds the inputs of both and the target. Classes are the challenger's; the
+    champion gives 0 to one that it does not know. Raises DataError when no row has an answer.
+    """
+    problem, settings = config.problem, config.evaluate
+    old, new = Predictor.load(champion), Predictor.load(challenger)
+    table, y = _labelled(table, new.bundle.plan)
+    scores = [_aligned(_scores(predictor, table), predictor, new) for predictor in (new, old)]
+    name = problem.main_metric
+    found = paired_gain(name, problem.task, y, *scores, samples=settings.bootstrap_samples, seed=settings.seed)
+    reference = METRICS[problem.task][name](y, scores[1])
+    decision = gate.compare(found, settings.gate, metric=name, champion=reference, rows=len(y))
+    log.info("champion and challenger: %s", decision)
+    return decision, found
+
+
+def gate_facts(
+    problem: Problem, y: Floats, p: Floats, baselines: Mapping[str, Floats], metrics: Mapping[str, Interval],
+    beside: Mapping[str, Mapping[str, Interval]], *, samples: int, seed: int,
+) -> gate.GateFacts:  # fmt: skip
+    """What the gate looks at, from scores `p` of the model and of the baselines on rows with answers `y`."""
+    name = problem.main_metric
+    rule = baselines.get("rule")
+    return gate.GateFacts(
+        metric=name,
+        rows=len(y),
+        value=metrics[name],
+        rule=None if rule is None else beside["rule"][name].value,
+        rule_gain=None if rule is None else paired_gain(name, problem.task, y, p, rule, samples=samples, seed=seed),
+        baselines={other: values[name].value for other, values in beside.items() if other != "rule"},
+    )
+
+
+def _read(snapshot: Snapshot, split: str, plan: FeaturePlan, problem: Problem) -> pa.Table:
+    columns = dict.fromkeys([*plan.inputs, plan.target.column, *problem.slices, *problem.sensitive])
+    return read_split(snapshot.path, split, list(columns))
+
+
+def _labelled(table: pa.Table, plan: FeaturePlan) -> tuple[pa.Table, Floats]:
+    """Rows with an answer of a known class, and the answers."""
+    y = plan.target.read(table.column(plan.target.column))
+    known = ~np.isnan(y) & ((y >= 0) | (plan.target.task == "regression"))
+    if not known.any():
+        raise DataError(
+            f"none of {table.num_rows} rows has a known answer in '{plan.target.column}'; expected labelled rows. Check the split and problem.target."
+        )
+    return table.filter(pa.array(known)), y[known]
+
+
+def _scores(predictor: Predictor, table: pa.Table) -> Floats:
+    """Scores of every row. Ranges and closed categories are left to ingestion, so that two models see the same rows."""
+    columns = {name: rule.model_copy(update={"nullable": True, "minimum": None, "maximum": None, "categories": ()}) for name, rule in predictor.bundle.contract.columns.items()}
+    typed, unreadable = Contract(columns=columns).check_table(table, where="the evaluated table")
+    if unreadable.num_rows:
+        raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract; expected none. Prepare the data again.")
+    return predictor.bundle.calibration.apply(predictor.outputs(typed))
+
+
+def _aligned(scores: Floats, owner: Predictor, reference: Predictor) -> Floats:
+    """Class probabilities in the order of the reference's classes, (N, K); other scores as they are."""
+    own, wanted = owner.bundle.plan.target.classes, reference.bundle.plan.target.classes
+    if scores.ndim == 1 or own == wanted:
+        return scores
+    aligned = np.zeros((len(scores), len(wanted)))
+    for place, label in enumerate(wanted):
+        if label in own:
+            aligned[:, place] = scores[:, own.index(label)]
+    return aligned
+
+
+def _training_rows(config: Config, snapshot: Snapshot, plan: FeaturePlan) -> tuple[pa.Table, bool]:
+    """Rows that the baselines learn from, and whether they are a sample of the training split."""
+    train = read_split(snapshot.path, "train", [*plan.inputs, plan.target.column])
+    chosen = sample_rows(train.num_rows, config.evaluate.max_baseline_rows, seed=config.evaluate.seed)
+    return (train, False) if chosen is None else (train.take(pa.array(chosen)), True)
+
+
+def _page_facts(split: str, rows: int, snapshot: Snapshot, predictor: Predictor, train_rows: int, sampled: bool, config: Config) -> dict[str, str]:
+    """What the report says of the data and the model."""
+    honest = {
+        "test": "The test split: neither the weights, nor the number of epochs, nor the calibration saw these rows.",
+        "valid": "There is no test split, so this is the validation split. It also chose the number of epochs and the calibration, "
+        "so the model's numbers are a little optimistic; the baselines did not see these rows.",
+    }
+    bundle = predictor.bundle
+    whole = snapshot.rows.get("train", train_rows)
+    return {
+        "judged on": f"{rows:,} rows. {honest[split]}",
+        "baselines learned from": f"{train_rows:,} training rows" + (f", a random sample of {whole:,} (evaluate.max_baseline_rows)" if sampled else ""),
+        "snapshot": f"{snapshot.digest} ({', '.join(f'{name} {count:,}' for name, count in snapshot.rows.items())}; {snapshot.quarantined:,} quarantined)",
+        "bundle": f"{bundle.name}, digest {bundle.digest[:16]}",
+        "run": bundle.run_id,
+        "intervals": f"95 %, {config.evaluate.bootstrap_samples} resamples, seed {config.evaluate.seed}",
+    }

@@ -1,0 +1,347 @@
+"""The whole platform on one page: one function a job, each a straight line of calls to the stages.
+
+Every function takes a Config, returns a small frozen record, and raises RaymlpError. `story` shows the steps to a person.
+The life of an endpoint over time (`run`) is told in `life.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raymlp.config.data import TimeSplit
+from raymlp.config.loader import to_yaml, with_overrides
+from raymlp.config.schema import Config
+from raymlp.core.errors import GateRefused, ServingError
+from raymlp.core.records import (
+    Decision,
+    Endpoint,
+    Evaluation,
+    MonitorReport,
+    PlanReport,
+    Registration,
+    RetrainResult,
+    RolloutResult,
+    Snapshot,
+    TrainedModel,
+    TuneResult,
+    Version,
+)
+from raymlp.runtime.progress import SilentStory, Story
+from raymlp.runtime.session import ray_session, storage_root
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raymlp.model.predictor import Predictor
+    from raymlp.registry.store import Store
+
+
+def plan(config: Config) -> PlanReport:
+    """Preflight, without Ray: what a run would do, and every problem that would stop it."""
+    from raymlp.preflight import preflight
+
+    return preflight(config)
+
+
+def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
+    """Read, join, check, split and profile the data; an unchanged snapshot is found again."""
+    from raymlp.data import snapshot
+
+    with ray_session(config.runtime), (story or SilentStory()).step("prepare") as step:
+        made = snapshot.prepare(config.problem, config.data, storage_root(config.runtime) / "snapshots", say=step.say)
+        rows = ", ".join(f"{count:,} {split}" for split, count in made.rows.items())
+        step.result(f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine")
+    return made
+
+
+def train(
+    config: Config, *, snapshot: Snapshot | None = None, story: Story | None = None, shuffle_labels: bool = False, title: str = "train"
+) -> TrainedModel:
+    """Fit the feature plan and train the net; one MLflow run holds all about it. `shuffle_labels` makes a broken model for drills."""
+    from raymlp.runtime.tracking import tracked
+    from raymlp.train import trainer
+
+    snapshot = snapshot or prepare(config, story=story)
+    facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
+    with ray_session(config.runtime), (story or SilentStory()).step(title) as step:
+        step.say("starting")
+        with tracked(config.problem.name, title, **facts, registry=config.registry, runtime=config.runtime) as run:
+
+            def on_epoch(metrics: dict[str, float]) -> None:
+                run.metrics(metrics, step=int(metrics["epoch"]))
+                step.say(
+                    f"epoch {int(metrics['epoch']) + 1} of {config.train.epochs} at most: "
+                    f"loss {metrics['train_loss']:.4f}, validation {metrics['valid_loss']:.4f}, {metrics['rows_per_s']:,.0f} rows/s"
+                )
+
+            folder = storage_root(config.runtime) / "runs" / run.id
+            model = trainer.train(config, snapshot, run_dir=folder, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels)
+            run.metrics({f"valid_{name}": value for name, value in model.metrics.items()})
+        name = config.problem.main_metric
+        step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
+    return model
+
+
+def tune(config: Config, *, story: Story | None = None) -> TuneResult:
+    """Search the settings of `tune.space`; the best come back as overrides."""
+    from raymlp.train.trainer import fit_in_process
+    from raymlp.tune.search import search
+
+    story = story or SilentStory()
+    snapshot = prepare(config, story=story)
+    with ray_session(config.runtime), story.step("tune") as step:
+        done: list[Mapping[str, Any]] = []
+
+        def on_trial(trial: Mapping[str, Any]) -> None:
+            done.append(trial)
+            step.say(f"{len(done)} of {config.tune.num_samples} trials")
+
+        path = snapshot.path
+        result = search(
+            config, lambda trial, report: fit_in_process(trial, path, report), storage=storage_root(config.runtime) / "tune", on_trial=on_trial
+        )
+        step.result(f"{len(result.trials)} trials, best {result.metric} {result.score:.4f}")
+    return result
+
+
+def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = None, story: Story | None = None) -> Evaluation:
+    """Judge a bundle beside the baselines on the same rows; report and metrics join the run that made it."""
+    from raymlp.evaluate import evaluation
+    from raymlp.model.bundle import load_bundle
+    from raymlp.runtime.tracking import existing
+
+    snapshot = snapshot or prepare(config, story=story)
+    with (story or SilentStory()).step("evaluate") as step:
+        step.say("baselines and intervals")
+        run_id = load_bundle(bundle).run_id
+        result = evaluation.evaluate(config, snapshot, Path(bundle), report_dir=storage_root(config.runtime) / "runs" / run_id)
+        run = existing(run_id, registry=config.registry, runtime=config.runtime)
+        run.metrics({f"{result.split}_{name}": interval.value for name, interval in result.metrics.items()})
+        run.file(result.report)
+        run.tag("raymlp.gate", str(result.gate))
+        name = config.problem.main_metric
+        beside = ", ".join(f"{other} {scores[name].value:.4f}" for other, scores in result.baselines.items())
+        step.result(f"{name} {result.metrics[name]} beside {beside}")
+        step.note(f"gate {result.gate}")
+    return result
+
+
+def register(
+    config: Config, bundle: str | Path, *, aliases: tuple[str, ...] = ("champion",), story: Story | None = None
+) -> Registration:
+    """Add a bundle to the registry as a new version, and point aliases to it."""
+    from raymlp.model.bundle import load_bundle
+    from raymlp.runtime.tracking import existing
+
+    with (story or SilentStory()).step("register") as step:
+        run = existing(load_bundle(bundle).run_id, registry=config.registry, runtime=config.runtime)
+        registration = _store(config).register(config.problem.name, Path(bundle), run=run, aliases=aliases)
+        step.result(f"{registration.name} version {registration.version} as {', '.join(registration.aliases) or 'no alias'}")
+    return registration
+
+
+def deploy(config: Config, model: str | Path = "", *, story: Story | None = None) -> Endpoint:
+    """Serve a bundle, or `NAME@ALIAS` from the registry (the problem's champion by default). Needs a Ray session to stay."""
+    from raymlp.serve import deploy as serving
+
+    with (story or SilentStory()).step("deploy") as step:
+        step.say("starting replicas")
+        endpoint = serving.deploy(config, resolve(config, model or config.serve.model))
+        step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")
+    return endpoint
+
+
+def resolve(config: Config, model: str | Path = "") -> Version:
+    """The version behind a bundle path, a registry reference, or nothing (the problem's champion)."""
+    reference = str(model) or f"{config.problem.name}@champion"
+    if Path(reference).is_dir():
+        from raymlp.model.bundle import verify
+
+        return Version(verify(Path(reference))["digest"][:12], str(Path(reference).resolve()))
+    found = _store(config).get(reference)
+    return as_version(found)
+
+
+def as_version(registration: Registration) -> Version:
+    """A registered version as the endpoint names it: `v7`."""
+    return Version(f"v{registration.version}", str(registration.bundle))
+
+
+def load_predictor(reference: str | Path, *, config: Config | None = None) -> Predictor:
+    """The predictor of a bundle path or of `models:/name@alias`. A reference is looked up in the registry of `config`,
+    or of the default storage folder."""
+    from raymlp.config.registry import Registry
+    from raymlp.config.runtime import Runtime
+    from raymlp.model.predictor import Predictor
+    from raymlp.registry.store import Store
+
+    if Path(reference).is_dir():
+        return Predictor.load(reference)
+    store = _store(config) if config else Store(Registry(), Runtime())
+    return Predictor.load(store.get(str(reference)).bundle)
+
+
+def monitor(config: Config, *, window: str = "all", since: datetime | None = None, story: Story | None = None) -> MonitorReport:
+    """Compare the champion's prediction log, and the labels that have come, with training. Alerts go to the log and the webhook."""
+    from raymlp.model.bundle import load_bundle
+    from raymlp.monitor.alerts import send
+    from raymlp.monitor.monitoring import monitor as watch
+
+    with (story or SilentStory()).step("monitor") as step:
+        champion = resolve(config)
+        folder = storage_root(config.runtime) / "monitor" / config.problem.name / window
+        log = prediction_log(config, version=champion.label, since=since)
+        result = watch(load_bundle(champion.bundle), log, labels(config), config.monitor, window=window, report_dir=folder)
+        send(config.problem.name, result, config.monitor)
+        step.result(f"{window}: {result.rows:,} predictions, {result.labelled:,} labelled, {len(result.alerts)} alerts")
+        for alert in result.alerts:
+            step.note(f"alert {alert.kind} {alert.name}: {alert.statistic} {alert.value:.3f} (threshold {alert.threshold:.3f}, {alert.rows:,} rows) {alert.note}")
+    return result
+
+
+def retrain(
+    config: Config, *, seen: MonitorReport | None = None, until: datetime | None = None, story: Story | None = None
+) -> RetrainResult:
+    """Ask the policy; if it says so, train on the newer rows, compare with the champion, and make it the challenger.
+
+    `until` ends the data (for data split by time); null takes all there is.
+    """
+    from raymlp.data.snapshot import read_split
+    from raymlp.evaluate.evaluation import compare_models
+    from raymlp.retrain import lock
+    from raymlp.retrain.policy import RetrainFacts, decide
+
+    story = story or SilentStory()
+    seen = seen or monitor(config, story=story)
+    folder = storage_root(config.runtime) / "retrain" / config.problem.name
+    facts = RetrainFacts(seen.alerts, seen.labelled, lock.seconds_since_last(folder), lock.is_held(folder))
+    decision = decide(facts, config.retrain)
+    if decision.action != "retrain":
+        return RetrainResult(decision)
+    with lock.held(folder):
+        newer = with_newer_data(config, until)
+        snapshot = prepare(newer, story=story)
+        model = train(newer, snapshot=snapshot, story=story, title="retrain")
+        with story.step("compare") as step:
+            champion = resolve(config)
+            gate, gain = compare_models(newer, Path(champion.bundle), model.bundle, read_split(snapshot.path, "valid"))
+            step.result(f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} labelled rows: {gain}")
+            step.note(f"gate {gate}")
+    if gate.action != "pass":
+        return RetrainResult(decision, gate, model)
+    return RetrainResult(decision, gate, model, register(newer, model.bundle, aliases=("challenger",), story=story))
+
+
+def with_newer_data(config: Config, until: datetime | None) -> Config:
+    """The config with its time split moved to end at `until`, the newest `retrain.valid_days` being validation."""
+    split = config.data.split
+    if not isinstance(split, TimeSplit):
+        return config
+    end = until or newest_moment(config)
+    start = end - timedelta(days=config.retrain.valid_days)
+    return with_overrides(config, {"data.split.valid_start": start.isoformat(), "data.split.valid_end": end.isoformat()})
+
+
+def newest_moment(config: Config) -> datetime:
+    """The moment after the newest row of the source, from the snapshot of the present settings."""
+    import pyarrow.compute as pc
+
+    from raymlp.data.snapshot import read_split
+
+    split = config.data.split
+    assert isinstance(split, TimeSplit)
+    snapshot = prepare(config)
+    newest = max(pc.max(read_split(snapshot.path, name, [split.column]).column(0)).as_py() for name in snapshot.rows)
+    moment: datetime = newest + timedelta(microseconds=1)
+    return moment
+
+
+def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Story | None = None) -> RolloutResult:
+    """Give the registry's challenger a share of the traffic, look at the evidence, then promote it or roll it back.
+
+    `traffic` lets requests pass between two looks; without it there is a look every two seconds.
+    """
+    from raymlp.model.predictor import Predictor
+    from raymlp.registry import promotion
+    from raymlp.serve import deploy as serving
+    from raymlp.serve.evidence import gather
+    from raymlp.serve.rollout import decide
+
+    settings, store, name = config.serve.rollout, _store(config), config.problem.name
+    champion, challenger = as_version(store.get(f"{name}@champion")), as_version(store.get(f"{name}@challenger"))
+    both = {champion.label: champion.bundle, challenger.label: challenger.bundle}
+    predictors = Predictor.load(champion.bundle), Predictor.load(challenger.bundle)
+    started = datetime.now(UTC)
+    decision = Decision("hold", "no request so far")
+    with (story or SilentStory()).step("rollout") as step:
+        serving.set_versions(config, name, both, {champion.label: 1 - settings.weight, challenger.label: settings.weight})
+        for _ in traffic or _ticks():
+            log = prediction_log(config, since=started)
+            evidence = gather(log, labels(config), champion.label, challenger.label, *predictors)
+            decision = decide(evidence, settings)
+            step.say(str(decision))
+            if decision.action != "hold":
+                break
+        winner = challenger if decision.action == "promote" else champion
+        if decision.action == "hold":
+            decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
+        serving.set_versions(config, name, {winner.label: winner.bundle}, {winner.label: 1.0})
+        store.set_aliases(name, promotion.after_rollout(decision.action, store.aliases(name)))
+        requests = evidence.champion.requests + evidence.challenger.requests
+        step.result(f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, {evidence.challenger.requests:,} of them its own")
+        step.note(str(decision))
+    return RolloutResult(decision, requests, evidence.challenger.requests)
+
+
+def undeploy(config: Config) -> None:
+    """Stop the endpoint of the problem."""
+    from raymlp.serve import deploy as serving
+
+    serving.undeploy(config.problem.name)
+
+
+def prediction_log(config: Config, *, version: str | None = None, since: datetime | None = None) -> pa.Table:
+    """Rows of the prediction log, of one version or of all, from a moment on."""
+    import pyarrow.compute as pc
+
+    from raymlp.serve.log import read_log
+
+    log = read_log(storage_root(config.runtime) / "predictions" / config.problem.name)
+    if version is not None:
+        log = log.filter(pc.equal(log.column("version"), version))
+    return log.filter(pc.greater_equal(log.column("time"), since)) if since else log
+
+
+def labels(config: Config) -> pa.Table | None:
+    """True answers that have come: `prediction_id` and `label`, the raw value of the target column."""
+    import pyarrow.parquet as pq
+
+    folder = label_folder(config)
+    return pq.read_table(folder) if any(folder.glob("*.parquet")) else None
+
+
+def label_folder(config: Config) -> Path:
+    """Where true answers are put, as Parquet with the columns `prediction_id` and `label`."""
+    return storage_root(config.runtime) / "labels" / config.problem.name
+
+
+def require(gate: Decision) -> None:
+    """Raise GateRefused unless the gate passed."""
+    if gate.action != "pass":
+        raise GateRefused(f"the gate refused the model: {gate.reason}. Look at the report, then at evaluate.gate.")
+
+
+def _ticks() -> Iterator[None]:
+    while True:
+        time.sleep(2)
+        yield
+
+
+def _store(config: Config) -> Store:
+    from raymlp.registry.store import Store
+
+    return Store(config.registry, config.runtime)

@@ -1,0 +1,103 @@
+"""Preflight: resolve, check and estimate in about two seconds, without Ray and without reading the rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from raymlp.config.schema import Config
+from raymlp.core.errors import ConfigError, RaymlpError, nearest
+from raymlp.core.records import PlanReport
+from raymlp.runtime.session import storage_root
+
+GROWTH = 3
+"""Free disk asked for, as a multiple of the source files."""
+
+
+def preflight(config: Config) -> PlanReport:
+    """Facts of what a run would do, and every problem that would stop it."""
+    facts: dict[str, str] = {}
+    problems: list[str] = []
+    for check in (_data, _storage, _training, _serving):
+        try:
+            facts.update(check(config, problems.append))
+        except RaymlpError as error:
+            problems.append(str(error))
+    return PlanReport(facts, tuple(problems))
+
+
+Say = Callable[[str], None]
+
+
+def _data(config: Config, problem: Say) -> dict[str, str]:
+    from raymlp.data import snapshot, sources
+
+    parts = sources.parts_of(config.data.source)
+    columns = snapshot.columns_of(config.problem, config.data)
+    named = {
+        "features.numeric": config.features.numeric or (),
+        "features.categorical": config.features.categorical or (),
+        "features.dates": tuple(config.features.dates or ()),
+        "features.drop": config.features.drop,
+    }
+    for key, names in named.items():
+        for name in names:
+            if name not in columns:
+                problem(f"{key} names '{name}', which the data does not have.{nearest(name, columns)} Set {key}.")
+    size = sum({part.path: part.size for part in parts}.values())
+    free = shutil.disk_usage(_existing(storage_root(config.runtime))).free
+    if free < GROWTH * size:
+        problem(f"{free / 1e9:.1f} GB are free at {storage_root(config.runtime)}; expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB.")
+    target = config.problem
+    kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
+    return {
+        "problem": f"{target.name}: {target.task} on '{target.target}', judged by {target.main_metric}",
+        "source": f"{len(parts)} part{'s' * (len(parts) != 1)}, {size / 1e6:,.1f} MB, {len(config.data.joins)} joins",
+        "columns": f"{len(columns)} ({kinds})",
+        "split": " ".join(f"{key}={value}" for key, value in config.data.split.model_dump(mode="json", exclude_none=True).items()),
+    }
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _storage(config: Config, problem: Say) -> dict[str, str]:
+    root = storage_root(config.runtime)
+    if not os.access(_existing(root), os.W_OK):
+        problem(f"{root} cannot be written; expected a writable place. Set runtime.storage.")
+    return {"storage": str(root)}
+
+
+def _training(config: Config, problem: Say) -> dict[str, str]:
+    train = config.train
+    if train.strategy.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
+    asked = train.num_workers * train.cpus_per_worker
+    offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
+    where = config.runtime.address or os.environ.get("RAY_ADDRESS")
+    if not where and asked > offered:
+        problem(
+            f"training asks for {train.num_workers} workers x {train.cpus_per_worker:g} CPUs = {asked:g}, the local Ray offers {offered}; "
+            "expected no more. Set train.num_workers or runtime.num_cpus."
+        )
+    stage = f" stage {train.strategy.stage}" if train.strategy.kind == "deepspeed" else ""
+    return {
+        "training": f"{config.model.kind}, {train.strategy.kind}{stage}, {train.num_workers} workers, precision {train.precision}, at most {train.epochs} epochs",
+        "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
+    }
+
+
+def _serving(config: Config, problem: Say) -> dict[str, str]:
+    serve = config.serve
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serve.host, serve.port))
+        except OSError as error:
+            problem(f"{serve.host}:{serve.port} cannot be used ({error.strerror}); expected a free port. Set serve.port.")
+    return {"endpoint": f"http://{serve.host}:{serve.port}/v1/models/{config.problem.name}:predict, {serve.min_replicas} to {serve.max_replicas} replicas"}

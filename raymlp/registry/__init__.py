@@ -1,0 +1,1 @@
+"""Versions and aliases of models, in MLflow's registry."""

@@ -1,0 +1,109 @@
+"""The registry: bundles as versions, and the aliases `champion` and `challenger`. The only room that knows MLflow's models."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raymlp.config.registry import Registry
+from raymlp.config.runtime import Runtime
+from raymlp.core.errors import RegistryError
+from raymlp.core.files import published
+from raymlp.core.records import Registration
+from raymlp.model.bundle import load_bundle, verify
+from raymlp.runtime.session import storage_root
+from raymlp.runtime.tracking import Run, client
+
+REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[a-z][a-z0-9_-]*)(?:@(?P<alias>[A-Za-z][A-Za-z0-9_-]*)|/(?P<version>\d+))$")
+
+
+class Store:
+    """The registry behind a tracking store."""
+
+    def __init__(self, registry: Registry, runtime: Runtime) -> None:
+        self._client = client(registry, runtime)
+        self._cache = storage_root(runtime) / "bundles"
+
+    def register(self, name: str, bundle: Path, *, run: Run, aliases: tuple[str, ...] = ()) -> Registration:
+        """Add a verified bundle as a new version of `name`, as a pyfunc that MLflow's own tools can load and serve."""
+        from mlflow.exceptions import MlflowException
+
+        verify(bundle)
+        try:
+            if not self._client.search_registered_models(f"name='{name}'"):
+                self._client.create_registered_model(name)
+            with tempfile.TemporaryDirectory() as folder:
+                model = _as_pyfunc(bundle, Path(folder) / "model")
+                self._client.log_artifacts(run.id, str(model), "model")
+            source = f"{self._client.get_run(run.id).info.artifact_uri}/model"
+            tags = {"raymlp.bundle": load_bundle(bundle).digest}
+            version = self._client.create_model_version(name, source, run_id=run.id, tags=tags).version
+            for alias in aliases:
+                self._client.set_registered_model_alias(name, alias, version)
+        except MlflowException as error:
+            raise RegistryError(f"'{name}' could not be registered: {error.message}") from error
+        return self.get(f"{name}/{version}")
+
+    def get(self, reference: str) -> Registration:
+        """The version behind `name@alias` or `name/version`, its bundle at a local path.
+
+        Raises RegistryError when there is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        match = REFERENCE.match(reference)
+        if match is None:
+            raise RegistryError(f"'{reference}' is no model reference; expected NAME@ALIAS or NAME/VERSION, for example flights@champion.")
+        name, alias, version = match["name"], match["alias"], match["version"]
+        try:
+            found = self._client.get_model_version_by_alias(name, alias) if alias else self._client.get_model_version(name, version)
+        except MlflowException:
+            known = self.aliases(name)
+            has = ", ".join(f"{name}@{key} (version {value})" for key, value in sorted(known.items())) or "no such model or alias"
+            raise RegistryError(f"the registry does not have '{reference}'; found {has}. Register one: raymlp run.") from None
+        held = tuple(sorted(key for key, value in self.aliases(name).items() if str(value) == str(found.version)))
+        return Registration(name, str(found.version), self._fetch(found), held)
+
+    def aliases(self, name: str) -> Mapping[str, str]:
+        """Alias to version of a model; empty when there is no such model."""
+        models = self._client.search_registered_models(f"name='{name}'")
+        return {alias: str(version) for alias, version in models[0].aliases.items()} if models else {}
+
+    def set_aliases(self, name: str, changes: Mapping[str, str | None]) -> None:
+        """Point aliases to versions; None removes one."""
+        for alias, version in changes.items():
+            if version is None:
+                self._client.delete_registered_model_alias(name, alias)
+            else:
+                self._client.set_registered_model_alias(name, alias, version)
+
+    def _fetch(self, version: Any) -> Path:
+        """The version's bundle under the storage folder, downloaded once."""
+        target = self._cache / version.name / str(version.version)
+        if not target.exists():
+            from mlflow.artifacts import download_artifacts
+
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(download_artifacts(artifact_uri=f"{version.source}/bundle", dst_path=folder))
+                with published(target) as aside:
+                    for file in place.iterdir():
+                        (aside / file.name).write_bytes(file.read_bytes())
+        return target
+
+
+def _as_pyfunc(bundle: Path, folder: Path) -> Path:
+    """An MLflow model folder around a bundle: loaded by `raymlp.model.pyfunc`, without unpickling."""
+    import shutil
+
+    from mlflow.models import Model
+    from mlflow.pyfunc import add_to_model
+
+    folder.mkdir()
+    shutil.copytree(bundle, folder / "bundle")
+    model = Model()
+    add_to_model(model, loader_module="raymlp.model.pyfunc", data="bundle", code=None)
+    model.save(str(folder / "MLmodel"))
+    return folder

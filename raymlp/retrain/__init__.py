@@ -1,0 +1,1 @@
+"""When a new model is worth training, and that only one is trained at a time."""

@@ -1,0 +1,43 @@
+"""When to train again: facts in, decision with its reason out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from raymlp.config.retrain import Retrain
+from raymlp.core.records import Decision
+
+
+@dataclass(frozen=True)
+class RetrainFacts:
+    """What the policy looks at."""
+
+    alerts: Mapping[str, int]
+    """Kind of finding to the number of alerts of that kind in the newest window."""
+    new_rows: int
+    """Labelled rows newer than the champion's training data."""
+    seconds_since_last: float | None = None
+    """Seconds since the last retrain ended; None if there was none."""
+    is_running: bool = False
+    """Whether a retrain is running now."""
+
+
+def decide(facts: RetrainFacts, settings: Retrain) -> Decision:
+    """`retrain` or `wait`. Two retrains never run at once, and nothing is trained on too few new rows."""
+    asking = {kind: count for kind, count in facts.alerts.items() if kind in settings.triggers and count > 0}
+    plain = asdict(facts)
+    if facts.is_running:
+        return Decision("wait", "a retrain is running already", plain)
+    if not asking:
+        ignored = sum(facts.alerts.values())
+        reason = f"none of {ignored} alerts is of a kind that asks for a new model ({', '.join(settings.triggers)})" if ignored else "no alert"
+        return Decision("wait", reason, plain)
+    why = " and ".join(f"{count} {kind} alert{'s' * (count != 1)}" for kind, count in sorted(asking.items()))
+    if facts.new_rows < settings.min_new_rows:
+        return Decision("wait", f"{why}, but only {facts.new_rows:,} of {settings.min_new_rows:,} new labelled rows", plain)
+    if facts.seconds_since_last is not None and facts.seconds_since_last < settings.cooldown_s:
+        return Decision(
+            "wait", f"{why}, but the last retrain ended {facts.seconds_since_last:,.0f} s ago (cooldown {settings.cooldown_s:,.0f} s)", plain
+        )
+    return Decision("retrain", f"{why}, with {facts.new_rows:,} new labelled rows", plain)

@@ -1,0 +1,129 @@
+"""What a run leaves in MLflow: one run a job, written by the driver alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raymlp.config.registry import Registry
+from raymlp.config.runtime import Runtime
+from raymlp.core.errors import RegistryError
+from raymlp.core.files import make_folder
+from raymlp.runtime.session import storage_root
+
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
+def tracking_uri(registry: Registry, runtime: Runtime) -> str:
+    """Address of the tracking store: what is set, or a SQLite file under the storage folder."""
+    return registry.tracking_uri or f"sqlite:///{storage_root(runtime) / 'mlflow.db'}"
+
+
+def client(registry: Registry, runtime: Runtime) -> Any:
+    """An MLflow client. Raises RegistryError when the store cannot be reached."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(registry, runtime)
+    if uri.startswith("sqlite:"):
+        make_folder(storage_root(runtime))
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        raise RegistryError(f"the tracking store {uri} cannot be used: {error.message}. Set registry.tracking_uri.") from None
+
+
+class Run:
+    """An open run: metrics by step, files, and tags."""
+
+    def __init__(self, mlflow: Any, run_id: str) -> None:
+        self._mlflow, self.id = mlflow, run_id
+
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Log numbers; what is not finite is left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        finite = {name: float(value) for name, value in values.items() if value == value and abs(value) != float("inf")}
+        self._mlflow.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in finite.items()])
+
+    def text(self, text: str, name: str) -> None:
+        """Keep a small text as an artifact."""
+        self._mlflow.log_text(self.id, text, name)
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file as an artifact."""
+        self._mlflow.log_artifact(self.id, str(path), folder)
+
+    def tag(self, name: str, value: str) -> None:
+        self._mlflow.set_tag(self.id, name, value)
+
+
+@contextmanager
+def tracked(name: str, job: str, *, config_yaml: str, seed: int, snapshot: str, registry: Registry, runtime: Runtime) -> Iterator[Run]:
+    """A new run in the experiment `name`, marked finished or failed at the end.
+
+    Holds the resolved config, snapshot digest, code version, seed and environment from the start.
+    """
+    mlflow = client(registry, runtime)
+    tags = {"raymlp.job": job, "raymlp.snapshot": snapshot, "raymlp.seed": str(seed), **code_version()}
+    record = mlflow.create_run(_experiment(mlflow, name, registry, runtime), run_name=f"{job}-{time.strftime('%Y%m%d-%H%M%S')}", tags=tags)
+    run = Run(mlflow, record.info.run_id)
+    run.text(config_yaml, "config.yaml")
+    run.text(environment(), "environment.txt")
+    try:
+        yield run
+    except BaseException:
+        mlflow.set_terminated(run.id, "FAILED")
+        raise
+    mlflow.set_terminated(run.id, "FINISHED")
+
+
+def existing(run_id: str, *, registry: Registry, runtime: Runtime) -> Run:
+    """The run that made a bundle, for its evaluation and registration to be written to. Raises RegistryError."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow = client(registry, runtime)
+    try:
+        mlflow.get_run(run_id)
+    except MlflowException as error:
+        raise RegistryError(f"run {run_id} is not in {tracking_uri(registry, runtime)}: {error.message}. Set registry.tracking_uri.") from None
+    return Run(mlflow, run_id)
+
+
+def _experiment(mlflow: Any, name: str, registry: Registry, runtime: Runtime) -> str:
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    place = None if registry.tracking_uri else (storage_root(runtime) / "mlartifacts" / name).as_uri()
+    return str(mlflow.create_experiment(name, artifact_location=place))
+
+
+def code_version() -> dict[str, str]:
+    """Version of raymlp, and the commit of the working folder where it is a git checkout."""
+    tags = {"raymlp.version": importlib.metadata.version("raymlp"), "raymlp.python": platform.python_version()}
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return tags
+    return {**tags, "raymlp.commit": commit + ("+changes" if dirty else "")}
+
+
+def environment() -> str:
+    """Installed distributions, one `name==version` a line."""
+    names = {f"{item.metadata['Name']}=={item.version}" for item in importlib.metadata.distributions()}
+    return "\n".join(sorted(names, key=str.lower)) + "\n"

@@ -1,0 +1,106 @@
+"""The endpoint's OpenAPI page, with the real columns of the contract in place of "any object"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymlp.core.records import Task
+from raymlp.data.contract import ColumnContract, Contract
+
+Json = dict[str, Any]
+TYPES: dict[str, Json] = {
+    "bool": {"type": "boolean"},
+    "int": {"type": "integer", "format": "int64"},
+    "float": {"type": "number", "format": "double"},
+    "string": {"type": "string"},
+    "timestamp": {"type": "string", "format": "date-time"},
+}
+ANSWERS: dict[Task, Json] = {
+    "binary": {"probability": {"type": "number", "minimum": 0, "maximum": 1}, "label": {"type": "string"}},
+    "multiclass": {"probabilities": {"type": "object", "additionalProperties": {"type": "number"}}, "label": {"type": "string"}},
+    "regression": {"value": {"type": "number"}},
+}
+
+
+def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_key: bool) -> Json:
+    """The OpenAPI 3.1 document of one model's endpoint."""
+    row = {
+        "type": "object",
+        "properties": {column: _column(rule, contract.describe(column)) for column, rule in contract.columns.items()},
+        "required": [column for column, rule in contract.columns.items() if not rule.nullable],
+        "additionalProperties": False,
+    }
+    request = _record(
+        {
+            "instances": {"type": "array", "items": {"$ref": "#/components/schemas/Row"}, "minItems": 1, "maxItems": max_rows},
+            "routing_key": {"type": "string", "description": "The same key gets the same version; X-Routing-Key does the same."},
+        },
+        required=["instances"],
+    )
+    answer = _record(
+        {
+            "predictions": {"type": "array", "items": _record(ANSWERS[task])},
+            "model_version": {"type": "string"},
+            "prediction_id": {"type": "string", "format": "uuid"},
+        }
+    )
+    error = _record({"error": _record({part: {"type": "string"} for part in ("field", "found", "expected")})})
+    security: list[Json] = [{"key": []}] if needs_key else []
+    refused: Json = {"401": _refers("The key is missing or wrong", "Error")} if needs_key else {}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": name, "version": "1"},
+        "components": {
+            "schemas": {"Row": row, "Request": request, "Answer": answer, "Error": error},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "paths": {
+            f"/v1/models/{name}:predict": {
+                "post": {
+                    "summary": "Predict rows",
+                    "security": security,
+                    "requestBody": {"required": True, "content": _content("Request")},
+                    "responses": {
+                        "200": _refers("One prediction a row", "Answer"),
+                        **refused,
+                        "422": _refers("The request does not fit the contract", "Error"),
+                        "503": {"description": "Too many requests wait; try again after the seconds in Retry-After"},
+                    },
+                }
+            },
+            f"/v1/models/{name}": {"get": {"summary": "Versions and weights", "security": security, "responses": _ok()}},
+            "/healthz": {"get": {"summary": "The process answers", "responses": _ok()}},
+            "/readyz": {"get": {"summary": "A model is loaded", "responses": _ok()}},
+            "/metrics": {"get": {"summary": "Prometheus text of one replica", "responses": _ok()}},
+        },
+    }
+
+
+def _column(rule: ColumnContract, description: str) -> Json:
+    kind = dict(TYPES[rule.type])
+    if rule.nullable:
+        kind["type"] = [kind["type"], "null"]
+    for part, value in (("minimum", rule.minimum), ("maximum", rule.maximum)):
+        if value is not None:
+            kind[part] = value
+    if rule.categories and rule.type == "string":
+        kind["enum"] = [*rule.categories, *([None] if rule.nullable else [])]
+    if rule.example is not None:
+        kind["examples"] = [rule.example]
+    return {**kind, "description": description}
+
+
+def _record(properties: Json, *, required: list[str] | None = None) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties) if required is None else required}
+
+
+def _content(schema: str) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _refers(description: str, schema: str) -> Json:
+    return {"description": description, "content": _content(schema)}
+
+
+def _ok() -> Json:
+    return {"200": {"description": "OK"}}

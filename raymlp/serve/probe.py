@@ -1,0 +1,70 @@
+"""Try a bundle where a crash harms nobody: in a worker process that answers one question and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raymlp.core.errors import RaymlpError, ServingError
+from raymlp.core.records import Version
+from raymlp.data.contract import Contract, Row
+
+PROBE_S = 120.0
+"""A bundle that has not answered by then is refused."""
+
+STAND_INS: dict[str, Any] = {"bool": False, "int": 0, "float": 0.0, "string": "", "timestamp": "2000-01-01T00:00:00Z"}
+
+
+def example_row(contract: Contract) -> Row:
+    """A row that the contract accepts: its examples, null where there is none and null is allowed, else a plain value in range."""
+    row: Row = {}
+    for name, rule in contract.columns.items():
+        value: Any = rule.example
+        if value is None and not rule.nullable:
+            value = rule.categories[0] if rule.categories else STAND_INS[rule.type]
+            if rule.type in ("int", "float"):
+                low, high = rule.minimum, rule.maximum
+                value = max(value, low if low is not None else value)
+                value = min(value, high if high is not None else value)
+        row[name] = value
+    return row
+
+
+def answers_a_sample(bundle: str) -> str:
+    """Load a bundle and predict its example row; gives back the bundle's digest. Raises BundleError, or ServingError for an
+    answer that is no number."""
+    import numpy as np
+
+    from raymlp.model.predictor import Predictor
+
+    predictor = Predictor.load(bundle)
+    scores = predictor.predict([example_row(predictor.bundle.contract)]).scores
+    if not np.isfinite(scores).all():
+        raise ServingError(f"the bundle {bundle} predicts {scores.tolist()} for its example row; expected finite numbers.")
+    return predictor.bundle.digest
+
+
+def probe(version: Version) -> str:
+    """Raises ServingError when the version's bundle cannot be loaded, crashes, hangs or gives no number; nothing else changes."""
+    return in_own_process(answers_a_sample, version.bundle, what=f"version {version.label} ({version.bundle})")
+
+
+def in_own_process(function: Callable[[str], str], argument: str, *, what: str, timeout_s: float = PROBE_S) -> str:
+    """A function's result from a worker process that runs nothing else. Raises ServingError for an error, a crash or a hang."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+    task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(function)
+    answer = task.remote(argument)
+    try:
+        return str(ray.get(answer, timeout=timeout_s))
+    except GetTimeoutError:
+        ray.cancel(answer, force=True)
+        raise ServingError(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None
+    except RayTaskError as error:
+        cause = error.cause
+        reason = str(cause) if isinstance(cause, RaymlpError) else f"{type(cause).__name__}: {cause}"
+        raise ServingError(f"{what} was refused: {reason} Nothing was changed.") from None
+    except RayError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ServingError(f"{what} crashed its process: {first} Nothing was changed.") from None

@@ -1,0 +1,67 @@
+"""A request's bytes as typed values, or the RequestError that says what is wrong with them. No Ray, no web framework."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import orjson
+
+from raymlp.core.errors import RequestError
+
+MAX_BODY_BYTES = 16 << 20
+"""A request's body may have this many bytes; it is read into memory before anything is checked."""
+
+MAX_KEY_CHARACTERS = 1_024
+FIELDS = ("instances", "routing_key")
+
+
+class Request(NamedTuple):
+    """`instances` are as they came, still to be checked against a version's contract."""
+
+    instances: list[Any]
+    routing_key: str | None
+
+
+def parse(body: bytes, *, max_rows: int) -> Request:
+    """Raises RequestError for anything but `{"instances": [1 to max_rows], "routing_key": text or absent}`."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError("body", f"no JSON ({error})", 'JSON in UTF-8: {"instances": [{...}]}') from None
+    if type(content) is not dict:
+        raise RequestError("body", f"a JSON {_kind(content)}", 'an object: {"instances": [{...}]}')
+    instances, key = content.get("instances"), content.get("routing_key")
+    if type(instances) is not list:
+        found = f"a JSON {_kind(instances)}" if "instances" in content else "missing"
+        raise RequestError("instances", found, "a list of rows")
+    if not 1 <= len(instances) <= max_rows:
+        raise RequestError("instances", f"a list of {len(instances):,} rows", f"1 to {max_rows:,} rows")
+    if key is not None and (type(key) is not str or len(key) > MAX_KEY_CHARACTERS):
+        raise RequestError("routing_key", f"a JSON {_kind(key)}", f"text of at most {MAX_KEY_CHARACTERS:,} characters")
+    if len(content) > 1 + ("routing_key" in content):
+        extra = next(name for name in content if name not in FIELDS)
+        raise RequestError(extra[:60], "not a field", "only " + " and ".join(FIELDS))
+    return Request(instances, key or None)
+
+
+def key_hash(key: str) -> str:
+    """Hex SHA-256 of an API key: what replicas are given in place of the key."""
+    return sha256(key.encode()).hexdigest()
+
+
+def is_authorized(header: bytes, hashes: Sequence[bytes]) -> bool:
+    """Whether `Authorization: Bearer KEY` holds one of the keys; takes as long for a near miss as for a far one."""
+    scheme, _, key = header.partition(b" ")
+    given = sha256(key.strip()).hexdigest().encode()
+    found = False
+    for known in hashes:
+        found |= hmac.compare_digest(given, known)
+    return found and scheme.lower() == b"bearer"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "number")

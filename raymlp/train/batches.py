@@ -1,0 +1,147 @@
+"""Batches from blocks: shuffled by seed and epoch for training, in order for validation.
+
+Legend: B rows, N numbers, C categories.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymlp.train.blocks import Block, joined
+
+Source = Callable[[np.random.Generator | None], Iterator[Block]]
+"""One pass over a worker's blocks; with a generator, in an order that it draws where the source can."""
+VALID_ROWS = 8_192
+
+
+class Batch:
+    """What a step takes: `numeric` float32 (B, N), `categorical` int64 (B, C), `target` float32 (B,).
+
+    No dict, on purpose: Lightning's reduced precisions would round the answers inside one.
+    """
+
+    __slots__ = ("categorical", "numeric", "target")
+
+    def __init__(self, numeric: Tensor, categorical: Tensor, target: Tensor) -> None:
+        self.numeric, self.categorical, self.target = numeric, categorical, target
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def to(self, device: torch.device, **options: bool) -> Batch:
+        """The same batch on a device."""
+        return Batch(self.numeric.to(device, **options), self.categorical.to(device, **options), self.target.to(device, **options))
+
+
+def batch_of(block: Block, rows: NDArray[np.int64] | slice) -> Batch:
+    """Copy some rows of a block into tensors."""
+    return Batch(
+        torch.from_numpy(np.array(block.numeric[rows])),
+        torch.from_numpy(block.categorical[rows].astype(np.int64)),
+        torch.from_numpy(np.array(block.target[rows])),
+    )
+
+
+class TrainBatches:
+    """The training batches of one worker. Each epoch draws another order from the seed, the epoch and the rank.
+
+    Rows wait in a buffer of `buffer_rows`, and batches are drawn from it; 0 keeps the order. The last batch is smaller.
+    """
+
+    def __init__(
+        self, source: Source, *, rows: int, batch_size: int, buffer_rows: int, seed: tuple[int, int], epoch: Callable[[], int], shuffle_labels: bool = False
+    ) -> None:
+        self._source, self._rows, self._batch_size, self._buffer_rows = source, rows, batch_size, buffer_rows
+        self._seed, self._epoch, self._shuffle_labels = seed, epoch, shuffle_labels
+        self._running: Iterator[Batch] | None = None
+        self.waited_s = 0.0
+        """Seconds spent making batches since the last `reset_clock`."""
+
+    def __len__(self) -> int:
+        return math.ceil(self._rows / self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._running is not None:
+            self._running.close()  # type: ignore[attr-defined]
+        self._running = self._timed()
+        return self._running
+
+    def reset_clock(self) -> None:
+        self.waited_s = 0.0
+
+    def _timed(self) -> Iterator[Batch]:
+        batches = self._batches()
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _batches(self) -> Iterator[Batch]:
+        rng = np.random.default_rng([*self._seed, self._epoch()])
+        waiting: list[Block] = []
+        num_waiting = left = 0
+        for block in self._source(rng if self._buffer_rows else None):
+            waiting.append(block)
+            num_waiting += len(block)
+            if num_waiting >= max(self._buffer_rows, self._batch_size):
+                buffer = self._mixed(joined(waiting), rng)
+                left = num_waiting % self._batch_size
+                yield from self._cut(buffer, num_waiting - left)
+                waiting, num_waiting = [buffer.slice(num_waiting - left, num_waiting)] if left else [], left
+        if num_waiting:
+            yield from self._cut(self._mixed(joined(waiting), rng), num_waiting)
+
+    def _mixed(self, buffer: Block, rng: np.random.Generator) -> Block:
+        order = rng.permutation(len(buffer)) if self._buffer_rows else np.arange(len(buffer))
+        answers = rng.permutation(buffer.target) if self._shuffle_labels else buffer.target[order]
+        return Block(buffer.numeric[order], buffer.categorical[order], answers)
+
+    def _cut(self, buffer: Block, rows: int) -> Iterator[Batch]:
+        for start in range(0, rows, self._batch_size):
+            yield batch_of(buffer, slice(start, min(start + self._batch_size, rows)))
+
+
+class ValidBatches:
+    """The validation batches of one worker, in order. Empty ones fill up, so that all workers take as many steps."""
+
+    def __init__(self, source: Source, *, steps: int, batch_rows: int = VALID_ROWS) -> None:
+        self._source, self._steps, self._batch_rows = source, steps, batch_rows
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        last: Block | None = None
+        given = 0
+        for last in self._pieces():
+            yield batch_of(last, slice(None))
+            given += 1
+        assert last is not None, "a worker without validation rows"
+        for _ in range(self._steps - given):
+            yield batch_of(last, slice(0, 0))
+
+    def _pieces(self) -> Iterator[Block]:
+        """Blocks of exactly `batch_rows`, but for the last."""
+        waiting: list[Block] = []
+        num_waiting = 0
+        for block in self._source(None):
+            waiting.append(block)
+            num_waiting += len(block)
+            if num_waiting >= self._batch_rows:
+                *full, rest = joined(waiting).pieces(self._batch_rows)
+                if len(rest) == self._batch_rows:
+                    full, rest = [*full, rest], rest.slice(0, 0)
+                yield from full
+                waiting, num_waiting = [rest] if len(rest) else [], len(rest)
+        if num_waiting:
+            yield joined(waiting)

@@ -1,0 +1,97 @@
+"""Rows as the net takes them, in blocks: made from Arrow by the feature plan, kept as flat Arrow columns on the way.
+
+Legend: B rows, N numbers, C categories. One block holds `numeric` float32 (B, N), `categorical` int32 (B, C) and
+`target` float32 (B,). Rows without a usable answer are left out: a missing one, or a class unseen in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raymlp.features.plan import FeaturePlan
+
+BLOCK_ROWS = 8_192
+"""Rows of the blocks whose order is drawn anew each epoch."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """B transformed rows."""
+
+    numeric: NDArray[np.float32]
+    categorical: NDArray[np.int32]
+    target: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def slice(self, start: int, stop: int) -> Block:
+        """Rows from `start` up to `stop`, without a copy."""
+        return Block(self.numeric[start:stop], self.categorical[start:stop], self.target[start:stop])
+
+    def pieces(self, rows: int = BLOCK_ROWS) -> Iterator[Block]:
+        """The same rows in blocks of at most `rows`, without a copy."""
+        return (self.slice(start, start + rows) for start in range(0, len(self), rows))
+
+
+def joined(blocks: Iterable[Block]) -> Block:
+    """All rows of one or more blocks in one."""
+    parts = list(blocks)
+    if len(parts) == 1:
+        return parts[0]
+    return Block(
+        np.concatenate([part.numeric for part in parts]),
+        np.concatenate([part.categorical for part in parts]),
+        np.concatenate([part.target for part in parts]),
+    )
+
+
+def columns_of(plan: FeaturePlan) -> list[str]:
+    """Columns that `pack` reads."""
+    return list(dict.fromkeys([*plan.inputs, plan.target.column]))
+
+
+def row_bytes(plan: FeaturePlan) -> int:
+    """Bytes of one packed row."""
+    return 4 * (plan.num_numeric + len(plan.cardinalities) + 1)
+
+
+def pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
+    """Transform rows into flat Arrow columns that travel between processes without copies."""
+    answers = plan.target.encode(table.column(plan.target.column))
+    usable = np.isfinite(answers)
+    if plan.target.task != "regression":
+        usable &= answers >= 0
+    if not usable.all():
+        table, answers = table.filter(pa.array(usable)), answers[usable]
+    tensors = plan.transform(table)
+    columns: dict[str, Any] = {"target": pa.array(answers, pa.float32())}
+    for name, kind in (("numeric", np.float32), ("categorical", np.int32)):
+        values = tensors[name].astype(kind)
+        if values.shape[1]:
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    return pa.table(columns)
+
+
+def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
+    """The rows of a packed table, one block a chunk, read in place."""
+    for batch in table.to_batches():
+        if batch.num_rows:
+            yield Block(
+                _matrix(batch, "numeric", plan.num_numeric, np.float32),
+                _matrix(batch, "categorical", len(plan.cardinalities), np.int32),
+                batch.column("target").to_numpy(),
+            )
+
+
+def _matrix(batch: pa.RecordBatch, name: str, width: int, kind: Any) -> NDArray[Any]:
+    if not width:
+        return np.zeros((batch.num_rows, 0), kind)
+    values = batch.column(name).flatten().to_numpy()
+    return np.asarray(values.reshape(-1, width))

@@ -1,0 +1,155 @@
+"""Ray Data on the way to the workers: which blocks go where, and whether they are transformed once or every epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import ray.train
+
+from raymlp.core.errors import DataError
+from raymlp.data.snapshot import read_split, split_files
+from raymlp.features.plan import FeaturePlan
+from raymlp.train.batches import Source
+from raymlp.train.blocks import Block, columns_of, pack, row_bytes, unpack
+
+log = logging.getLogger(__name__)
+HOLD_SHARE = 0.3
+"""Share of the object store that transformed rows may fill; beyond it they are made anew every epoch."""
+PACK_ROWS = 65_536
+SPLITS = ("train", "valid")
+
+
+class Feed(ray.train.DataConfig):  # type: ignore[misc]
+    """The datasets of a run and how workers share them; the same rows in the same order at every start.
+
+    Rows that are held are divided into fixed shards of equal length. Streamed training rows go through
+    `streaming_split` in order; streamed validation rows are passed over by every worker, which keeps its own.
+    """
+
+    def __init__(self, path: Path, plan: FeaturePlan, *, num_workers: int, hold: bool) -> None:
+        options = ray.data.ExecutionOptions(preserve_order=True)
+        super().__init__(datasets_to_split=["train"], execution_options=options, enable_shard_locality=False)
+        self.datasets = {split: _packed(path, plan, split) for split in SPLITS}
+        self.hold = hold
+        self.rows: dict[str, int]
+        self._shards: dict[str, list[Any]] = {}
+        if hold:
+            self.datasets = {split: dataset.materialize() for split, dataset in self.datasets.items()}
+            self.rows = {split: dataset.count() for split, dataset in self.datasets.items()}
+        else:
+            self.rows = {split: _count(path, plan, split) for split in SPLITS}
+        for split, rows in self.rows.items():
+            if rows < num_workers:
+                raise DataError(
+                    f"{path} has {rows} usable rows in the split '{split}'; expected at least one for each of {num_workers} workers. "
+                    "Check the split and the target."
+                )
+        if hold:
+            each = self.rows["train"] // num_workers
+            self._shards["train"] = _cut(self.datasets["train"], [each * rank for rank in range(1, num_workers + 1)])[:num_workers]
+            self._shards["valid"] = _cut(self.datasets["valid"], [self.rows["valid"] * rank // num_workers for rank in range(1, num_workers)])
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """Called by Ray Train: an iterator for each worker and dataset."""
+        if not self.hold:
+            shards: list[dict[str, Any]] = super().configure(datasets, world_size, *args, **kwargs)
+            return shards
+        return [{name: self._shards[name][rank].iterator() for name in datasets} for rank in range(world_size)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "datasets"}
+
+
+def may_hold(rows: int, plan: FeaturePlan) -> bool:
+    """Whether transformed rows fit well inside the cluster's object store. The decision is logged with its numbers."""
+    needed = rows * row_bytes(plan)
+    room = HOLD_SHARE * ray.cluster_resources().get("object_store_memory", 0.0)
+    hold = needed <= room
+    log.info(
+        "%s rows take %.0f MB once transformed, and %.0f MB of the object store may be used: %s",
+        f"{rows:,}", needed / 1e6, room / 1e6, "transformed once and held" if hold else "transformed anew every epoch",
+    )  # fmt: skip
+    return hold
+
+
+def shard_source(shard: Any, plan: FeaturePlan, *, hold: bool, start: int, stop: int) -> Source:
+    """Passes over a worker's shard. Held blocks are read in place from shared memory and their order can be drawn."""
+    if hold:
+        return held_source(_blocks(shard, plan))
+    return lambda _: clipped(_blocks(shard, plan), start, stop)
+
+
+def held_source(blocks: Iterator[Block]) -> Source:
+    """Passes over blocks that stay in memory."""
+    held = list(blocks)
+
+    def run(rng: np.random.Generator | None) -> Iterator[Block]:
+        order = range(len(held)) if rng is None else rng.permutation(len(held))
+        return (held[index] for index in order)
+
+    return run
+
+
+def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
+    """Rows `start` up to `stop` of a stream of blocks, which is read to its end."""
+    seen = 0
+    for block in blocks:
+        low, high = max(start - seen, 0), min(stop - seen, len(block))
+        seen += len(block)
+        if low < high:
+            yield block.slice(low, high)
+
+
+def local_blocks(path: Path, plan: FeaturePlan, split: str) -> Iterator[Block]:
+    """Transformed rows of a split without Ray; the split is held in this process."""
+    table = read_split(path, split, columns_of(plan))
+    for start in range(0, table.num_rows, PACK_ROWS):
+        for block in unpack(pack(table.slice(start, PACK_ROWS), plan), plan):
+            yield from block.pieces()
+
+
+def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
+    for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        for block in unpack(table, plan):
+            yield from block.pieces()
+
+
+def _packed(path: Path, plan: FeaturePlan, split: str) -> Any:
+    return _read(path, split, columns_of(plan)).map_batches(_pack, batch_size=PACK_ROWS, batch_format="pyarrow", fn_kwargs={"plan": plan})
+
+
+def _count(path: Path, plan: FeaturePlan, split: str) -> int:
+    """Usable rows of a split: only the answers are read."""
+    target = plan.target.column
+    answers = _read(path, split, [target])
+    counts = answers.map_batches(_count_usable, batch_format="pyarrow", fn_kwargs={"plan": plan})
+    return int(sum(row["rows"] for row in counts.iter_rows()))
+
+
+def _read(path: Path, split: str, columns: list[str]) -> Any:
+    files = split_files(path, split)
+    if not files:
+        raise DataError(f"{path} has no rows in the split '{split}'; expected some. Check the split.")
+    dataset = ray.data.read_parquet(files, columns=columns)
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
+def _pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
+    return pack(table, plan)
+
+
+def _count_usable(table: pa.Table, plan: FeaturePlan) -> pa.Table:
+    answers = plan.target.encode(table.column(plan.target.column))
+    usable = np.isfinite(answers) if plan.target.task == "regression" else answers >= 0
+    return pa.table({"rows": [int(usable.sum())]})
+
+
+def _cut(dataset: Any, indices: list[int]) -> list[Any]:
+    return list(dataset.split_at_indices(indices)) if indices else [dataset]

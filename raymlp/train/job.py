@@ -1,0 +1,124 @@
+"""What a training run is, in plain values that travel to the workers, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymlp.config.schema import Config
+from raymlp.core.errors import TrainingError
+from raymlp.core.files import digest_of, to_json
+from raymlp.core.metrics import score
+from raymlp.core.records import Task
+from raymlp.features.plan import FeaturePlan
+from raymlp.model.calibration import Calibration
+from raymlp.model.nets import NetShape
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run. `rows` counts usable rows by split over all workers."""
+
+    config: Config
+    plan: FeaturePlan
+    rows: Mapping[str, int]
+    hold: bool = True
+    shuffle_labels: bool = False
+
+    @property
+    def shape(self) -> NetShape:
+        return NetShape.of(self.config.model, self.plan)
+
+    def train_rows(self, world_size: int) -> int:
+        """Training rows of each worker: all have as many, so up to `world_size - 1` rows are left out."""
+        return self.rows["train"] // world_size
+
+    def valid_range(self, rank: int, world_size: int) -> tuple[int, int]:
+        """First validation row of a worker, and the one after its last."""
+        rows = self.rows["valid"]
+        return rows * rank // world_size, rows * (rank + 1) // world_size
+
+    def fingerprint(self, world_size: int) -> dict[str, Any]:
+        """What must be the same for a checkpoint to fit."""
+        config = self.config.model_dump(mode="json")
+        settings = {name: value for name, value in config["train"].items() if name not in ("max_failures", "checkpoint_every_epochs", "patience")}
+        facts = [config["model"], settings, self.plan.model_dump(mode="json", exclude={"reasons"}), dict(self.rows), self.shuffle_labels]
+        return {"world_size": world_size, "strategy": config["train"]["strategy"], "digest": digest_of(facts)}
+
+
+@dataclass
+class Progress:
+    """How far a run has come: saved with every checkpoint."""
+
+    fingerprint: dict[str, Any]
+    epochs: int = 0
+    best_epoch: int = 0
+    best_loss: float = float("inf")
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, metrics: dict[str, float], *, patience: int, epochs: int) -> bool:
+        """Take in an epoch; true when its validation loss is the lowest so far.
+
+        Raises TrainingError when the loss is no number.
+        """
+        self.epochs += 1
+        loss = metrics["valid_loss"]
+        if not np.isfinite([loss, metrics["train_loss"]]).all():
+            raise TrainingError(
+                f"the loss is {metrics['train_loss']:g} in training and {loss:g} in validation after epoch {self.epochs}; "
+                "expected finite numbers. Lower train.learning_rate, or use features.scaling=quantile."
+            )
+        self.history.append(metrics)
+        better = loss < self.best_loss
+        if better:
+            self.best_epoch, self.best_loss = self.epochs, loss
+        self.finished = self.epochs >= epochs or self.epochs - self.best_epoch >= patience
+        return better
+
+    def save(self, folder: Path) -> None:
+        (folder / "progress.json").write_text(to_json(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path, fingerprint: dict[str, Any]) -> Self:
+        """Raises TrainingError when the checkpoint belongs to another run, or to another number of ZeRO workers."""
+        plain = json.loads((folder / "progress.json").read_text())
+        found = plain["fingerprint"]
+        if found["world_size"] != fingerprint["world_size"]:
+            raise TrainingError(
+                f"the checkpoint {folder} was written by {found['world_size']} workers ({found['strategy']['kind']}), and this run has "
+                f"{fingerprint['world_size']}; expected the same number, since each worker holds its own part of the rows and, under "
+                f"deepspeed, of the weights. Set train.num_workers={found['world_size']}, or start a new run."
+            )
+        if found != fingerprint:
+            raise TrainingError(f"the checkpoint {folder} was written with other settings or data; expected the same. Start a new run.")
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gives. `outputs` float64 (N,) or (N, K) of the best weights on the validation split, and `answers` (N,)."""
+
+    weights: Mapping[str, Tensor]
+    outputs: NDArray[np.float64]
+    answers: NDArray[np.float64]
+    progress: Progress
+
+    def scored(self, task: Task) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
+        """The calibration, the calibrated scores (N,) or (N, K), and the metrics on the validation split.
+
+        `train_loss` and `valid_loss` are those of the best epoch; `epochs` counts all that were run.
+        """
+        calibration = Calibration.fit(task, self.outputs, self.answers)
+        scores = calibration.apply(self.outputs)
+        best = self.progress.history[self.progress.best_epoch - 1]
+        losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}
+        counts = {"epochs": float(self.progress.epochs), "best_epoch": float(self.progress.best_epoch)}
+        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts}

@@ -1,0 +1,94 @@
+"""The Lightning module: loss, optimizer, schedule, and the sums of an epoch.
+
+Legend: B rows, K classes, O outputs of the net.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raymlp.config.train import Train
+from raymlp.core.records import Task
+from raymlp.train.batches import Batch
+
+WARM_UP = 0.1
+"""Share of the steps in which the step size rises."""
+
+
+def loss_sum(task: Task, outputs: Tensor, target: Tensor) -> Tensor:
+    """Summed loss of B rows from `outputs` float32 (B, O) and `target` float32 (B,); 0 without rows.
+
+    Binary and multiclass: negative log likelihood. Regression: squared error of the standardised value.
+    """
+    if task == "multiclass":
+        return functional.cross_entropy(outputs, target.long(), reduction="sum")
+    if task == "binary":
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], target, reduction="sum")
+    return functional.mse_loss(outputs[:, 0], target, reduction="sum")
+
+
+class Sums:
+    """Loss and rows of one pass, kept on the device so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self.loss: Tensor | None = None
+        self.rows = 0
+
+    def add(self, loss: Tensor, rows: int) -> None:
+        loss = loss.detach().double()
+        self.loss = loss if self.loss is None else self.loss + loss
+        self.rows += rows
+
+    def total(self, device: torch.device) -> Tensor:
+        """float64 (2,): loss, rows."""
+        loss = torch.zeros((), dtype=torch.float64, device=device) if self.loss is None else self.loss
+        return torch.stack([loss, torch.tensor(float(self.rows), dtype=torch.float64, device=device)])
+
+
+class TableModule(pl.LightningModule):
+    """A net for tables under AdamW and a one-cycle step size. The loss of a step is the mean over its rows."""
+
+    def __init__(self, net: nn.Module, task: Task, settings: Train, *, total_steps: int, fused: bool) -> None:
+        super().__init__()
+        self.net, self.task, self.settings = net, task, settings
+        self.total_steps, self.fused = total_steps, fused
+        self.train_sums, self.valid_sums = Sums(), Sums()
+        self.valid_outputs: list[NDArray[np.float32]] = []
+        self.valid_answers: list[NDArray[np.float32]] = []
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Outputs float32 (B, O)."""
+        outputs: Tensor = self.net(batch.numeric, batch.categorical)
+        return outputs.float()
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = loss_sum(self.task, self(batch), batch.target)
+        self.train_sums.add(loss, len(batch))
+        return loss / len(batch)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        outputs = self(batch)
+        self.valid_sums.add(loss_sum(self.task, outputs, batch.target), len(batch))
+        self.valid_outputs.append(outputs.cpu().numpy())
+        self.valid_answers.append(batch.target.cpu().numpy())
+
+    def on_train_epoch_start(self) -> None:
+        self.train_sums = Sums()
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_sums, self.valid_outputs, self.valid_answers = Sums(), [], []
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        optimizer = torch.optim.AdamW(self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, settings.learning_rate, self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,250 @@
+"""Training, seen from the driver: plan, feed, Ray Train, bundle. Lightning is imported by the workers alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+from numpy.typing import NDArray
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raymlp.config.loader import to_yaml
+from raymlp.config.schema import Config
+from raymlp.config.train import DeepSpeed, Train
+from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
+from raymlp.core.files import make_folder
+from raymlp.core.records import Snapshot, TrainedModel
+from raymlp.data.profile import Profile
+from raymlp.data.snapshot import load_contract, load_profile
+from raymlp.data.target import Target
+from raymlp.features.plan import FeaturePlan
+from raymlp.model.bundle import Bundle, save_bundle
+from raymlp.train.feed import Feed, may_hold
+from raymlp.train.job import Job, Outcome
+
+log = logging.getLogger(__name__)
+OnEpoch = Callable[[dict[str, float]], None]
+POLL_S = 0.2
+WAIT_FOR_CPUS_S = 10.0
+EPOCHS, STOP = "epochs.jsonl", "stop"
+
+
+def train(
+    config: Config, snapshot: Snapshot, *, run_dir: Path, run_id: str, on_epoch: OnEpoch | None = None, shuffle_labels: bool = False
+) -> TrainedModel:
+    """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
+
+    `on_epoch` hears, in the caller's thread, each epoch's `epoch`, `train_loss`, `valid_loss`, `valid_<metric>`, `rows_per_s`
+    (over all workers) and `data_wait_share` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it
+    is started again with the same `run_dir`. `shuffle_labels` trains on permuted answers: a model that must not pass the gate.
+
+    Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
+    cause when a worker fails more often than `train.max_failures`.
+    """
+    check(config.train)
+    if (run_dir / "bundle").exists():
+        raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
+    profile = load_profile(snapshot.path)
+    plan = FeaturePlan.fit(config.features, config.problem, profile)
+    hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
+    wait_for_room(config.train, streams=not hold)
+    make_folder(run_dir)
+    feed = Feed(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
+    job = Job(config, plan, feed.rows, hold, shuffle_labels)
+    outcome = _follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
+    bundle, metrics = _bundle(job, outcome, snapshot, profile, run_id)
+    return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
+
+
+def check(settings: Train) -> None:
+    """Raise ConfigError when a part that the settings ask for is not installed."""
+    if isinstance(settings.strategy, DeepSpeed) and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("train.strategy.kind is deepspeed, which is not installed; expected the extra. Run: pip install raymlp[deepspeed]")
+
+
+def wait_for_room(settings: Train, *, streams: bool) -> None:
+    """Raise ConfigError with the arithmetic when the workers do not fit the cluster, at once or after others had time to finish."""
+    needed = {"CPU": settings.num_workers * settings.cpus_per_worker + (1 if streams else 0)}
+    if settings.gpu:
+        needed["GPU"] = float(settings.num_workers)
+    sums = f"{settings.num_workers} workers x {settings.cpus_per_worker:g} CPUs" + (" + 1 CPU to read" if streams else "")
+    for kind, amount in needed.items():
+        total = ray.cluster_resources().get(kind, 0.0)
+        asked = f"{sums} = {amount:g} CPUs" if kind == "CPU" else f"{settings.num_workers} workers x 1 GPU = {amount:g} GPUs"
+        if amount > total:
+            raise ConfigError(f"training needs {asked}; the cluster has {total:g}. Set train.num_workers, train.cpus_per_worker or train.gpu.")
+        deadline = time.monotonic() + WAIT_FOR_CPUS_S
+        while amount > (free := ray.available_resources().get(kind, 0.0)):
+            if time.monotonic() > deadline:
+                raise ConfigError(f"training needs {asked}; of the cluster's {total:g}, {free:g} are free. Stop what holds the rest, or set train.num_workers.")
+            time.sleep(POLL_S)
+
+
+class EpochLog(ray.train.UserCallback):  # type: ignore[misc]
+    """Runs in the Ray Train controller, on the driver's node: writes each epoch to a file that the driver follows."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if (self._run_dir / STOP).exists():
+            raise TrainingError("training was stopped by its caller.")
+        with (self._run_dir / EPOCHS).open("a") as file:
+            file.write(json.dumps(metrics[0]) + "\n")
+
+
+def _worker(settings: dict[str, Any]) -> Any:
+    from raymlp.train.worker import run
+
+    return run(settings["job"])
+
+
+def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
+    settings, verbose = job.config.train, job.config.runtime.verbose
+    resources: dict[str, float] = {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.gpu else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.gpu, resources_per_worker=resources),
+        datasets=feed.datasets,
+        dataset_config=feed,
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(run_dir.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[EpochLog(run_dir.resolve())],
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+        ),
+    )
+    with _quick_polls():
+        result = trainer.fit()
+    assert isinstance(result.return_value, Outcome)
+    return result.return_value
+
+
+def _follow(run: Callable[[], Outcome], run_dir: Path, on_epoch: OnEpoch) -> Outcome:
+    """Run in a thread and hand the epochs to the caller from this one; what the caller raises stops the run."""
+    ended: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            ended["outcome"] = run()
+        except BaseException as error:  # handed to the caller below
+            ended["error"] = error
+
+    (run_dir / STOP).unlink(missing_ok=True)
+    thread = threading.Thread(target=target, name="raymlp-train", daemon=True)
+    thread.start()
+    try:
+        for metrics in _epochs(run_dir / EPOCHS, thread):
+            on_epoch(metrics)
+    except BaseException:
+        (run_dir / STOP).touch()
+        raise
+    if "error" in ended:
+        raise _explained(ended["error"]) from ended["error"]
+    outcome: Outcome = ended["outcome"]
+    return outcome
+
+
+def _epochs(path: Path, thread: threading.Thread) -> Iterator[dict[str, float]]:
+    """Epochs as they are written, each once: a resumed run repeats those after its checkpoint."""
+    seen, last = 0, 0.0
+    while True:
+        alive = thread.is_alive()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines[seen:] if line.endswith("\n")]
+        seen += len(whole)
+        for line in whole:
+            metrics = json.loads(line)
+            if metrics["epoch"] > last:
+                last = metrics["epoch"]
+                yield metrics
+        if not alive:
+            return
+        thread.join(POLL_S)
+
+
+@contextmanager
+def _quick_polls() -> Iterator[None]:
+    """Ray Train's controller looks at its workers every 2 s by default, which short epochs would wait for."""
+    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    given = os.environ.get(name)
+    os.environ[name] = given or str(POLL_S)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
+
+
+def _explained(error: BaseException) -> RaymlpError:
+    """The root cause first: the first worker that raised, rather than those that lost touch with it."""
+    if isinstance(error, RaymlpError):
+        return error
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    if not failures:
+        cause = getattr(error, "controller_failure", error)
+        return TrainingError(f"{type(cause).__name__}: {cause}")
+    rank, cause = min(failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
+    where = f"worker {rank} of {len(failures)} that failed" if len(failures) > 1 else f"worker {rank}"
+    if isinstance(cause, RaymlpError):
+        return TrainingError(f"{cause} ({where})")
+    return TrainingError(f"{type(cause).__name__}: {_first_line(cause)} ({where}). Ray's log of the worker has the traceback.")
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether a worker only noticed that another one was gone."""
+    text = str(error).lower()
+    return any(word in text for word in ("connection closed", "connection reset", "gloo", "nccl", "barrier", "timed out"))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+def _bundle(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:
+    plan, config = job.plan, job.config
+    calibration, scores, metrics = outcome.scored(plan.target.task)
+    if job.shuffle_labels:
+        metrics["labels_shuffled"] = 1.0
+    columns = {name: profile.columns[name] for name in [*plan.inputs, plan.target.column]}
+    bundle = Bundle(
+        name=config.problem.name,
+        run_id=run_id,
+        weights=outcome.weights,
+        shape=job.shape,
+        plan=plan,
+        contract=load_contract(snapshot.path).only(plan.inputs),
+        calibration=calibration,
+        profile=Profile(profile.rows, columns),
+        predictions=_prediction_profile(plan.target, scores),
+        metrics=metrics,
+        config_yaml=to_yaml(config),
+        snapshot=snapshot.digest,
+    )
+    return bundle, metrics
+
+
+def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
+    """Profile of the validation predictions: probability of the positive class, value, or most likely label."""
+    if target.task == "multiclass":
+        column = pa.array([target.classes[index] for index in scores.argmax(axis=1)], pa.string())
+    else:
+        column = pa.array(scores, pa.float64())
+    return Profile().update(pa.table({"prediction": column}))

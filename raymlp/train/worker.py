@@ -1,0 +1,78 @@
+"""What runs in a Ray Train worker, and the same work inside one process for tuning trials."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from numpy.typing import NDArray
+from ray.train.collective import barrier, broadcast_from_rank_zero
+
+from raymlp.config.schema import Config
+from raymlp.data.snapshot import load_profile
+from raymlp.features.plan import FeaturePlan
+from raymlp.train.feed import held_source, local_blocks, shard_source
+from raymlp.train.job import Job, Outcome
+from raymlp.train.loop import Save, Seat, alone, fit, quiet
+from raymlp.train.strategy import strategy_of
+
+
+def run(job: Job) -> Outcome | None:
+    """Train as one worker of a Ray Train group; rank 0 gives the outcome back."""
+    quiet(job.config.runtime.verbose)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    strategy = strategy_of(job.config.train, world_size=world_size, device=ray.train.torch.get_device())
+    seat = Seat(strategy, rank, world_size, _gather if world_size > 1 else lambda rows: rows)
+    first, last = job.valid_range(rank, world_size)
+    train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
+    valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
+    checkpoint = ray.train.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        outcome = fit(job, train, valid, seat=seat, report=_report, resume=Path(folder) if folder else None)
+    return outcome if rank == 0 else None
+
+
+def fit_in_process(config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None]) -> dict[str, float]:
+    """Train in this process, as one worker on the CPU without checkpoints, and give the validation metrics.
+
+    Any strategy runs as one plain device. The splits are held in memory.
+    """
+    quiet(config.runtime.verbose)
+    plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot_path))
+    splits = {split: list(local_blocks(snapshot_path, plan, split)) for split in ("train", "valid")}
+    job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()})
+    train, valid = held_source(iter(splits["train"])), held_source(iter(splits["valid"]))
+    outcome = fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
+    return outcome.scored(plan.target.task)[2]
+
+
+def _report(metrics: dict[str, float], save: Save | None) -> None:
+    """Give an epoch's metrics to Ray Train; a checkpoint is written to one folder a node and uploaded once from each."""
+    if save is None:
+        ray.train.report(metrics)
+        return
+    context = ray.train.get_context()
+    mine = tempfile.mkdtemp(prefix="raymlp-checkpoint-") if context.get_world_rank() == 0 else ""
+    folder = Path(broadcast_from_rank_zero(mine))
+    folder.mkdir(exist_ok=True)
+    save(folder)
+    barrier()
+    uploads = context.get_local_rank() == 0
+    ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if uploads else None)
+    if uploads:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _gather(rows: NDArray[Any]) -> NDArray[Any]:
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return np.concatenate(parts)

@@ -1,0 +1,77 @@
+"""Small real bundles for the endpoint's tests."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raymlp.config.data import CsvSource, Data, RandomSplit
+from raymlp.config.features import Features
+from raymlp.config.model import Mlp
+from raymlp.config.problem import Problem
+from raymlp.config.runtime import Runtime
+from raymlp.config.schema import Config
+from raymlp.config.serve import Serve
+from raymlp.config.tune import LogUniform, Tune
+from raymlp.data.contract import Contract
+from raymlp.data.profile import Profile
+from raymlp.features.plan import FeaturePlan
+from raymlp.model.bundle import Bundle, save_bundle
+from raymlp.model.calibration import Calibration
+from raymlp.model.nets import NetShape, build_net
+
+NUM_ROWS = 500
+
+
+def source_table() -> pa.Table:
+    """Rows with every column type, nulls in `hours`."""
+    rng = np.random.default_rng(0)
+    start = datetime(2013, 1, 1, tzinfo=UTC)
+    return pa.table(
+        {
+            "delay": rng.normal(size=NUM_ROWS),
+            "hours": pa.array(rng.integers(0, 50, NUM_ROWS), mask=rng.random(NUM_ROWS) < 0.1),
+            "carrier": rng.choice(["x", "y", "z"], NUM_ROWS),
+            "held": rng.random(NUM_ROWS) < 0.5,
+            "at": pa.array([start + timedelta(hours=int(h)) for h in rng.integers(0, 9000, NUM_ROWS)], pa.timestamp("us", tz="UTC")),
+            "late": rng.choice(["no", "yes"], NUM_ROWS),
+        }
+    )
+
+
+def make_bundle(folder: Path, *, seed: int) -> Path:
+    """An untrained binary net; another seed is another model."""
+    table = source_table()
+    profile = Profile().update(table)
+    problem = Problem(name="flights", task="binary", target="late")
+    plan = FeaturePlan.fit(Features(dates={"at": ("weekday", "hour")}), problem, profile)
+    shape = NetShape.of(Mlp(), plan)
+    torch.manual_seed(seed)
+    weights = build_net(shape).state_dict()
+    contract = Contract.infer(profile).only(plan.inputs)
+    bundle = Bundle(
+        "flights", f"run{seed}", weights, shape, plan, contract, Calibration(task="binary"), profile, Profile(), {"auc": 0.5}, "", "s"
+    )
+    return save_bundle(bundle, folder)
+
+
+def json_rows(num: int) -> list[dict[str, Any]]:
+    """The first rows as a client would send them."""
+    rows = source_table().slice(0, num).drop(["late"]).to_pylist()
+    return [{**row, "at": row["at"].isoformat()} for row in rows]
+
+
+def make_config(runtime: Runtime, **serve: Any) -> Config:
+    """A config whose endpoint is called `flights`."""
+    return Config(
+        problem=Problem(name="flights", task="binary", target="late"),
+        data=Data(source=CsvSource(path="unused.csv"), split=RandomSplit()),
+        tune=Tune(space={"train.learning_rate": LogUniform(low=1e-4, high=1e-2)}),
+        serve=Serve(**serve),
+        runtime=runtime,
+    )
