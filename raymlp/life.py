@@ -76,7 +76,7 @@ def run(config: Config, *, story: Story | None = None, on_ready: Callable[[Endpo
         model = pipeline.train(config, snapshot=snapshot, story=story)
         evaluation = pipeline.evaluate(config, model.bundle, snapshot=snapshot, story=story)
         pipeline.require(evaluation.gate)
-        pipeline.register(config, model.bundle, story=story)
+        pipeline.register(config, model.bundle, aliases=("champion",), story=story)
         endpoint = pipeline.deploy(config, story=story)
         try:
             life = Life(config, story, endpoint, key, snapshot)
@@ -218,7 +218,7 @@ def _send(life: Life, rows: pa.Table, say: Callable[[str], None], *, label: bool
     if not good:
         first = answers[0]
         raise ServingError(f"none of {len(answers):,} requests was answered; the first got status {first.status}: {first.error}.")
-    ids = [answers[i].prediction_id for i in good]
+    ids = [str(answers[i].prediction_id) for i in good]
     _await_log(life.config, set(ids))
     if label:
         _file_labels(life.config, ids, rows.column(life.config.problem.target).take(pa.array(good)))
@@ -236,7 +236,7 @@ def _contract(config: Config) -> Contract:
 
 def as_requests(rows: pa.Table, contract: Contract) -> list[dict[str, Any]]:
     """Rows as JSON-able request instances with the contract's fields."""
-    plain = rows.select(list(contract.columns)).to_pylist()
+    plain: list[dict[str, Any]] = rows.select(list(contract.columns)).to_pylist()
     moments = [name for name, rule in contract.columns.items() if rule.type == "timestamp"]
     for row in plain:
         for name in moments:

@@ -7,6 +7,7 @@ The life of an endpoint over time (`run`) is told in `life.py`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -131,16 +132,23 @@ def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = 
 
 
 def register(
-    config: Config, bundle: str | Path, *, aliases: tuple[str, ...] = ("champion",), story: Story | None = None
+    config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | None = None, story: Story | None = None
 ) -> Registration:
-    """Add a bundle to the registry as a new version, and point aliases to it."""
+    """Add a bundle to the registry as a new version. Its aliases are those given, or else what promotion says:
+    `champion` where there is none, `challenger` beside one."""
     from raymlp.model.bundle import load_bundle
+    from raymlp.registry import promotion
     from raymlp.runtime.tracking import existing
 
     with (story or SilentStory()).step("register") as step:
+        store, name = _store(config), config.problem.name
         run = existing(load_bundle(bundle).run_id, registry=config.registry, runtime=config.runtime)
-        registration = _store(config).register(config.problem.name, Path(bundle), run=run, aliases=aliases)
-        step.result(f"{registration.name} version {registration.version} as {', '.join(registration.aliases) or 'no alias'}")
+        registration = store.register(name, Path(bundle), run=run)
+        version = registration.version
+        changes = promotion.decide("register", version, store.aliases(name))[1] if aliases is None else dict.fromkeys(aliases, version)
+        store.set_aliases(name, changes)
+        registration = store.get(f"{name}/{version}")
+        step.result(f"{name} version {version} as {', '.join(registration.aliases) or 'no alias'}")
     return registration
 
 
@@ -188,7 +196,7 @@ def load_predictor(reference: str | Path, *, config: Config | None = None) -> Pr
 def monitor(config: Config, *, window: str = "all", since: datetime | None = None, story: Story | None = None) -> MonitorReport:
     """Compare the champion's prediction log, and the labels that have come, with training. Alerts go to the log and the webhook."""
     from raymlp.model.bundle import load_bundle
-    from raymlp.monitor.alerts import send
+    from raymlp.monitor.alerts import notify
     from raymlp.monitor.monitoring import monitor as watch
 
     with (story or SilentStory()).step("monitor") as step:
@@ -196,7 +204,7 @@ def monitor(config: Config, *, window: str = "all", since: datetime | None = Non
         folder = storage_root(config.runtime) / "monitor" / config.problem.name / window
         log = prediction_log(config, version=champion.label, since=since)
         result = watch(load_bundle(champion.bundle), log, labels(config), config.monitor, window=window, report_dir=folder)
-        send(config.problem.name, result, config.monitor)
+        notify(result, config.monitor, problem=config.problem.name)
         step.result(f"{window}: {result.rows:,} predictions, {result.labelled:,} labelled, {len(result.alerts)} alerts")
         for alert in result.alerts:
             step.note(f"alert {alert.kind} {alert.name}: {alert.statistic} {alert.value:.3f} (threshold {alert.threshold:.3f}, {alert.rows:,} rows) {alert.note}")
@@ -218,7 +226,7 @@ def retrain(
     story = story or SilentStory()
     seen = seen or monitor(config, story=story)
     folder = storage_root(config.runtime) / "retrain" / config.problem.name
-    facts = RetrainFacts(seen.alerts, seen.labelled, lock.seconds_since_last(folder), lock.is_held(folder))
+    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), seen.labelled, lock.seconds_since_last(folder), lock.is_held(folder))
     decision = decide(facts, config.retrain)
     if decision.action != "retrain":
         return RetrainResult(decision)
@@ -290,7 +298,8 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
         if decision.action == "hold":
             decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
         serving.set_versions(config, name, {winner.label: winner.bundle}, {winner.label: 1.0})
-        store.set_aliases(name, promotion.after_rollout(decision.action, store.aliases(name)))
+        event: promotion.Event = "promote" if winner is challenger else "rollback"
+        store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
         requests = evidence.champion.requests + evidence.challenger.requests
         step.result(f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, {evidence.challenger.requests:,} of them its own")
         step.note(str(decision))

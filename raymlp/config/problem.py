@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from raymlp.config.section import Section
+from raymlp.config.section import Section, Text
 from raymlp.core.metrics import DEFAULT_METRIC, METRICS
 from raymlp.core.records import Task
 
@@ -26,7 +26,7 @@ class Problem(Section):
     positive_above: float | None = None
     """Binary only: the answer is positive when the target is greater than this number."""
 
-    positive_class: str | None = None
+    positive_class: Text | None = None
     """Binary only: the answer is positive when the target equals this value (compared as text)."""
 
     metric: str = ""

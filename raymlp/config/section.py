@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _as_text(value: Any) -> Any:
+    """YAML reads 32 and true as a number and a boolean where text is meant."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
+AsText = BeforeValidator(_as_text)
+Text = Annotated[str, AsText]
 
 
 class Section(BaseModel):

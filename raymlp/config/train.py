@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raymlp.config.section import Section
+from raymlp.config.section import AsText, Section
 
 
 class Ddp(Section):
@@ -42,7 +42,7 @@ class Train(Section):
     gpu: bool = False
     """One GPU for each worker."""
 
-    precision: Literal["32", "bf16", "16"] = "32"
+    precision: Annotated[Literal["32", "bf16", "16"], AsText] = "32"
     """Arithmetic of the forward and backward pass. Under deepspeed `bf16` and `16` hold the weights in it, too."""
 
     epochs: int = Field(default=20, ge=1)

@@ -63,7 +63,7 @@ class RequestError(RaymlpError):
     """
 
     def __init__(self, field: str, found: str, expected: str) -> None:
-        super().__init__(f"{field} is {found}; expected {expected}.")
+        super().__init__(f"{field} is {found}; expected {expected}{'' if expected.endswith('?') else '.'}")
         self.field, self.found, self.expected = field, found, expected
 
     def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, str]]:

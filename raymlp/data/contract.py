@@ -119,16 +119,16 @@ class Contract(Section):
                 f"{nearest(missing[0], table.column_names)} Mend the source, or change the contract."
             )
         reasons = np.full(table.num_rows, None, dtype=object)
+        bad_rows = np.zeros(table.num_rows, dtype=bool)
         columns = []
         for name, rule in self.columns.items():
             array = table.column(name)
             cast, unreadable = _cast(array, rule.type)
             columns.append(cast)
             for bad, reason in ((unreadable, f"{name} is not of type {rule.type}"), *_broken(name, cast, unreadable, rule)):
-                first = bad & np.equal(reasons, None)
-                reasons[first] = reason
+                reasons[bad & ~bad_rows] = reason
+                bad_rows |= bad
         typed = pa.table(columns, names=list(self.columns))
-        bad_rows = np.not_equal(reasons, None)
         if not bad_rows.any():
             return typed, typed.slice(0, 0)
         text = {name: pc.cast(table.column(name), pa.string()) for name in self.columns}
@@ -165,7 +165,7 @@ class Contract(Section):
             if len(row) > len(names) or not row.keys() <= checks.keys():
                 extra = next((str(key) for key in row if key not in checks), None)
                 if extra is not None:
-                    raise RequestError(f"{where}.{extra}", "not a field", f"only known fields.{nearest(extra, names)}".rstrip("."))
+                    raise RequestError(f"{where}.{extra}", "not a field", "only known fields" + nearest(extra, names).replace(" Did", "; did").rstrip("."))
             return typed
 
         return check

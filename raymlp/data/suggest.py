@@ -73,8 +73,8 @@ def guess_task(column: ColumnProfile) -> tuple[Task, str | None, str]:
         raise DataError("the target holds timestamps; expected classes or numbers. Set --target.")
     counts = column.counts()
     if len(counts) == 2:
-        obvious = next((label for label in ("true", "1", "yes", "Yes", "Y") if label in counts), None)
-        positive = obvious or min(counts, key=lambda label: counts[label])
+        obvious: list[str] = [label for label in ("true", "1", "yes", "Yes", "Y") if label in counts]
+        positive = obvious[0] if obvious else min(counts, key=lambda label: counts[label])
         return "binary", positive, f"two classes; '{positive}' taken as the positive one ({counts[positive]} of {column.values} rows)"
     return "multiclass", None, f"{len(counts)} classes"
 

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raymlp.config.evaluate import Evaluate
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError
 from raymlp.core.metrics import METRICS, paired_gain, resample_all
 from raymlp.core.records import Decision, Evaluation, Interval, Snapshot
-from raymlp.data.contract import Contract
+from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.snapshot import read_split
 from raymlp.evaluate import gate
 from raymlp.evaluate.baselines import sample_rows, scores_of
@@ -55,7 +56,7 @@ def evaluate(config: Config, snapshot: Snapshot, bundle: Path, *, report_dir: Pa
     result = Evaluation(split, len(y), metrics, beside, parts, decision, report_dir)
     return write_report(
         result, problem, Scored(y, p, baselines, plan.target.classes),
-        facts=_page_facts(split, len(y), snapshot, predictor, train.num_rows, sampled, config),
+        facts=_page_facts(split, len(y), snapshot, predictor, train.num_rows, sampled, settings),
         reasons=plan.reasons, folder=report_dir,
     )  # fmt: skip
 
@@ -105,18 +106,17 @@ def _labelled(table: pa.Table, plan: FeaturePlan) -> tuple[pa.Table, Floats]:
     y = plan.target.read(table.column(plan.target.column))
     known = ~np.isnan(y) & ((y >= 0) | (plan.target.task == "regression"))
     if not known.any():
-        raise DataError(
-            f"none of {table.num_rows} rows has a known answer in '{plan.target.column}'; expected labelled rows. Check the split and problem.target."
-        )
+        found = f"none of {table.num_rows} rows has a known answer in '{plan.target.column}'"
+        raise DataError(f"{found}; expected labelled rows. Check the split and problem.target.")
     return table.filter(pa.array(known)), y[known]
 
 
 def _scores(predictor: Predictor, table: pa.Table) -> Floats:
     """Scores of every row. Ranges and closed categories are left to ingestion, so that two models see the same rows."""
-    columns = {name: rule.model_copy(update={"nullable": True, "minimum": None, "maximum": None, "categories": ()}) for name, rule in predictor.bundle.contract.columns.items()}
-    typed, unreadable = Contract(columns=columns).check_table(table, where="the evaluated table")
+    open_contract = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in predictor.bundle.contract.columns.items()})
+    typed, unreadable = open_contract.check_table(table, where="the evaluated table")
     if unreadable.num_rows:
-        raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract; expected none. Prepare the data again.")
+        raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract. Prepare the data again.")
     return predictor.bundle.calibration.apply(predictor.outputs(typed))
 
 
@@ -139,7 +139,9 @@ def _training_rows(config: Config, snapshot: Snapshot, plan: FeaturePlan) -> tup
     return (train, False) if chosen is None else (train.take(pa.array(chosen)), True)
 
 
-def _page_facts(split: str, rows: int, snapshot: Snapshot, predictor: Predictor, train_rows: int, sampled: bool, config: Config) -> dict[str, str]:
+def _page_facts(
+    split: str, rows: int, snapshot: Snapshot, predictor: Predictor, train_rows: int, sampled: bool, settings: Evaluate
+) -> dict[str, str]:
     """What the report says of the data and the model."""
     honest = {
         "test": "The test split: neither the weights, nor the number of epochs, nor the calibration saw these rows.",
@@ -147,12 +149,13 @@ def _page_facts(split: str, rows: int, snapshot: Snapshot, predictor: Predictor,
         "so the model's numbers are a little optimistic; the baselines did not see these rows.",
     }
     bundle = predictor.bundle
-    whole = snapshot.rows.get("train", train_rows)
+    sample = f", a random sample of {snapshot.rows.get('train', 0):,} (evaluate.max_baseline_rows)" if sampled else ""
+    splits = ", ".join(f"{name} {count:,}" for name, count in snapshot.rows.items())
     return {
         "judged on": f"{rows:,} rows. {honest[split]}",
-        "baselines learned from": f"{train_rows:,} training rows" + (f", a random sample of {whole:,} (evaluate.max_baseline_rows)" if sampled else ""),
-        "snapshot": f"{snapshot.digest} ({', '.join(f'{name} {count:,}' for name, count in snapshot.rows.items())}; {snapshot.quarantined:,} quarantined)",
+        "baselines learned from": f"{train_rows:,} training rows{sample}",
+        "snapshot": f"{snapshot.digest} ({splits}; {snapshot.quarantined:,} quarantined)",
         "bundle": f"{bundle.name}, digest {bundle.digest[:16]}",
         "run": bundle.run_id,
-        "intervals": f"95 %, {config.evaluate.bootstrap_samples} resamples, seed {config.evaluate.seed}",
+        "intervals": f"95 %, {settings.bootstrap_samples} resamples, seed {settings.seed}",
     }

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raymlp.core.records import Task
 from raymlp.evaluate.curves import calibration_curve, roc_curve
-from raymlp.runtime.page import BAD, FAINT, INK, MODEL, OTHER, axes, drawing
+from raymlp.runtime.page import BAD, FAINT, INK, MODEL, OTHER, axes, drawing, plain
 
 Floats = NDArray[np.float64]
 Plot = Mapping[str, Any]
@@ -70,7 +69,7 @@ def score_distribution(y: Floats, p: Floats, classes: tuple[str, ...]) -> Plot:
         if len(rows):
             shares = np.histogram(rows, edges)[0] / len(rows)
             ax.stairs(shares, edges, color=colour, fill=True, alpha=0.3)
-            ax.stairs(shares, edges, color=colour, linewidth=1.6, label=classes[value] if classes else str(value))
+            ax.stairs(shares, edges, color=colour, linewidth=1.6, label=plain(classes[value]))
     ax.set_xlabel("predicted probability")
     ax.set_ylabel("share of the class")
     _legend(ax)

@@ -104,8 +104,9 @@ def _confusion_rows(scored: Scored) -> list[dict[str, Any]]:
         return []
     table = confusion(scored.y, scored.p)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    return [
-        {"name": name, "cells": [{"rows": int(table[i, j]), "share": float(shares[i, j]), "right": i == j} for j in range(len(scored.classes))]}
-        for i, name in enumerate(scored.classes)
-    ]
+    rows = []
+    for i, name in enumerate(scored.classes):
+        cells = [{"rows": int(count), "share": float(shares[i, j]), "right": i == j} for j, count in enumerate(table[i])]
+        rows.append({"name": name, "cells": cells})
+    return rows
 

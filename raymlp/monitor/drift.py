@@ -161,7 +161,7 @@ def shares_in(distribution: Distribution, cuts: Sequence[tuple[float, bool]]) ->
     points = np.array([value for value, _ in cuts])
     with_value = np.array([inclusive for _, inclusive in cuts], dtype=bool)
     reached = np.where(with_value, distribution.up_to(points), distribution.below(points))
-    return np.diff(np.r_[0.0, reached, 1.0])
+    return np.asarray(np.diff(np.r_[0.0, reached, 1.0]), dtype=np.float64)
 
 
 def _compare_numbers(baseline: ColumnProfile, live: ColumnProfile) -> Change:
@@ -194,7 +194,7 @@ def _compare_categories(baseline: ColumnProfile, live: ColumnProfile) -> Change:
 def _counts(distribution: Distribution | None, column: ColumnProfile, cuts: Sequence[tuple[float, bool]]) -> Floats:
     """Rows in each bin, the missing ones last."""
     shares = shares_in(distribution, cuts) if distribution else np.zeros(len(cuts) + 1)
-    return np.r_[shares * column.values, column.nulls]
+    return np.asarray(np.r_[shares * column.values, float(column.nulls)], dtype=np.float64)
 
 
 def _presence(baseline: ColumnProfile, live: ColumnProfile) -> tuple[Floats, Floats]:

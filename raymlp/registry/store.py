@@ -27,7 +27,7 @@ class Store:
         self._client = client(registry, runtime)
         self._cache = storage_root(runtime) / "bundles"
 
-    def register(self, name: str, bundle: Path, *, run: Run, aliases: tuple[str, ...] = ()) -> Registration:
+    def register(self, name: str, bundle: Path, *, run: Run) -> Registration:
         """Add a verified bundle as a new version of `name`, as a pyfunc that MLflow's own tools can load and serve."""
         from mlflow.exceptions import MlflowException
 
@@ -41,8 +41,6 @@ class Store:
             source = f"{self._client.get_run(run.id).info.artifact_uri}/model"
             tags = {"raymlp.bundle": load_bundle(bundle).digest}
             version = self._client.create_model_version(name, source, run_id=run.id, tags=tags).version
-            for alias in aliases:
-                self._client.set_registered_model_alias(name, alias, version)
         except MlflowException as error:
             raise RegistryError(f"'{name}' could not be registered: {error.message}") from error
         return self.get(f"{name}/{version}")

@@ -25,19 +25,20 @@ class RetrainFacts:
 
 def decide(facts: RetrainFacts, settings: Retrain) -> Decision:
     """`retrain` or `wait`. Two retrains never run at once, and nothing is trained on too few new rows."""
-    asking = {kind: count for kind, count in facts.alerts.items() if kind in settings.triggers and count > 0}
     plain = asdict(facts)
+    found = sum(facts.alerts.values())
     if facts.is_running:
         return Decision("wait", "a retrain is running already", plain)
+    if not found:
+        return Decision("wait", "no alert", plain)
+    asking = {kind: count for kind, count in facts.alerts.items() if kind in settings.triggers and count > 0}
     if not asking:
-        ignored = sum(facts.alerts.values())
-        reason = f"none of {ignored} alerts is of a kind that asks for a new model ({', '.join(settings.triggers)})" if ignored else "no alert"
-        return Decision("wait", reason, plain)
+        kept = ", ".join(settings.triggers) or "none"
+        return Decision("wait", f"none of {found} alerts is of a kind that asks for a new model ({kept})", plain)
     why = " and ".join(f"{count} {kind} alert{'s' * (count != 1)}" for kind, count in sorted(asking.items()))
     if facts.new_rows < settings.min_new_rows:
         return Decision("wait", f"{why}, but only {facts.new_rows:,} of {settings.min_new_rows:,} new labelled rows", plain)
     if facts.seconds_since_last is not None and facts.seconds_since_last < settings.cooldown_s:
-        return Decision(
-            "wait", f"{why}, but the last retrain ended {facts.seconds_since_last:,.0f} s ago (cooldown {settings.cooldown_s:,.0f} s)", plain
-        )
+        ago = f"the last retrain ended {facts.seconds_since_last:,.0f} s ago (cooldown {settings.cooldown_s:,.0f} s)"
+        return Decision("wait", f"{why}, but {ago}", plain)
     return Decision("retrain", f"{why}, with {facts.new_rows:,} new labelled rows", plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, LINE, MODEL, OTHER, GOOD, BAD = "#010101", "#010102", "#010103", "#010104", "#010105", "#010106", "#010107"
 """Stand-ins for the page's colours: a drawing uses them, and `drawing` turns them into the page's own."""
+DASH = "\N{EN DASH}"
 VARIABLES = {INK: "--ink", FAINT: "--faint", LINE: "--line", MODEL: "--model", OTHER: "--other", GOOD: "--good", BAD: "--bad"}
 
 
@@ -43,7 +45,7 @@ def _environment(folder: Path) -> Any:
 def number(value: float | None, digits: int = 4) -> str:
     """A number with `digits` decimals, fewer where it is large; a dash for none."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return DASH
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{max(0, digits - (len(str(int(abs(value)))) - 1))}f}"
@@ -56,10 +58,10 @@ def whole(value: float) -> str:
 
 def percent(share: float | None) -> str:
     """A share in [0, 1] as a percentage with one decimal; a dash for none."""
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+    return DASH if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
 
 
-def axes(*, width: float = 5.2, height: float = 3.6) -> tuple[Figure, Axes]:
+def axes(*, width: float = 4.4, height: float = 3.2) -> tuple[Figure, Axes]:
     """An empty figure in the page's style, size in inches."""
     from matplotlib.figure import Figure
 
@@ -78,12 +80,18 @@ def axes(*, width: float = 5.2, height: float = 3.6) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def plain(text: str) -> str:
+    """A text that a drawing shows as it is: a dollar sign opens no formula."""
+    return text.replace("$", r"\$")
+
+
 def drawing(figure: Figure, *, title: str) -> Markup:
     """A figure as inline SVG in the page's colours; `title` is read to those who cannot see it."""
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own fonts
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -93,4 +101,4 @@ def drawing(figure: Figure, *, title: str) -> Markup:
     label = Markup("{}").format(title)
     svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
     svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))  # noqa: S704 (matplotlib escapes its texts)

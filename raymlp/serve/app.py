@@ -14,10 +14,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import torch
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -30,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, RequestError, ServingError
 from raymlp.data.contract import Row, table_of
-from raymlp.model.predictor import Prediction, Predictor
+from raymlp.serve.deploy import DEPLOYMENT
 from raymlp.serve.guard import Guard
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
@@ -39,7 +38,6 @@ from raymlp.serve.probe import example_row
 from raymlp.serve.request import MAX_BODY_BYTES, is_authorized, parse
 from raymlp.serve.routing import Routes
 
-DEPLOYMENT = "model"
 INLINE_ROWS = 32
 """Requests with more rows are predicted in a thread, so that short ones do not wait for them."""
 
@@ -51,6 +49,9 @@ EXPORT_S = 5.0
 
 JSON = (b"content-type", b"application/json")
 logger = logging.getLogger("ray.serve")
+
+if TYPE_CHECKING:
+    from raymlp.model.predictor import Prediction, Predictor
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Loaded:
     @classmethod
     def load(cls, label: str, path: str) -> Loaded:
         """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError and what a broken net raises."""
+        import torch
+
+        from raymlp.model.predictor import Predictor
+
+        torch.set_num_threads(1)
         predictor = Predictor.load(path)
         predictor.predict_typed(predictor.check(example_row(predictor.bundle.contract), "example"))
         return cls(label, path, predictor)
@@ -82,10 +88,10 @@ class State:
 
 
 class ModelServer:
-    """One replica. `settings`: name, key_hashes, max_rows, log_folder, log, needs_key."""
+    """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
+    `settings`: name, key_hashes, max_rows, log_folder, log, needs_key."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        torch.set_num_threads(1)
         self.name = str(settings["name"])
         self.max_rows = int(settings["max_rows"])
         self.needs_key = bool(settings["needs_key"])
@@ -259,8 +265,7 @@ class ModelServer:
 
 def application(args: dict[str, Any]) -> serve.Application:
     """What Ray Serve imports and builds: the deployment with its settings."""
-    deployment = serve.deployment(serve.ingress()(ModelServer), name=DEPLOYMENT)
-    return deployment.bind(args)
+    return serve.deployment(serve.ingress()(ModelServer), name=DEPLOYMENT).bind(args)
 
 
 def refusal(field: str, found: str, expected: str) -> bytes:

@@ -23,7 +23,7 @@ from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import SLOW_PATH, fast_path_environment, has_fast_path, port_is_free, private_folder
 from raymlp.runtime.session import storage_root
-from raymlp.serve.probe import probe
+from raymlp.serve.probe import probe, start_probe
 from raymlp.serve.request import key_hash
 from raymlp.serve.routing import check_weights
 
@@ -35,6 +35,7 @@ CHANGE_S = 120.0
 """Every replica must have taken over new versions or weights within these seconds."""
 
 POLL_S = 0.05
+DEPLOYMENT = "model"
 logger = logging.getLogger(__name__)
 
 
@@ -49,16 +50,22 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     fast = has_fast_path(settings.ingress)
     running = _client()
     _check_address(settings, running)
-    probe(champion)
+    probing = start_probe(champion)
     if not fast:
         logger.warning("the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second")
     client = running or _start_serve(config, fast=fast)
-    user_config = _user_config({champion.label: champion.bundle}, {champion.label: 1.0})
-    _apply(client, _application(config, user_config, hashes))
+    try:
+        probing()
+    except ServingError:
+        if running is None:
+            _stop_serve()
+        raise
+    application = _application(config, _user_config({champion.label: champion.bundle}, {champion.label: 1.0}), hashes)
+    _apply(client, application)
     _wait_running(client, name)
     endpoint = _endpoint(config, name, {champion.label: 1.0})
     _wait_ready(endpoint.url)
-    _wait_for_revision(name, user_config["revision"])
+    _wait_for_revision(client, application)
     return endpoint
 
 
@@ -83,11 +90,10 @@ def set_versions(config: Config, endpoint: Endpoint | str, versions: Mapping[str
     for label, path in versions.items():
         if known.get(label) != path:
             probe(Version(label, path))
-    user_config = _user_config(versions, weights)
     changed = applications[name].model_copy(deep=True)
-    changed.deployments[0].user_config = user_config
+    changed.deployments[0].user_config = _user_config(versions, weights)
     _apply(client, changed)
-    reports = _wait_for_revision(name, user_config["revision"])
+    reports = _wait_for_revision(client, changed)
     problems = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
     if problems:
         raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(problems)}")
@@ -99,16 +105,13 @@ def undeploy(name: str) -> None:
     client = _client()
     if client is None:
         return
-    from ray import serve
-
     applications = _applications(client)
     others = {app.name for app in client.list_serve_statuses()} - {name}
     if others:
         client.deploy_apps(_schema([app for app in applications.values() if app.name != name]))
         _until(lambda: name not in {app.name for app in client.list_serve_statuses()}, CHANGE_S, f"{name} is still being stopped")
     else:
-        serve.shutdown()
-        shutil.rmtree(private_folder(), ignore_errors=True)
+        _stop_serve()
 
 
 def status(name: str) -> dict[str, Any]:
@@ -163,13 +166,18 @@ def _start_serve(config: Config, *, fast: bool) -> Any:
     return _client()
 
 
+def _stop_serve() -> None:
+    from ray import serve
+
+    serve.shutdown()
+    shutil.rmtree(private_folder(), ignore_errors=True)
+
+
 # ---------------------------------------------------------------------- the application
 
 
 def _application(config: Config, user_config: dict[str, Any], hashes: list[str]) -> Any:
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
-
-    from raymlp.serve.app import DEPLOYMENT
 
     settings = config.serve
     args = {
@@ -286,13 +294,17 @@ def _wait_ready(url: str) -> None:
     _until(is_ready, START_S, f"{url}/readyz does not answer 200")
 
 
-def _wait_for_revision(name: str, revision: str) -> list[dict[str, Any]]:
-    """The replicas' reports, once all of them have the revision."""
+def _wait_for_revision(client: Any, application: Any) -> list[dict[str, Any]]:
+    """The replicas' reports, once all of them have the application's revision."""
+    name, deployment = application.name, application.deployments[0]
+    may_be_empty = isinstance(deployment.autoscaling_config, dict) and deployment.autoscaling_config["min_replicas"] == 0
     reports: list[dict[str, Any]] = []
 
     def all_have_it() -> bool:
+        if any(part.status.value != "HEALTHY" for part in client.get_serve_status(name).deployment_statuses):
+            return False
         reports[:] = _reports(name)
-        return all(report.get("revision") == revision for report in reports)
+        return all(report.get("revision") == deployment.user_config["revision"] for report in reports) and bool(reports or may_be_empty)
 
     _until(all_have_it, CHANGE_S, f"not every replica of {name} has the new versions")
     return reports

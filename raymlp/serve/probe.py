@@ -45,26 +45,38 @@ def answers_a_sample(bundle: str) -> str:
 
 
 def probe(version: Version) -> str:
-    """Raises ServingError when the version's bundle cannot be loaded, crashes, hangs or gives no number; nothing else changes."""
+    """The bundle's digest. Raises ServingError when the bundle cannot be loaded, crashes, hangs or gives no number; nothing else
+    changes."""
+    return start_probe(version)()
+
+
+def start_probe(version: Version) -> Callable[[], str]:
+    """`probe` begun: call what comes back for its end."""
     return in_own_process(answers_a_sample, version.bundle, what=f"version {version.label} ({version.bundle})")
 
 
-def in_own_process(function: Callable[[str], str], argument: str, *, what: str, timeout_s: float = PROBE_S) -> str:
-    """A function's result from a worker process that runs nothing else. Raises ServingError for an error, a crash or a hang."""
+def in_own_process(function: Callable[[str], str], argument: str, *, what: str, timeout_s: float = PROBE_S) -> Callable[[], str]:
+    """Start a function in a worker process that ends with it; call what comes back for the result.
+
+    That call raises ServingError for an error, a crash or a hang.
+    """
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-    task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(function)
-    answer = task.remote(argument)
-    try:
-        return str(ray.get(answer, timeout=timeout_s))
-    except GetTimeoutError:
-        ray.cancel(answer, force=True)
-        raise ServingError(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None
-    except RayTaskError as error:
-        cause = error.cause
-        reason = str(cause) if isinstance(cause, RaymlpError) else f"{type(cause).__name__}: {cause}"
-        raise ServingError(f"{what} was refused: {reason} Nothing was changed.") from None
-    except RayError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ServingError(f"{what} crashed its process: {first} Nothing was changed.") from None
+    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(function).remote(argument)
+
+    def result() -> str:
+        try:
+            return str(ray.get(answer, timeout=timeout_s))
+        except GetTimeoutError:
+            ray.cancel(answer, force=True)
+            raise ServingError(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None
+        except RayTaskError as error:
+            cause = error.cause
+            reason = str(cause) if isinstance(cause, RaymlpError) else f"{type(cause).__name__}: {cause}"
+            raise ServingError(f"{what} was refused: {reason} Nothing was changed.") from None
+        except RayError as error:
+            first = str(error).strip().splitlines()[0]
+            raise ServingError(f"{what} crashed its process: {first} Nothing was changed.") from None
+
+    return result

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 
 BLOCK_ROWS = 8_192
@@ -64,10 +65,7 @@ def row_bytes(plan: FeaturePlan) -> int:
 
 def pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
     """Transform rows into flat Arrow columns that travel between processes without copies."""
-    answers = plan.target.encode(table.column(plan.target.column))
-    usable = np.isfinite(answers)
-    if plan.target.task != "regression":
-        usable &= answers >= 0
+    answers, usable = _answers(table, plan.target)
     if not usable.all():
         table, answers = table.filter(pa.array(usable)), answers[usable]
     tensors = plan.transform(table)
@@ -79,6 +77,11 @@ def pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
     return pa.table(columns)
 
 
+def count_usable(table: pa.Table, target: Target) -> pa.Table:
+    """One row that counts the rows of a table with a usable answer: `rows`."""
+    return pa.table({"rows": [int(_answers(table, target)[1].sum())]})
+
+
 def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
     """The rows of a packed table, one block a chunk, read in place."""
     for batch in table.to_batches():
@@ -88,6 +91,12 @@ def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
                 _matrix(batch, "categorical", len(plan.cardinalities), np.int32),
                 batch.column("target").to_numpy(),
             )
+
+
+def _answers(table: pa.Table, target: Target) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    answers = target.encode(table.column(target.column))
+    usable = np.isfinite(answers)
+    return answers, usable if target.task == "regression" else usable & (answers >= 0)
 
 
 def _matrix(batch: pa.RecordBatch, name: str, width: int, kind: Any) -> NDArray[Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray.data
 import ray.train
 
@@ -16,7 +15,7 @@ from raymlp.core.errors import DataError
 from raymlp.data.snapshot import read_split, split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.batches import Source
-from raymlp.train.blocks import Block, columns_of, pack, row_bytes, unpack
+from raymlp.train.blocks import Block, columns_of, count_usable, pack, row_bytes, unpack
 
 log = logging.getLogger(__name__)
 HOLD_SHARE = 0.3
@@ -121,14 +120,13 @@ def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
 
 
 def _packed(path: Path, plan: FeaturePlan, split: str) -> Any:
-    return _read(path, split, columns_of(plan)).map_batches(_pack, batch_size=PACK_ROWS, batch_format="pyarrow", fn_kwargs={"plan": plan})
+    return _read(path, split, columns_of(plan)).map_batches(pack, batch_size=None, batch_format="pyarrow", fn_kwargs={"plan": plan})
 
 
 def _count(path: Path, plan: FeaturePlan, split: str) -> int:
     """Usable rows of a split: only the answers are read."""
-    target = plan.target.column
-    answers = _read(path, split, [target])
-    counts = answers.map_batches(_count_usable, batch_format="pyarrow", fn_kwargs={"plan": plan})
+    answers = _read(path, split, [plan.target.column])
+    counts = answers.map_batches(count_usable, batch_size=None, batch_format="pyarrow", fn_kwargs={"target": plan.target})
     return int(sum(row["rows"] for row in counts.iter_rows()))
 
 
@@ -139,16 +137,6 @@ def _read(path: Path, split: str, columns: list[str]) -> Any:
     dataset = ray.data.read_parquet(files, columns=columns)
     dataset.context.execution_options.preserve_order = True
     return dataset
-
-
-def _pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
-    return pack(table, plan)
-
-
-def _count_usable(table: pa.Table, plan: FeaturePlan) -> pa.Table:
-    answers = plan.target.encode(table.column(plan.target.column))
-    usable = np.isfinite(answers) if plan.target.task == "regression" else answers >= 0
-    return pa.table({"rows": [int(usable.sum())]})
 
 
 def _cut(dataset: Any, indices: list[int]) -> list[Any]:

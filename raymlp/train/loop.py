@@ -125,7 +125,7 @@ class EpochWatch(pl.Callback):
         train_loss, train_rows, valid_loss, valid_rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         outputs, answers = _in_unit(self._job, module.valid_outputs, module.valid_answers, self._seat.gather)
         return {
-            "epoch": float(self._progress.epochs + 1),
+            "epoch": float(self._progress.epochs),
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
             f"valid_{name}": METRICS[task][name](answers, Calibration(task=task).apply(outputs)),

@@ -46,7 +46,7 @@ def train(
 ) -> TrainedModel:
     """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
 
-    `on_epoch` hears, in the caller's thread, each epoch's `epoch`, `train_loss`, `valid_loss`, `valid_<metric>`, `rows_per_s`
+    `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `rows_per_s`
     (over all workers) and `data_wait_share` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it
     is started again with the same `run_dir`. `shuffle_labels` trains on permuted answers: a model that must not pass the gate.
 
@@ -66,6 +66,16 @@ def train(
     outcome = _follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     bundle, metrics = _bundle(job, outcome, snapshot, profile, run_id)
     return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
+
+
+def fit_in_process(config: Config, snapshot_path: Path, report: OnEpoch) -> dict[str, float]:
+    """Train in this process, as one worker on the CPU without Ray Train, checkpoints or bundle: for tuning trials.
+
+    `report` hears what `on_epoch` hears in `train`. Gives the metrics on the validation split.
+    """
+    from raymlp.train.worker import fit_alone
+
+    return fit_alone(config, snapshot_path, report)
 
 
 def check(settings: Train) -> None:
@@ -163,7 +173,7 @@ def _follow(run: Callable[[], Outcome], run_dir: Path, on_epoch: OnEpoch) -> Out
 
 def _epochs(path: Path, thread: threading.Thread) -> Iterator[dict[str, float]]:
     """Epochs as they are written, each once: a resumed run repeats those after its checkpoint."""
-    seen, last = 0, 0.0
+    seen, last = 0, -1.0
     while True:
         alive = thread.is_alive()
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []

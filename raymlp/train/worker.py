@@ -41,7 +41,7 @@ def run(job: Job) -> Outcome | None:
     return outcome if rank == 0 else None
 
 
-def fit_in_process(config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None]) -> dict[str, float]:
+def fit_alone(config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None]) -> dict[str, float]:
     """Train in this process, as one worker on the CPU without checkpoints, and give the validation metrics.
 
     Any strategy runs as one plain device. The splits are held in memory.

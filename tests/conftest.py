@@ -1,0 +1,33 @@
+"""What all tests share: real data files where they are present, small planted tables, and one Ray for all that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raymlp.config.runtime import Runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """One local Ray, started the way raymlp starts it, with results in a temporary folder."""
+    from raymlp.runtime.session import ray_session
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    runtime = Runtime(storage=str(tmp_path_factory.mktemp("storage")), num_cpus=4, object_store_mb=400)
+    with ray_session(runtime):
+        yield runtime
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of public data sets; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("RAYMLP_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no public data sets at {folder}; set RAYMLP_TEST_DATA")
+    return folder

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymlp.core.errors import ConfigError, DataError, RequestError
+from raymlp.data.contract import REASON, ColumnContract, Contract, table_of
+from raymlp.data.profile import Profile
+
+CONTRACT = Contract(
+    columns={
+        "age": ColumnContract(type="int", nullable=False, minimum=0, maximum=120),
+        "rate": ColumnContract(type="float"),
+        "city": ColumnContract(type="string", categories=("bonn", "oslo")),
+        "paid": ColumnContract(type="bool"),
+        "when": ColumnContract(type="timestamp"),
+    }
+)
+ROW: dict[str, Any] = {"age": 30, "rate": 0.5, "city": "bonn", "paid": True, "when": "2013-07-01T09:00:00Z"}
+check = CONTRACT.row_checker()
+
+
+def test_a_good_row_comes_back_typed() -> None:
+    assert check(ROW, "row") == {**ROW, "when": datetime(2013, 7, 1, 9, tzinfo=UTC)}
+    assert check({**ROW, "rate": None}, "row")["rate"] is None
+    assert check({**ROW, "age": 30.0}, "row")["age"] == 30
+    assert check({**ROW, "when": "2013-07-01T11:00:00+02:00"}, "row")["when"] == datetime(2013, 7, 1, 9, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "found", "expected"),
+    [
+        ({"age": "30"}, "row.age", "'30' (str)", "a whole number from 0 to 120"),
+        ({"age": 200}, "row.age", "200 (int)", "from 0 to 120"),
+        ({"age": None}, "row.age", "null", "a whole number"),
+        ({"age": True}, "row.age", "True (bool)", "a whole number"),
+        ({"age": 1.5}, "row.age", "1.5 (float)", "a whole number"),
+        ({"age": 10**30}, "row.age", "(int)", "a whole number"),
+        ({"rate": float("nan")}, "row.rate", "nan (float)", "a number"),
+        ({"city": "rome"}, "row.city", "'rome' (str)", "one of bonn, oslo"),
+        ({"city": "\ud800"}, "row.city", "(str)", "one of"),
+        ({"paid": 1}, "row.paid", "1 (int)", "true or false"),
+        ({"when": "yesterday"}, "row.when", "'yesterday' (str)", "ISO 8601"),
+        ({"agee": 3}, "row.agee", "not a field", "did you mean 'age'"),
+    ],
+)
+def test_a_bad_value_is_named_with_found_and_expected(change: dict[str, Any], field: str, found: str, expected: str) -> None:
+    with pytest.raises(RequestError) as error:
+        check({**ROW, **change}, "row")
+    assert error.value.field == field
+    assert found in error.value.found
+    assert expected in error.value.expected
+
+
+def test_a_missing_field_and_a_row_that_is_no_object_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"row.age is missing; expected a whole number"):
+        check({name: value for name, value in ROW.items() if name != "age"}, "row")
+    with pytest.raises(RequestError, match="expected an object"):
+        check([1, 2], "row")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3)))
+def test_junk_is_refused_and_never_raises_anything_else(junk: object) -> None:
+    for row in (junk, {**ROW, "age": junk}, {**ROW, "when": junk}, {**ROW, "city": junk}):
+        try:
+            check(row, "row")
+        except RequestError as error:
+            assert error.field.startswith("row")  # noqa: PT017
+
+
+def test_a_table_is_divided_into_good_rows_and_bad_rows_with_reasons() -> None:
+    table = pa.table(
+        {
+            "age": ["30", "old", "130", None],
+            "rate": [1.0, 2.0, 3.0, 4.0],
+            "city": ["bonn", "oslo", "bonn", "oslo"],
+            "paid": ["true", "false", "true", "true"],
+            "when": ["2013-07-01T09:00:00"] * 4,
+        }
+    )
+    good, bad = CONTRACT.check_table(table)
+    assert good.to_pylist() == [{"age": 30, "rate": 1.0, "city": "bonn", "paid": True, "when": datetime(2013, 7, 1, 9, tzinfo=UTC)}]
+    assert bad.column(REASON).to_pylist() == ["age is not of type int", "age is above 120", "age is null"]
+    assert bad.column("age").to_pylist() == ["old", "130", None]
+
+
+def test_unknown_categories_are_quarantined_only_when_closed() -> None:
+    table = pa.table({name: pa.array([value]) for name, value in {**ROW, "city": "rome"}.items()})
+    assert CONTRACT.check_table(table)[1].column(REASON).to_pylist() == ["city is not one of its categories"]
+    opened = Contract(columns={"city": ColumnContract(type="string")})
+    assert opened.check_table(table)[1].num_rows == 0
+
+
+def test_a_missing_column_is_named_with_the_nearest() -> None:
+    with pytest.raises(DataError, match=r"has no column 'age'.*Did you mean 'ages'"):
+        CONTRACT.check_table(pa.table({"ages": [1]}))
+
+
+def test_numbers_do_not_pass_as_timestamps_nor_the_other_way() -> None:
+    when = Contract(columns={"x": ColumnContract(type="timestamp")})
+    number = Contract(columns={"x": ColumnContract(type="float")})
+    assert when.check_table(pa.table({"x": [1]}))[1].num_rows == 1
+    assert number.check_table(pa.table({"x": [datetime(2013, 1, 1, tzinfo=UTC)]}))[1].num_rows == 1
+
+
+def test_rows_that_were_profiled_keep_the_inferred_contract() -> None:
+    table = pa.table({"a": [1.5, 2.5, None], "n": [1, 2, 3], "k": ["x", None, "y"], "t": pa.array([0, 1, 2], pa.timestamp("us", tz="UTC"))})
+    contract = Contract.infer(Profile().update(table))
+    assert contract.check_table(table)[1].num_rows == 0
+    assert not contract.columns["n"].nullable
+    assert contract.columns["k"].nullable
+    assert (contract.columns["n"].minimum, contract.columns["n"].maximum) == (-2, 6)
+
+
+def test_yaml_gives_the_same_contract_back_and_bad_yaml_is_named() -> None:
+    assert Contract.from_yaml(CONTRACT.to_yaml()) == CONTRACT
+    with pytest.raises(ConfigError, match=r"my.yaml: columns.age.type"):
+        Contract.from_yaml("columns: {age: {type: integer}}", source="my.yaml")
+
+
+def test_typed_rows_and_table_say_the_same() -> None:
+    table = table_of([check(ROW, "row")], CONTRACT)
+    assert table.to_pylist() == [check(ROW, "row")]
