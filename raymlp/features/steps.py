@@ -24,6 +24,8 @@ from raymlp.data.profile import to_float, to_text
 UNSEEN, MISSING, FIRST = 0, 1, 2
 """Category ids: 0 a value without a slot, 1 no value, 2 and up the vocabulary."""
 SECONDS_PER_DAY = 86_400
+LARGEST = float(np.finfo(np.float32).max)
+"""Scaled numbers stay finite in float32."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -99,7 +101,7 @@ class Number(Section):
     def batch(self, table: pa.Table) -> list[NDArray[np.float32]]:
         values = _numbers(table.column(self.column), self.part)
         missing = np.isnan(values)
-        scaled = self.scaler.batch(np.where(missing, self.fill, values)).astype(np.float32)
+        scaled = np.clip(self.scaler.batch(np.where(missing, self.fill, values)), -LARGEST, LARGEST).astype(np.float32)
         return [scaled, missing.astype(np.float32)] if self.indicator else [scaled]
 
     def row(self) -> Callable[[dict[str, Any], list[float]], None]:
@@ -110,7 +112,7 @@ class Number(Section):
             value = row[column]
             number = math.nan if value is None else read(value)
             missing = not math.isfinite(number)
-            out.append(scale(fill if missing else number))
+            out.append(min(max(scale(fill if missing else number), -LARGEST), LARGEST))
             if indicator:
                 out.append(1.0 if missing else 0.0)
 

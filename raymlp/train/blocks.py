@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 
+PACK_ROWS = 65_536
+"""Rows that are transformed at a time."""
 BLOCK_ROWS = 8_192
 """Rows of the blocks whose order is drawn anew each epoch."""
 
@@ -77,9 +80,18 @@ def pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
     return pa.table(columns)
 
 
-def count_usable(table: pa.Table, target: Target) -> pa.Table:
-    """One row that counts the rows of a table with a usable answer: `rows`."""
-    return pa.table({"rows": [int(_answers(table, target)[1].sum())]})
+def packed_files(files: pa.Table, plan: FeaturePlan) -> Iterator[pa.Table]:
+    """Packed rows of the Parquet files named in the column `file`, a part at a time."""
+    for name in files.column("file").to_pylist():
+        for batch in pq.ParquetFile(name).iter_batches(PACK_ROWS, columns=columns_of(plan)):
+            yield pack(pa.Table.from_batches([batch]), plan)
+
+
+def usable_in_files(files: pa.Table, target: Target) -> Iterator[pa.Table]:
+    """Number of rows with a usable answer, as `rows`, in parts of the Parquet files named in the column `file`."""
+    for name in files.column("file").to_pylist():
+        for batch in pq.ParquetFile(name).iter_batches(PACK_ROWS, columns=[target.column]):
+            yield pa.table({"rows": [int(_answers(pa.Table.from_batches([batch]), target)[1].sum())]})
 
 
 def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:

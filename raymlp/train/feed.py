@@ -15,12 +15,11 @@ from raymlp.core.errors import DataError
 from raymlp.data.snapshot import read_split, split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.batches import Source
-from raymlp.train.blocks import Block, columns_of, count_usable, pack, row_bytes, unpack
+from raymlp.train.blocks import PACK_ROWS, Block, columns_of, pack, packed_files, row_bytes, unpack, usable_in_files
 
 log = logging.getLogger(__name__)
 HOLD_SHARE = 0.3
 """Share of the object store that transformed rows may fill; beyond it they are made anew every epoch."""
-PACK_ROWS = 65_536
 SPLITS = ("train", "valid")
 
 
@@ -120,21 +119,22 @@ def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
 
 
 def _packed(path: Path, plan: FeaturePlan, split: str) -> Any:
-    return _read(path, split, columns_of(plan)).map_batches(pack, batch_size=None, batch_format="pyarrow", fn_kwargs={"plan": plan})
+    return _files(path, split).map_batches(packed_files, batch_size=1, batch_format="pyarrow", fn_kwargs={"plan": plan})
 
 
 def _count(path: Path, plan: FeaturePlan, split: str) -> int:
     """Usable rows of a split: only the answers are read."""
-    answers = _read(path, split, [plan.target.column])
-    counts = answers.map_batches(count_usable, batch_size=None, batch_format="pyarrow", fn_kwargs={"target": plan.target})
+    counts = _files(path, split).map_batches(usable_in_files, batch_size=1, batch_format="pyarrow", fn_kwargs={"target": plan.target})
     return int(sum(row["rows"] for row in counts.iter_rows()))
 
 
-def _read(path: Path, split: str, columns: list[str]) -> Any:
+def _files(path: Path, split: str) -> Any:
+    """A dataset of file names, one a block. Reading is left to our tasks: `read_parquet` of Ray 2.60 starts a pool of actors
+    to read the footers first, which takes seconds."""
     files = split_files(path, split)
     if not files:
         raise DataError(f"{path} has no rows in the split '{split}'; expected some. Check the split.")
-    dataset = ray.data.read_parquet(files, columns=columns)
+    dataset = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
     dataset.context.execution_options.preserve_order = True
     return dataset
 

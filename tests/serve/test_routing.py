@@ -1,0 +1,72 @@
+"""Which version answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymlp.core.errors import ServingError
+from raymlp.serve.routing import Routes, bucket
+
+SHARES = st.floats(0, 1)
+
+
+def routes(challenger: float) -> Routes:
+    return Routes.of("old", {"old": 1 - challenger, "new": challenger})
+
+
+def test_bucket_is_the_first_53_bits_of_blake2b() -> None:
+    # blake2b("flight-7", 8 bytes) worked out once with `b2sum -l 64`; a change would move every user to another version.
+    import hashlib
+
+    word = int(hashlib.blake2b(b"flight-7", digest_size=8).hexdigest(), 16)
+    assert bucket("flight-7") == (word >> 11) / 2**53
+
+
+@given(st.text())
+def test_every_key_has_a_place_in_the_unit_interval(key: str) -> None:
+    assert 0 <= bucket(key) < 1
+
+
+def test_a_tenth_of_two_thousand_keys_goes_to_a_challenger_with_weight_a_tenth() -> None:
+    split = routes(0.1)
+    hits = sum(split.choose(f"key-{i}") == "new" for i in range(2_000))
+    sigma = math.sqrt(2_000 * 0.1 * 0.9)
+    assert abs(hits - 200) < 4 * sigma
+
+
+@given(st.text(), SHARES, SHARES)
+def test_growing_the_challenger_moves_keys_only_from_champion_to_challenger(key: str, one: float, other: float) -> None:
+    small, large = sorted((one, other))
+    before, after = routes(small).choose(key), routes(large).choose(key)
+    assert before == after or (before, after) == ("old", "new")
+
+
+@given(st.text())
+def test_all_or_nothing_weights_send_every_key_one_way(key: str) -> None:
+    assert routes(0).choose(key) == "old"
+    assert routes(1).choose(key) == "new"
+
+
+def test_the_order_of_the_weights_does_not_matter() -> None:
+    one = Routes.of("old", {"old": 0.7, "new": 0.3})
+    other = Routes.of("old", {"new": 0.3, "old": 0.7})
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({"old": 0.5, "new": 0.4}, "sum to 0.9"),
+        ({"old": 1.2, "new": -0.2}, "weight of old is 1.2"),
+        ({"old": math.nan}, "weight of old is nan"),
+        ({"new": 1.0}, "a share for the champion old"),
+        ({}, "no version"),
+    ],
+)
+def test_weights_that_are_no_shares_are_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ServingError, match=message):
+        Routes.of("old", weights)
