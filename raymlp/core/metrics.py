@@ -150,6 +150,16 @@ def gain(name: str, new: float, old: float) -> float:
     return new - old if name in HIGHER_IS_BETTER else old - new
 
 
+def readable(value: float) -> str:
+    """A metric for people: four decimals, or none from 1,000 on."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4f}"
+
+
+def readable_interval(interval: Interval) -> str:
+    """`0.7213 [0.7140, 0.7286]`."""
+    return f"{readable(interval.value)} [{readable(interval.low)}, {readable(interval.high)}]"
+
+
 # ---------------------------------------------------------------- uncertainty
 
 Weighted = Callable[[Array], float]

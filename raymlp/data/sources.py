@@ -85,7 +85,10 @@ def schema_of(source: CsvSource | ParquetSource) -> dict[str, ColumnType]:
         return {name: kind for name, kind in known.items() if kind is not None}
     with _reading(part), _open_csv(source, part, {}, BadRows(), block_bytes=INFER_BYTES) as reader:
         schema = reader.schema
-        first = _tidy(pa.Table.from_batches([reader.read_next_batch()], schema), source)
+        batch = next(iter(reader), None)
+    if batch is None or not batch.num_rows:
+        raise DataError(f"{part.path} has a header and no rows; expected rows.")
+    first = _tidy(pa.Table.from_batches([batch], schema), source)
     foreign = next((item.name for item in schema if pa.types.is_binary(item.type)), None)
     if foreign:
         raise DataError(f"{part.path}: the column '{foreign}' is not UTF-8 text; expected UTF-8. Convert the file.")

@@ -20,8 +20,8 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.features.steps import FIRST, MISSING, UNSEEN, Category
 
 Floats = NDArray[np.float64]
-TREES = 200
-"""Boosting rounds; with more than ten classes fewer, since every round grows a tree a class."""
+ROUNDS = 200
+"""Boosting rounds."""
 MAX_BINS = 254
 """Categories that histogram gradient boosting tells apart, the most frequent ones; the others share one."""
 
@@ -72,14 +72,17 @@ def _linear(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, see
 
 
 def _gradient_boosting(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed: int) -> Floats:
-    """Histogram gradient boosting on the raw inputs: missing values stay missing, categories are native."""
+    """Histogram gradient boosting on the raw inputs: missing values stay missing, categories are native.
+
+    All rounds are used, except with several classes: there rare classes are learned by heart, so it stops when a tenth of
+    the training rows says so.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-    num_classes = len(plan.target.classes) if plan.target.task == "multiclass" else 1
     settings: dict[str, Any] = {
-        "max_iter": TREES if num_classes <= 10 else max(20, 10 * TREES // num_classes),
+        "max_iter": ROUNDS,
         "learning_rate": 0.1,
-        "early_stopping": False,
+        "early_stopping": plan.target.task == "multiclass",
         "categorical_features": np.array([isinstance(step, Category) for step in plan.steps]),
         "random_state": seed,
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from raymlp.config.evaluate import Gate
-from raymlp.core.metrics import HIGHER_IS_BETTER, gain, margin
+from raymlp.core.metrics import HIGHER_IS_BETTER, gain, margin, readable, readable_interval
 from raymlp.core.records import Decision, Interval
 
 
@@ -42,7 +42,7 @@ def decide(facts: GateFacts, settings: Gate, *, success_threshold: float | None 
     checks = [_threshold(facts, success_threshold), _rule(facts, settings), _baseline(facts, settings)]
     failed = [text for check in checks if check for ok, text in [check] if not ok]
     held = [text for check in checks if check for ok, text in [check] if ok]
-    head = f"{facts.metric} {facts.value} on {facts.rows:,} rows"
+    head = f"{facts.metric} {readable_interval(facts.value)} on {facts.rows:,} rows"
     if failed:
         return Decision("fail", f"{head}: {'; '.join(failed)}", plain)
     return Decision("pass", f"{head}: {'; '.join(held)}" if held else head, plain)
@@ -54,13 +54,13 @@ def compare(gain_over_champion: Interval, settings: Gate, *, metric: str, champi
     Few rows make a wide interval and so a `fail`: the champion stays until the evidence is there.
     """
     allowed = margin(metric, settings.tolerance, champion)
-    found = f"gain in {metric} {gain_over_champion} on {rows:,} rows (champion {champion:.4f})"
+    found = f"gain in {metric} {readable_interval(gain_over_champion)} on {rows:,} rows (champion {readable(champion)})"
     facts = {"metric": metric, "rows": rows, "champion": champion, "gain": asdict(gain_over_champion), "tolerance": allowed}
     if not math.isfinite(gain_over_champion.low):
         return Decision("fail", f"{found}; it cannot be judged without labelled rows of more than one class", facts)
     if gain_over_champion.low > -allowed:
-        return Decision("pass", f"{found}; the interval lies above {-allowed:.4f}", facts)
-    return Decision("fail", f"{found}; the interval reaches below {-allowed:.4f}", facts)
+        return Decision("pass", f"{found}; the interval lies above {readable(-allowed)}", facts)
+    return Decision("fail", f"{found}; the interval reaches below {readable(-allowed)}", facts)
 
 
 Check = tuple[bool, str] | None
@@ -81,7 +81,7 @@ def _rule(facts: GateFacts, settings: Gate) -> Check:
     wanted = margin(facts.metric, settings.min_gain_over_rule, facts.rule)
     ok = facts.rule_gain.low > wanted
     verb = "beats" if ok else "does not beat"
-    return ok, f"{verb} the rule ({facts.rule:.4f}) by more than {wanted:.4g}: gain {facts.rule_gain}"
+    return ok, f"{verb} the rule ({readable(facts.rule)}) by more than {wanted:.4g}: gain {readable_interval(facts.rule_gain)}"
 
 
 def _baseline(facts: GateFacts, settings: Gate) -> Check:
@@ -91,7 +91,7 @@ def _baseline(facts: GateFacts, settings: Gate) -> Check:
     best = max(known, key=lambda name: gain(facts.metric, known[name], facts.value.value))
     behind = gain(facts.metric, known[best], facts.value.value)
     allowed = margin(facts.metric, settings.max_gap_to_baseline, known[best])
-    label = f"{best.replace('_', ' ')} ({known[best]:.4f})"
+    label = f"{best.replace('_', ' ')} ({readable(known[best])})"
     if behind <= 0:
-        return True, f"{-behind:.4f} ahead of {label}"
-    return behind <= allowed, f"{behind:.4f} behind {label}, {allowed:.4f} allowed"
+        return True, f"{readable(-behind)} ahead of {label}"
+    return behind <= allowed, f"{readable(behind)} behind {label}, {readable(allowed)} allowed"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymlp.core.metrics import readable
 from raymlp.core.records import Task
 from raymlp.evaluate.curves import calibration_curve, roc_curve
 from raymlp.runtime.page import BAD, FAINT, INK, MODEL, OTHER, axes, drawing, plain
@@ -99,7 +100,7 @@ def residuals(y: Floats, p: Floats) -> Plot:
     ax.stairs(shares / len(y), edges, color=MODEL, fill=True, alpha=0.3)
     ax.stairs(shares / len(y), edges, color=MODEL, linewidth=1.6)
     ax.axvline(0, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    ax.axvline(float(errors.mean()), color=BAD, linewidth=1.2, label=f"mean {errors.mean():.3g}")
+    ax.axvline(float(errors.mean()), color=BAD, linewidth=1.2, label=f"mean {readable(float(errors.mean()))}")
     ax.set_xlabel("predicted minus actual")
     ax.set_ylabel("share of rows")
     _legend(ax)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import erfc
 
 from raymlp.config.monitor import Monitor
-from raymlp.core.metrics import METRICS, gain, margin, resample
+from raymlp.core.metrics import METRICS, gain, margin, readable, readable_interval, resample
 from raymlp.core.records import Finding, Task
 from raymlp.data.profile import ColumnProfile
 from raymlp.data.target import Target
@@ -63,7 +63,7 @@ def metric_drop(task: Task, y: Floats, p: NDArray[np.float64], *, metric: str, r
     found = resample(METRICS[task][metric], y, p, samples=SAMPLES, seed=SEED)
     drop = -gain(metric, found.value, reference)
     least = min(-gain(metric, bound, reference) for bound in (found.low, found.high))
-    note = f"{metric} {found} on the window, {reference:.4f} at training"
+    note = f"{metric} {readable_interval(found)} on the window, {readable(reference)} at training"
     return _finding(metric, "drop", drop, allowed, len(y), least > allowed, note, settings)
 
 

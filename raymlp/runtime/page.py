@@ -61,9 +61,18 @@ def percent(share: float | None) -> str:
     return DASH if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
 
 
+def tick(value: float) -> str:
+    """A number beside an axis: `0.25`, `-40`, `150k`, `2.5M`."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 10 * size or (unit == "M" and abs(value) >= size):
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
 def axes(*, width: float = 4.4, height: float = 3.2) -> tuple[Figure, Axes]:
     """An empty figure in the page's style, size in inches."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(width, height), layout="constrained")
     ax = figure.add_subplot()
@@ -75,6 +84,9 @@ def axes(*, width: float = 4.4, height: float = 3.2) -> tuple[Figure, Axes]:
     ax.tick_params(colors=FAINT, labelsize=9, length=0)
     ax.grid(True, color=LINE, linewidth=0.6)
     ax.set_axisbelow(True)
+    ax.locator_params(nbins=6)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     ax.xaxis.label.set_color(FAINT)
     ax.yaxis.label.set_color(FAINT)
     return figure, ax

@@ -120,7 +120,7 @@ class PredictionLog:
 def read_log(folder: Path) -> pa.Table:
     """All rows of a log, oldest first. Columns that only some versions have are null for the others; a column whose type
     changed between versions becomes the wider type, or text. A log without files has no rows."""
-    tables = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    tables = [pq.read_table(path) for path in sorted(folder.glob("[!.]*.parquet"))]
     if not tables:
         return SCHEMA.empty_table()
     names = dict.fromkeys(name for table in tables for name in table.column_names)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raymlp.config.data import CsvSource, Data, GroupSplit, Join, ParquetSource, RandomSplit, StratifiedSplit, TimeSplit
+from raymlp.config.problem import Problem
+from raymlp.config.runtime import Runtime
+from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError
+from raymlp.data.contract import REASON
+from raymlp.data.snapshot import load_contract, load_profile, open_snapshot, prepare, read_split, split_files
+
+pytestmark = pytest.mark.ray
+PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", known_after=("after",))
+ROWS = 1_000
+
+
+def write_csv(folder: Path, name: str = "a.csv", *, rows: int = ROWS, **changes: Any) -> Path:
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        "id": np.arange(rows),
+        "x": np.round(rng.normal(size=rows), 3),
+        "k": rng.choice(["a", "b"], rows),
+        "after": rng.integers(0, 9, rows),
+        "y": rng.choice(["no", "yes"], rows, p=[0.8, 0.2]),
+    } | changes
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return folder / name
+
+
+def data(path: Path, **changes: Any) -> Data:
+    return Data(source=CsvSource(path=str(path)), split=changes.pop("split", RandomSplit()), **changes)
+
+
+def test_rows_are_split_profiled_and_published_whole(ray_runtime: Runtime, tmp_path: Path) -> None:
+    snapshot = prepare(PROBLEM, data(write_csv(tmp_path)), tmp_path / "out")
+    assert snapshot.rows == {"train": 700, "valid": 150, "test": 150}
+    tables = {name: read_split(snapshot.path, name) for name in snapshot.rows}
+    ids = np.concatenate([table.column("id").to_numpy() for table in tables.values()])
+    assert sorted(ids) == list(range(ROWS))
+    assert "after" not in tables["train"].column_names
+    profile = load_profile(snapshot.path)
+    assert (profile.rows, profile.columns["x"].values) == (700, 700)
+    assert profile.columns["x"].mean == pytest.approx(tables["train"].column("x").to_numpy().mean())
+    assert load_contract(snapshot.path).columns["k"].type == "string"
+    manifest = json.loads((snapshot.path / "manifest.json").read_text())
+    assert manifest["digest"] == snapshot.digest
+    assert not (snapshot.path / "staging").exists()
+
+
+def test_the_same_data_is_found_again_and_changed_data_is_not(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path)
+    first = prepare(PROBLEM, data(path), tmp_path / "out")
+    again = prepare(PROBLEM, data(path), tmp_path / "out")
+    assert (again.path, again.digest, again.reused, first.reused) == (first.path, first.digest, True, False)
+    elsewhere = prepare(PROBLEM, data(path), tmp_path / "other")
+    assert elsewhere.digest == first.digest
+    write_csv(tmp_path, rows=ROWS + 1)
+    assert prepare(PROBLEM, data(path), tmp_path / "out").path != first.path
+    assert prepare(PROBLEM, data(path, split=RandomSplit(seed=1)), tmp_path / "out").digest != first.digest
+
+
+def test_several_parts_give_the_rows_of_all_in_order(ray_runtime: Runtime, tmp_path: Path) -> None:
+    for i in range(3):
+        write_csv(tmp_path, f"part{i}.csv", rows=100, id=np.arange(100) + 100 * i)
+    snapshot = prepare(PROBLEM, data(tmp_path / "part*.csv"), tmp_path / "out")
+    ids = read_split(snapshot.path, "train").column("id").to_numpy()
+    assert np.all(np.diff(ids) > 0)
+    assert sum(snapshot.rows.values()) == 300
+    assert len(split_files(snapshot.path, "train")) == 3
+
+
+def test_splits_by_class_group_and_time_hold_what_they_promise(ray_runtime: Runtime, tmp_path: Path) -> None:
+    stamps = [f"2013-{1 + i * 12 // ROWS:02}-01T00:00:00Z" for i in range(ROWS)]
+    path = write_csv(tmp_path, t=stamps, g=[f"g{i % 50}" for i in range(ROWS)])
+    by_class = prepare(PROBLEM, data(path, split=StratifiedSplit()), tmp_path / "out")
+    rates = [np.mean(read_split(by_class.path, name).column("y").to_numpy(zero_copy_only=False) == "yes") for name in by_class.rows]
+    assert max(rates) - min(rates) < 0.01
+    by_group = prepare(PROBLEM, data(path, split=GroupSplit(column="g")), tmp_path / "out")
+    groups = [set(read_split(by_group.path, name).column("g").to_pylist()) for name in by_group.rows]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 50
+    rule = TimeSplit(column="t", valid_start="2013-07-01", valid_end="2013-09-01")
+    by_time = prepare(PROBLEM, data(path, split=rule), tmp_path / "out")
+    months = {name: {t.month for t in read_split(by_time.path, name).column("t").to_pylist()} for name in by_time.rows}
+    assert months == {"train": {1, 2, 3, 4, 5, 6}, "valid": {7, 8}, "live": {9, 10, 11, 12}}
+
+
+def test_a_join_adds_columns_keeps_order_and_counts_repeated_keys(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path)
+    (tmp_path / "side.csv").write_text("k,size,year\na,1,2001\nb,2,2002\na,99,2099\n")
+    join = Join(source=CsvSource(path=str(tmp_path / "side.csv")), keys=("k",), prefix="side_", columns=("size",))
+    snapshot = prepare(PROBLEM, data(path, joins=(join,)), tmp_path / "out")
+    table = read_split(snapshot.path, "train")
+    assert {(row["k"], row["side_size"]) for row in table.to_pylist()} == {("a", 1), ("b", 2)}
+    assert np.all(np.diff(table.column("id").to_numpy()) > 0)
+    manifest = json.loads((snapshot.path / "manifest.json").read_text())
+    assert "1 rows of" in manifest["warnings"][0]
+
+
+def test_rows_without_an_answer_are_left_out_and_counted(ray_runtime: Runtime, tmp_path: Path) -> None:
+    answers = ["NA" if i % 10 == 0 else ("yes" if i % 3 else "no") for i in range(ROWS)]
+    snapshot = prepare(PROBLEM, data(write_csv(tmp_path, y=answers)), tmp_path / "out")
+    assert sum(snapshot.rows.values()) == 900
+    assert json.loads((snapshot.path / "manifest.json").read_text())["unlabelled"] == 100
+
+
+def test_bad_rows_go_to_quarantine_within_the_budget_and_stop_the_run_beyond(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path)
+    with path.open("a") as file:
+        file.write("oops,1,a,1,no\n7,2\n")
+    wrong = Data(source=CsvSource(path=str(path), types={"id": "int"}), split=RandomSplit())
+    snapshot = prepare(PROBLEM, wrong, tmp_path / "out")
+    assert snapshot.quarantined == 2
+    kept = pq.read_table(snapshot.path / "quarantine")
+    assert sorted(kept.column(REASON).to_pylist()) == ["id is not of type int", "the row has 2 fields; expected 5"]
+    with pytest.raises(ContractError, match=r"2 of 1,002 rows .*at most 0.1%.*a.csv: id is not of type int"):
+        prepare(PROBLEM, wrong.model_copy(update={"max_bad_share": 0.001}), tmp_path / "strict")
+    assert list((tmp_path / "strict" / "p").iterdir()) == []
+
+
+def test_a_given_contract_is_enforced(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path, x=[-5 if i == 3 else 1.5 for i in range(ROWS)])
+    first = prepare(PROBLEM, data(path), tmp_path / "out")
+    text = (first.path / "contract.yaml").read_text().replace("minimum: -11.5", "minimum: 0.0")
+    (tmp_path / "contract.yaml").write_text(text)
+    snapshot = prepare(PROBLEM, data(path, contract=str(tmp_path / "contract.yaml")), tmp_path / "out")
+    assert snapshot.quarantined == 1
+    assert pq.read_table(snapshot.path / "quarantine").column(REASON).to_pylist() == ["x is below 0"]
+    with pytest.raises(ConfigError, match="nothing.yaml"):
+        prepare(PROBLEM, data(path, contract=str(tmp_path / "nothing.yaml")), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("problem", "changes", "error", "words"),
+    [
+        ({"target": "z"}, {}, ConfigError, "problem.target names 'z'"),
+        ({"known_after": ("aftr",)}, {}, ConfigError, r"problem.known_after names 'aftr'.*Did you mean 'after'"),
+        ({}, {"drop": ("kk",)}, ConfigError, "data.drop names 'kk'"),
+        ({}, {"split": TimeSplit(column="x", valid_start="2013-01-01")}, DataError, "holds double values; expected timestamps"),
+        ({"positive_class": "maybe"}, {}, ConfigError, "positive_class is 'maybe'; expected one of no, yes"),
+    ],
+)
+def test_a_wrong_name_is_explained_and_nothing_is_published(
+    ray_runtime: Runtime, tmp_path: Path, problem: dict[str, Any], changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        prepare(PROBLEM.model_copy(update=problem), data(write_csv(tmp_path), **changes), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("manifest.json"))
+
+
+def test_a_target_with_one_class_is_refused(ray_runtime: Runtime, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'y' has one class \('no'\) in training"):
+        prepare(PROBLEM, data(write_csv(tmp_path, y=["no"] * ROWS)), tmp_path / "out")
+
+
+def test_an_empty_file_and_a_file_with_only_a_header_are_refused(ray_runtime: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("id,x,k,after,y\n")
+    for name in ("empty.csv", "header.csv"):
+        with pytest.raises(DataError, match=name):
+            prepare(PROBLEM, data(tmp_path / name), tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_is_named(ray_runtime: Runtime, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RaymlpError, match=r"cannot be created .*Set runtime.storage"):
+        prepare(PROBLEM, data(write_csv(tmp_path)), tmp_path / "file" / "out")
+
+
+def test_parquet_gives_the_same_rows_as_csv(ray_runtime: Runtime, tmp_path: Path) -> None:
+    from raymlp.data import sources
+
+    path = write_csv(tmp_path)
+    pq.write_table(sources.read_all(CsvSource(path=str(path))), tmp_path / "a.parquet", row_group_size=100)
+    from_csv = prepare(PROBLEM, data(path), tmp_path / "out")
+    from_parquet = prepare(PROBLEM, Data(source=ParquetSource(path=str(tmp_path / "a.parquet")), split=RandomSplit()), tmp_path / "out")
+    left, right = (read_split(snapshot.path, "train") for snapshot in (from_csv, from_parquet))
+    assert left.equals(right)
+
+
+def test_no_snapshot_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no snapshot"):
+        open_snapshot(tmp_path)
+
+
+def test_the_run_as_another_user_cannot_write(tmp_path: Path) -> None:
+    from raymlp.core.files import make_folder
+
+    if os.geteuid() == 0:
+        os.chmod(tmp_path, 0o777)
+        place = Path("/proc/1/nothing")
+    else:
+        place = tmp_path / "locked"
+        place.mkdir(mode=0o500)
+    with pytest.raises(RaymlpError, match="Set runtime.storage"):
+        make_folder(place / "below")
+
+
+def test_arrow_types_we_do_not_know_are_left_out(ray_runtime: Runtime, tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(100.0), "y": ["yes", "no"] * 50, "after": [1] * 100, "list": [[1]] * 100})
+    pq.write_table(table, tmp_path / "a.parquet")
+    snapshot = prepare(PROBLEM, Data(source=ParquetSource(path=str(tmp_path / "a.parquet")), split=RandomSplit()), tmp_path / "out")
+    assert read_split(snapshot.path, "train").column_names == ["x", "y"]
