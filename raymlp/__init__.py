@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
     from raymlp.runtime.session import ray_session
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Config": "raymlp.config.schema",
     "load_config": "raymlp.config.loader",

@@ -30,7 +30,7 @@ class Step:
 
     def note(self, words: str) -> None:
         """A line of its own below the steps before it: a decision, an alert."""
-        (self._progress.console if self._progress else self._console).print(Text(f"           {words}", style="dim"))
+        (self._progress.console if self._progress else self._console).print(Text(f"           {words}", style="dim"), soft_wrap=not self._console.is_terminal)
 
 
 class Story:
@@ -63,8 +63,7 @@ class Story:
             progress.stop()
         seconds = time.perf_counter() - started
         line = Text.assemble((f"{mark:>2} ", colour), (f"{title:<9}", "bold"), (f"{seconds:6.1f} s  ", "dim"), outcome)
-        line.no_wrap = False
-        self.console.print(line)
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
         return seconds
 
 

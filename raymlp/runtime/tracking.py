@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raymlp import __version__
 from raymlp.config.registry import Registry
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError
 from raymlp.core.files import make_folder
 from raymlp.runtime.session import storage_root
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_LOGGING_LEVEL": "ERROR"}
 
 
 def tracking_uri(registry: Registry, runtime: Runtime) -> str:
@@ -30,10 +31,6 @@ def client(registry: Registry, runtime: Runtime) -> Any:
     """An MLflow client. Raises RegistryError when the store cannot be reached."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import logging
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -114,7 +111,7 @@ def _experiment(mlflow: Any, name: str, registry: Registry, runtime: Runtime) ->
 
 def code_version() -> dict[str, str]:
     """Version of raymlp, and the commit of the working folder where it is a git checkout."""
-    tags = {"raymlp.version": importlib.metadata.version("raymlp"), "raymlp.python": platform.python_version()}
+    tags = {"raymlp.version": __version__, "raymlp.python": platform.python_version()}
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()

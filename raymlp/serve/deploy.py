@@ -106,8 +106,10 @@ def undeploy(name: str) -> None:
     if client is None:
         return
     applications = _applications(client)
-    others = {app.name for app in client.list_serve_statuses()} - {name}
-    if others:
+    running = {app.name for app in client.list_serve_statuses()}
+    if name not in running:
+        return
+    if running - {name}:
         client.deploy_apps(_schema([app for app in applications.values() if app.name != name]))
         _until(lambda: name not in {app.name for app in client.list_serve_statuses()}, CHANGE_S, f"{name} is still being stopped")
     else:
@@ -115,12 +117,14 @@ def undeploy(name: str) -> None:
 
 
 def status(name: str) -> dict[str, Any]:
-    """`state` as Ray Serve names it (NOT_STARTED when absent) with its `message`, and one report a replica."""
+    """`state` as Ray Serve names it (NOT_STARTED when absent) with its `message`, and one report
+    for each replica that answers."""
     client = _client()
     found = client.get_serve_status(name).app_status if client else None
     state = found.status.value if found else "NOT_STARTED"
-    reports = _reports(name) if state == "RUNNING" else []
-    return {"name": name, "state": state, "message": found.message if found else "", "replicas": reports}
+    reports = _reports(name) if state in ("RUNNING", "DEPLOYING", "UNHEALTHY") else []
+    answered = [report for report in reports if report]
+    return {"name": name, "state": state, "message": found.message if found else "", "replicas": answered}
 
 
 # ---------------------------------------------------------------------- before the start
@@ -303,22 +307,24 @@ def _wait_for_revision(client: Any, application: Any) -> list[dict[str, Any]]:
     def all_have_it() -> bool:
         if any(part.status.value != "HEALTHY" for part in client.get_serve_status(name).deployment_statuses):
             return False
-        reports[:] = _reports(name)
-        return all(report.get("revision") == deployment.user_config["revision"] for report in reports) and bool(reports or may_be_empty)
+        answers = _reports(name)
+        reports[:] = [report for report in answers if report and report.get("revision") == deployment.user_config["revision"]]
+        return len(reports) == len(answers) and bool(reports or may_be_empty)
 
     _until(all_have_it, CHANGE_S, f"not every replica of {name} has the new versions")
     return reports
 
 
-def _reports(name: str) -> list[dict[str, Any]]:
-    """What each running replica says it serves; none while there is no replica that answers."""
+def _reports(name: str) -> list[dict[str, Any] | None]:
+    """What each running replica says it serves, None for one that does not answer; empty while there is none."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        return list(serve.get_app_handle(name).broadcast("report").results(timeout_s=CHANGE_S))
+        answers = serve.get_app_handle(name).broadcast("report").results(timeout_s=CHANGE_S, return_exceptions=True)
     except RayServeException:
         return []
+    return [answer if isinstance(answer, dict) else None for answer in answers]
 
 
 def _until(is_done: Callable[[], bool], limit_s: float, problem: str) -> None:

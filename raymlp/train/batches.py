@@ -35,9 +35,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.target)
 
-    def to(self, device: torch.device, **options: bool) -> Batch:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
-        return Batch(self.numeric.to(device, **options), self.categorical.to(device, **options), self.target.to(device, **options))
+        return Batch(*(part.to(device, non_blocking=non_blocking) for part in (self.numeric, self.categorical, self.target)))
 
 
 def batch_of(block: Block, rows: NDArray[np.int64] | slice) -> Batch:
@@ -56,7 +56,15 @@ class TrainBatches:
     """
 
     def __init__(
-        self, source: Source, *, rows: int, batch_size: int, buffer_rows: int, seed: tuple[int, int], epoch: Callable[[], int], shuffle_labels: bool = False
+        self,
+        source: Source,
+        *,
+        rows: int,
+        batch_size: int,
+        buffer_rows: int,
+        seed: tuple[int, int],
+        epoch: Callable[[], int],
+        shuffle_labels: bool = False,
     ) -> None:
         self._source, self._rows, self._batch_size, self._buffer_rows = source, rows, batch_size, buffer_rows
         self._seed, self._epoch, self._shuffle_labels = seed, epoch, shuffle_labels

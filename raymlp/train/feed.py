@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ HOLD_SHARE = 0.3
 SPLITS = ("train", "valid")
 
 
-class Feed(ray.train.DataConfig):  # type: ignore[misc]
+class Feed(ray.train.DataConfig):
     """The datasets of a run and how workers share them; the same rows in the same order at every start.
 
     Rows that are held are divided into fixed shards of equal length. Streamed training rows go through
@@ -49,9 +49,9 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]
                     "Check the split and the target."
                 )
         if hold:
-            each = self.rows["train"] // num_workers
+            each, rows = self.rows["train"] // num_workers, self.rows["valid"]
             self._shards["train"] = _cut(self.datasets["train"], [each * rank for rank in range(1, num_workers + 1)])[:num_workers]
-            self._shards["valid"] = _cut(self.datasets["valid"], [self.rows["valid"] * rank // num_workers for rank in range(1, num_workers)])
+            self._shards["valid"] = _cut(self.datasets["valid"], [rows * rank // num_workers for rank in range(1, num_workers)])
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         """Called by Ray Train: an iterator for each worker and dataset."""
@@ -67,7 +67,7 @@ class Feed(ray.train.DataConfig):  # type: ignore[misc]
 def may_hold(rows: int, plan: FeaturePlan) -> bool:
     """Whether transformed rows fit well inside the cluster's object store. The decision is logged with its numbers."""
     needed = rows * row_bytes(plan)
-    room = HOLD_SHARE * ray.cluster_resources().get("object_store_memory", 0.0)
+    room = HOLD_SHARE * float(ray.cluster_resources().get("object_store_memory", 0.0))
     hold = needed <= room
     log.info(
         "%s rows take %.0f MB once transformed, and %.0f MB of the object store may be used: %s",
@@ -83,7 +83,7 @@ def shard_source(shard: Any, plan: FeaturePlan, *, hold: bool, start: int, stop:
     return lambda _: clipped(_blocks(shard, plan), start, stop)
 
 
-def held_source(blocks: Iterator[Block]) -> Source:
+def held_source(blocks: Iterable[Block]) -> Source:
     """Passes over blocks that stay in memory."""
     held = list(blocks)
 

@@ -21,6 +21,9 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape
 
+FREE = ("max_failures", "checkpoint_every_epochs", "patience")
+"""Settings that may change between a checkpoint and the run that goes on from it."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,7 +51,7 @@ class Job:
     def fingerprint(self, world_size: int) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""
         config = self.config.model_dump(mode="json")
-        settings = {name: value for name, value in config["train"].items() if name not in ("max_failures", "checkpoint_every_epochs", "patience")}
+        settings = {name: value for name, value in config["train"].items() if name not in FREE}
         facts = [config["model"], settings, self.plan.model_dump(mode="json", exclude={"reasons"}), dict(self.rows), self.shuffle_labels]
         return {"world_size": world_size, "strategy": config["train"]["strategy"], "digest": digest_of(facts)}
 
@@ -99,7 +102,8 @@ class Progress:
             )
         if found != fingerprint:
             raise TrainingError(f"the checkpoint {folder} was written with other settings or data; expected the same. Start a new run.")
-        return cls(**plain)
+        history = [{name: float("nan") if value is None else value for name, value in epoch.items()} for epoch in plain["history"]]
+        return cls(**{**plain, "history": history})
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ class Seat:
 
     @property
     def device(self) -> torch.device:
-        return self.strategy.root_device
+        device: torch.device = self.strategy.root_device
+        return device
 
 
 def alone() -> Seat:

@@ -87,7 +87,9 @@ class TableModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
-        optimizer = torch.optim.AdamW(self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None)
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, settings.learning_rate, self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
         )

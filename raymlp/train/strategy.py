@@ -70,7 +70,7 @@ def _zero(settings: Train, stage: int, device: torch.device) -> Strategy:
         from ray.train.lightning import RayDeepSpeedStrategy
 
         strategy = RayDeepSpeedStrategy(**options)
-    config: dict[str, Any] = strategy.config  # type: ignore[attr-defined]
+    config: dict[str, Any] = strategy.config
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
     return strategy
@@ -81,7 +81,7 @@ def _cpu_zero() -> type[Strategy]:
     from lightning.pytorch.strategies import DDPStrategy
     from ray.train.lightning import RayDeepSpeedStrategy
 
-    class CpuZeroStrategy(RayDeepSpeedStrategy):  # type: ignore[misc]
+    class CpuZeroStrategy(RayDeepSpeedStrategy):
         """ZeRO without a GPU, which Lightning refuses: its check and its device indices are left out."""
 
         @property

@@ -64,7 +64,7 @@ def train(
     feed = Feed(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
     job = Job(config, plan, feed.rows, hold, shuffle_labels)
     outcome = _follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
-    bundle, metrics = _bundle(job, outcome, snapshot, profile, run_id)
+    bundle, metrics = bundle_of(job, outcome, snapshot, profile, run_id)
     return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
 
 
@@ -73,15 +73,16 @@ def fit_in_process(config: Config, snapshot_path: Path, report: OnEpoch) -> dict
 
     `report` hears what `on_epoch` hears in `train`. Gives the metrics on the validation split.
     """
-    from raymlp.train.worker import fit_alone
+    from raymlp.train.worker import outcome_alone
 
-    return fit_alone(config, snapshot_path, report)
+    job, outcome = outcome_alone(config, snapshot_path, report)
+    return outcome.scored(job.plan.target.task)[2]
 
 
 def check(settings: Train) -> None:
     """Raise ConfigError when a part that the settings ask for is not installed."""
     if isinstance(settings.strategy, DeepSpeed) and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("train.strategy.kind is deepspeed, which is not installed; expected the extra. Run: pip install raymlp[deepspeed]")
+        raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install raymlp[deepspeed]")
 
 
 def wait_for_room(settings: Train, *, streams: bool) -> None:
@@ -94,15 +95,18 @@ def wait_for_room(settings: Train, *, streams: bool) -> None:
         total = ray.cluster_resources().get(kind, 0.0)
         asked = f"{sums} = {amount:g} CPUs" if kind == "CPU" else f"{settings.num_workers} workers x 1 GPU = {amount:g} GPUs"
         if amount > total:
-            raise ConfigError(f"training needs {asked}; the cluster has {total:g}. Set train.num_workers, train.cpus_per_worker or train.gpu.")
+            raise ConfigError(f"training needs {asked}; the cluster has {total:g}. Set train.num_workers or train.cpus_per_worker.")
         deadline = time.monotonic() + WAIT_FOR_CPUS_S
         while amount > (free := ray.available_resources().get(kind, 0.0)):
             if time.monotonic() > deadline:
-                raise ConfigError(f"training needs {asked}; of the cluster's {total:g}, {free:g} are free. Stop what holds the rest, or set train.num_workers.")
+                raise ConfigError(
+                    f"training needs {asked}; of the cluster's {total:g}, {free:g} are free. "
+                    "Stop what holds the rest, or set train.num_workers."
+                )
             time.sleep(POLL_S)
 
 
-class EpochLog(ray.train.UserCallback):  # type: ignore[misc]
+class EpochLog(ray.train.UserCallback):
     """Runs in the Ray Train controller, on the driver's node: writes each epoch to a file that the driver follows."""
 
     def __init__(self, run_dir: Path) -> None:
@@ -228,7 +232,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else "no message"
 
 
-def _bundle(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:
+def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:
+    """The bundle of a trained net and its metrics on the validation split."""
     plan, config = job.plan, job.config
     calibration, scores, metrics = outcome.scored(plan.target.task)
     if job.shuffle_labels:

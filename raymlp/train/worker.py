@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
+from raymlp.core.errors import DataError
 from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
+from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
 from raymlp.train.job import Job, Outcome
 from raymlp.train.loop import Save, Seat, alone, fit, quiet
@@ -41,18 +44,26 @@ def run(job: Job) -> Outcome | None:
     return outcome if rank == 0 else None
 
 
-def fit_alone(config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None]) -> dict[str, float]:
-    """Train in this process, as one worker on the CPU without checkpoints, and give the validation metrics.
+def outcome_alone(config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None]) -> tuple[Job, Outcome]:
+    """Train in this process, as one worker on the CPU without checkpoints.
 
-    Any strategy runs as one plain device. The splits are held in memory.
+    Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
     quiet(config.runtime.verbose)
     plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot_path))
-    splits = {split: list(local_blocks(snapshot_path, plan, split)) for split in ("train", "valid")}
+    splits = _splits(snapshot_path, plan.model_dump_json())
     job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()})
-    train, valid = held_source(iter(splits["train"])), held_source(iter(splits["valid"]))
-    outcome = fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
-    return outcome.scored(plan.target.task)[2]
+    for split, rows in job.rows.items():
+        if not rows:
+            raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")
+    train, valid = held_source(splits["train"]), held_source(splits["valid"])
+    return job, fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
+
+
+@lru_cache(maxsize=1)
+def _splits(path: Path, plan: str) -> dict[str, list[Block]]:
+    """Transformed rows by split, kept for the next trial of this process with an equal plan."""
+    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
 
 
 def _report(metrics: dict[str, float], save: Save | None) -> None:
