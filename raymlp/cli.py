@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 the gate refused.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -69,7 +70,7 @@ def prepare(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         snapshot = pipeline.prepare(config, story=story)
     _done({"snapshot": str(snapshot.path), "contract": str(snapshot.path / "contract.yaml")})
 
@@ -80,7 +81,7 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         model = pipeline.train(config, story=story)
     _done({"bundle": str(model.bundle), "MLflow run": model.run_id})
 
@@ -91,7 +92,7 @@ def tune(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         result = pipeline.tune(config, story=story)
     _done({"best settings": " ".join(result.best)})
 
@@ -102,7 +103,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], o
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         evaluation = pipeline.evaluate(config, bundle, story=story)
     _done({"report": str(evaluation.report)})
     pipeline.require(evaluation.gate)
@@ -114,7 +115,7 @@ def register(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], o
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         registration = pipeline.register(config, bundle, story=story)
     _done({"version": f"{registration.name}/{registration.version}", "bundle": str(registration.bundle)})
 
@@ -126,7 +127,7 @@ def deploy(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp.runtime.session import ray_session, stays
 
     config = _config(overrides, verbose)
-    with _running() as story, ray_session(config.runtime):
+    with _running(config) as story, ray_session(config.runtime):
         endpoint = pipeline.deploy(config, story=story)
         if not stays(config.runtime):
             _until_interrupted(endpoint)
@@ -140,7 +141,7 @@ def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp.runtime.session import ray_session
 
     config = _config(overrides, verbose)
-    with _running() as story, ray_session(config.runtime):
+    with _running(config) as story, ray_session(config.runtime):
         result = pipeline.rollout(config, story=story)
     _done({"verdict": str(result.decision)})
 
@@ -151,7 +152,7 @@ def monitor(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         report = pipeline.monitor(config, story=story)
     _done({"report": str(report.report)})
 
@@ -162,7 +163,7 @@ def retrain(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         result = pipeline.retrain(config, story=story)
     _done({"policy": str(result.decision), **({"gate": str(result.gate)} if result.gate else {})})
     if result.gate:
@@ -175,7 +176,7 @@ def run(overrides: Overrides = None, verbose: Verbose = False) -> None:
     from raymlp import life
 
     config = _config(overrides, verbose)
-    with _running() as story:
+    with _running(config) as story:
         summary = life.run(config, story=story, on_ready=_until_interrupted)
     _tell(config, summary, story)
 
@@ -228,10 +229,14 @@ def _config(overrides: list[str] | None, verbose: bool) -> Config:
 
 
 @contextmanager
-def _running() -> Iterator[Story]:
-    """The steps on the screen; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
+def _running(config: Config) -> Iterator[Story]:
+    """The steps on the screen, warnings in raymlp.log; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
+    from raymlp.core.files import make_folder
     from raymlp.runtime.progress import Story
+    from raymlp.runtime.session import storage_root
 
+    place = None if config.runtime.verbose else make_folder(storage_root(config.runtime)) / "raymlp.log"
+    logging.basicConfig(filename=place, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield Story()

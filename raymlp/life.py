@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.files import make_folder
-from raymlp.core.records import Decision, Endpoint, MonitorReport, RolloutResult, RunSummary, Snapshot
+from raymlp.core.records import Endpoint, MonitorReport, RunSummary, Snapshot
 from raymlp.data.contract import Contract
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import ray_session, storage_root
@@ -57,7 +58,7 @@ class Life:
     key: str | None
     snapshot: Snapshot
     happened: list[tuple[str, str]] = field(default_factory=list)
-    retrained: bool = False
+    retrains: int = 0
 
     def tell(self, when: str, what: str) -> None:
         self.happened.append((when, what))
@@ -115,23 +116,21 @@ def _api_key(config: Config) -> str | None:
 
 
 def _live(life: Life) -> None:
+    """Window by window: a waiting challenger is rolled out in the next one, and the last one belongs to the drill."""
     windows = windows_of(life.config, life.snapshot)
-    challenger = False
+    drill = windows.pop() if life.config.replay.drill and len(windows) > 1 else None
+    waiting = False
     for number, window in enumerate(windows):
-        if challenger:
-            _roll_out(life, window, "rollout")
-            challenger = False
-        elif life.config.replay.drill and number == len(windows) - 1:
-            _drill(life, window)
-            return
-        seen = _replay_and_watch(life, window)
-        if not life.retrained:
-            challenger = _retrain(life, window, seen)
+        seen = _roll_out(life, window, "rollout") if waiting else _replay_and_watch(life, window)
+        is_last = number == len(windows) - 1
+        waiting = not is_last and life.retrains < life.config.replay.max_retrains and _retrain(life, window, seen)
+    if drill is not None:
+        _drill(life, drill)
 
 
 def windows_of(config: Config, snapshot: Snapshot) -> list[Window]:
     """Windows of later rows, each thinned to `replay.rows_per_window` evenly spaced ones; without a time split one window
-    of test (or validation) rows."""
+    of test (or validation) rows. A last window too short to be judged is left out."""
     from raymlp.data.snapshot import read_split
 
     split = config.data.split
@@ -149,17 +148,24 @@ def windows_of(config: Config, snapshot: Snapshot) -> list[Window]:
         keep = np.unique(np.linspace(0, rows.num_rows - 1, min(rows.num_rows, config.replay.rows_per_window)).astype(int))
         end = pc.max(rows.column(split.column)).as_py() if isinstance(split, TimeSplit) and starts is not None else None
         windows.append(Window(name, end, rows.take(pa.array(keep))))
+    if len(windows) > 1 and windows[-1].rows.num_rows < config.monitor.min_rows:
+        windows.pop()
     return windows
 
 
 def _replay_and_watch(life: Life, window: Window) -> MonitorReport:
     started = datetime.now(UTC)
     with life.story.step("live") as step:
-        sent = _send(life, window.rows, step.say, label=True)
+        sent = _send(life, window.rows, step.say)
         step.result(f"{window.name}: {sent}")
+    life.tell(window.name, sent)
+    return _watch(life, window, started)
+
+
+def _watch(life: Life, window: Window, started: datetime) -> MonitorReport:
     report = pipeline.monitor(life.config, window=window.name, since=started, story=life.story)
-    what = ", ".join(sorted({alert.kind for alert in report.alerts})) or "as in training"
-    life.tell(window.name, f"{sent}; {what}")
+    kinds = Counter(alert.kind for alert in report.alerts)
+    life.tell(window.name, "alerts: " + (", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"))
     return report
 
 
@@ -167,18 +173,26 @@ def _retrain(life: Life, window: Window, seen: MonitorReport) -> bool:
     """Ask the policy; True when a challenger now waits for a rollout."""
     result = pipeline.retrain(life.config, seen=seen, until=window.end, story=life.story)
     if result.decision.action != "retrain":
+        life.tell(window.name, f"no retrain: {result.decision.reason}")
         return False
-    life.retrained = True
+    life.retrains += 1
     assert result.gate is not None
     life.tell(window.name, f"retrained ({result.decision.reason}); gate {result.gate}")
     return result.registration is not None
 
 
-def _roll_out(life: Life, window: Window, title: str) -> RolloutResult:
-    result = pipeline.rollout(life.config, traffic=_traffic(life, window), story=life.story)
+def _roll_out(life: Life, window: Window, title: str) -> MonitorReport:
+    """A rollout on the window's traffic; what is left of the window goes to the winner, and is watched."""
+    traffic = _traffic(life, window)
+    result = pipeline.rollout(life.config, traffic=traffic, story=life.story)
     verb = "promoted" if result.decision.action == "promote" else "rolled back"
     life.tell(window.name, f"{title}: challenger {verb} after {result.requests:,} requests ({result.challenger_requests:,} its own); {result.decision.reason}")
-    return result
+    if title == "drill" and result.decision.action == "promote":
+        raise RaymlpError(f"the drill failed: a model trained on shuffled labels was promoted ({result.decision.reason}).")
+    started = datetime.now(UTC)
+    for _ in traffic:
+        pass
+    return _watch(life, window, started)
 
 
 def _drill(life: Life, window: Window) -> None:
@@ -186,21 +200,18 @@ def _drill(life: Life, window: Window) -> None:
     broken = with_overrides(life.config, {"train.epochs": 1})
     model = pipeline.train(broken, snapshot=life.snapshot, story=life.story, shuffle_labels=True, title="sabotage")
     pipeline.register(life.config, model.bundle, aliases=("challenger",), story=life.story)
-    result = _roll_out(life, window, "drill")
-    if result.decision.action == "promote":
-        raise RaymlpError(f"the drill failed: a model trained on shuffled labels was promoted ({result.decision.reason}).")
+    _roll_out(life, window, "drill")
 
 
 def _traffic(life: Life, window: Window) -> Iterator[None]:
     """Sends the window chunk by chunk; each chunk's answers are known before the next look at the evidence."""
     for start in range(0, window.rows.num_rows, CHUNK_ROWS):
-        _send(life, window.rows.slice(start, CHUNK_ROWS), lambda _: None, label=True)
+        _send(life, window.rows.slice(start, CHUNK_ROWS), lambda _: None)
         yield
 
 
-def _send(life: Life, rows: pa.Table, say: Callable[[str], None], *, label: bool) -> str:
+def _send(life: Life, rows: pa.Table, say: Callable[[str], None]) -> str:
     """Send rows over HTTP, wait until the log holds them, and file their true answers. Returns what happened in words."""
-    from raymlp.data.contract import Contract
     from raymlp.serve.client import replay
 
     contract = _contract(life.config)
@@ -220,8 +231,7 @@ def _send(life: Life, rows: pa.Table, say: Callable[[str], None], *, label: bool
         raise ServingError(f"none of {len(answers):,} requests was answered; the first got status {first.status}: {first.error}.")
     ids = [str(answers[i].prediction_id) for i in good]
     _await_log(life.config, set(ids))
-    if label:
-        _file_labels(life.config, ids, rows.column(life.config.problem.target).take(pa.array(good)))
+    _file_labels(life.config, ids, rows.column(life.config.problem.target).take(pa.array(good)))
     refused = len(answers) - len(good)
     p50 = float(np.median([answers[i].latency_ms for i in good]))
     failed = f", {refused:,} refused" if refused else ""

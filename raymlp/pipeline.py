@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raymlp.config.data import TimeSplit
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config
-from raymlp.core.errors import GateRefused, ServingError
+from raymlp.core.errors import GateRefused
 from raymlp.core.records import (
     Decision,
     Endpoint,
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from raymlp.model.predictor import Predictor
     from raymlp.registry.store import Store
+
+
+SHOWN_ALERTS = 3
 
 
 def plan(config: Config) -> PlanReport:
@@ -206,8 +209,11 @@ def monitor(config: Config, *, window: str = "all", since: datetime | None = Non
         result = watch(load_bundle(champion.bundle), log, labels(config), config.monitor, window=window, report_dir=folder)
         notify(result, config.monitor, problem=config.problem.name)
         step.result(f"{window}: {result.rows:,} predictions, {result.labelled:,} labelled, {len(result.alerts)} alerts")
-        for alert in result.alerts:
-            step.note(f"alert {alert.kind} {alert.name}: {alert.statistic} {alert.value:.3f} (threshold {alert.threshold:.3f}, {alert.rows:,} rows) {alert.note}")
+        ordered = sorted(result.alerts, key=lambda alert: (alert.kind != "quality", -abs(alert.value / alert.threshold)))
+        for alert in ordered[:SHOWN_ALERTS]:
+            step.note(f"{alert.kind}: {alert.name} {alert.statistic} {alert.value:.3f} (threshold {alert.threshold:g}); {alert.note}")
+        if len(ordered) > SHOWN_ALERTS:
+            step.note(f"and {len(ordered) - SHOWN_ALERTS} more, in {result.report}")
     return result
 
 

@@ -18,6 +18,9 @@ class Replay(Section):
     window: Literal["month", "week", "day"] = "month"
     """Length of a window for data split by time; other data is one window."""
 
+    max_retrains: int = Field(default=1, ge=0)
+    """Retrains that the replay carries out; later requests of the policy are only told."""
+
     connections: int = Field(default=16, ge=1)
     """Requests in flight at once."""
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymlp.config.data import ColumnType, Data, Join, StratifiedSplit
+from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
@@ -344,11 +344,11 @@ def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDAr
     name = getattr(rule, "column", problem.target)
     files = [staging / f"part-{index:05}.parquet" for index in range(parts)]
     column = pa.concat_tables([pq.read_table(file, columns=[name]) for file in files if file.exists()]).column(0)
-    if rule.kind == "random":
+    if type(rule) is RandomSplit:
         return np.zeros(len(column))
     if column.null_count:
         raise DataError(f"data.split.column '{name}' is null in {column.null_count:,} rows; expected a value in each.")
-    if rule.kind == "time":
+    if isinstance(rule, TimeSplit):
         if not pa.types.is_timestamp(column.type):
             raise DataError(f"data.split.column '{name}' holds {column.type} values; expected timestamps. Set data.source.types.{name}=timestamp.")
         return np.asarray(column.cast(pa.int64()).to_numpy())

@@ -80,7 +80,7 @@ class Store:
 
     def _fetch(self, version: Any) -> Path:
         """The version's bundle under the storage folder, downloaded once."""
-        target = self._cache / version.name / str(version.version)
+        target: Path = self._cache / version.name / str(version.version)
         if not target.exists():
             from mlflow.artifacts import download_artifacts
 

@@ -54,18 +54,18 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     if not fast:
         logger.warning("the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second")
     client = running or _start_serve(config, fast=fast)
+    application = _application(config, _user_config({champion.label: champion.bundle}, {champion.label: 1.0}), hashes)
+    endpoint = _endpoint(config, name, {champion.label: 1.0})
     try:
         probing()
+        _apply(client, application)
+        _wait_running(client, name)
+        _wait_ready(endpoint.url)
+        _wait_for_revision(client, application)
     except ServingError:
         if running is None:
             _stop_serve()
         raise
-    application = _application(config, _user_config({champion.label: champion.bundle}, {champion.label: 1.0}), hashes)
-    _apply(client, application)
-    _wait_running(client, name)
-    endpoint = _endpoint(config, name, {champion.label: 1.0})
-    _wait_ready(endpoint.url)
-    _wait_for_revision(client, application)
     return endpoint
 
 

@@ -171,8 +171,8 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
 
 
 def _can_fuse(job: Job, seat: Seat) -> bool:
-    """The fused AdamW is quicker; DeepSpeed and gradient scaling need the plain one."""
-    return job.config.train.precision != "16" and type(seat.strategy).__name__ in ("SingleDeviceStrategy", "RayDDPStrategy")
+    """The fused AdamW is quicker; DeepSpeed and Lightning's mixed precisions, which clip gradients themselves, need the plain one."""
+    return job.config.train.precision == "32" and type(seat.strategy).__name__ in ("SingleDeviceStrategy", "RayDDPStrategy")
 
 
 def _seed_epoch(seed: int, epoch: int, rank: int) -> None:

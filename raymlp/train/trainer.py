@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 OnEpoch = Callable[[dict[str, float]], None]
 POLL_S = 0.2
 WAIT_FOR_CPUS_S = 10.0
+STOP_S = 30.0
+"""Seconds that a run gets to end when its caller gives up."""
 EPOCHS, STOP = "epochs.jsonl", "stop"
 
 
@@ -168,9 +170,10 @@ def _follow(run: Callable[[], Outcome], run_dir: Path, on_epoch: OnEpoch) -> Out
             on_epoch(metrics)
     except BaseException:
         (run_dir / STOP).touch()
+        thread.join(STOP_S)
         raise
     if "error" in ended:
-        raise _explained(ended["error"]) from ended["error"]
+        raise explained(ended["error"]) from ended["error"]
     outcome: Outcome = ended["outcome"]
     return outcome
 
@@ -206,7 +209,7 @@ def _quick_polls() -> Iterator[None]:
             del os.environ[name]
 
 
-def _explained(error: BaseException) -> RaymlpError:
+def explained(error: BaseException) -> RaymlpError:
     """The root cause first: the first worker that raised, rather than those that lost touch with it."""
     if isinstance(error, RaymlpError):
         return error

@@ -70,7 +70,9 @@ def test_the_bundle_predicts_what_was_measured(task: str, snapshots: Snapshots, 
     assert {name: metrics[name] for name in measured} == pytest.approx(measured, rel=1e-4)
     assert bundle.predictions.columns["prediction"].rows == len(prediction)
     if prediction.labels:
-        assert bundle.predictions.columns["prediction"].counts() == Profile().update(_column(prediction.labels)).columns["prediction"].counts()
+        assert (
+            bundle.predictions.columns["prediction"].counts() == Profile().update(_column(prediction.labels)).columns["prediction"].counts()
+        )
 
 
 def test_a_checkpoint_of_another_group_or_other_settings_is_refused(snapshots: Snapshots, tmp_path: Path) -> None:
@@ -88,5 +90,3 @@ def _column(labels: list[str]) -> object:
     import pyarrow as pa
 
     return pa.table({"prediction": labels})
-
-
