@@ -20,8 +20,8 @@ from raymlp.features.plan import FeaturePlan
 
 PACK_ROWS = 65_536
 """Rows that are transformed at a time."""
-BLOCK_ROWS = 8_192
-"""Rows of the blocks whose order is drawn anew each epoch."""
+GROUP_ROWS = 8_192
+"""Rows of the groups whose order is drawn anew each epoch."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Block:
         """Rows from `start` up to `stop`, without a copy."""
         return Block(self.numeric[start:stop], self.categorical[start:stop], self.target[start:stop])
 
-    def pieces(self, rows: int = BLOCK_ROWS) -> Iterator[Block]:
+    def pieces(self, rows: int) -> Iterator[Block]:
         """The same rows in blocks of at most `rows`, without a copy."""
         return (self.slice(start, start + rows) for start in range(0, len(self), rows))
 
@@ -54,6 +54,22 @@ def joined(blocks: Iterable[Block]) -> Block:
         np.concatenate([part.categorical for part in parts]),
         np.concatenate([part.target for part in parts]),
     )
+
+
+def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> list[list[Block]]:
+    """Blocks cut into groups of exactly `rows` rows (the last has fewer), without a copy. How the rows came in blocks leaves no trace."""
+    groups: list[list[Block]] = [[]]
+    room = rows
+    for block in blocks:
+        start = 0
+        while start < len(block):
+            part = block.slice(start, min(start + room, len(block)))
+            groups[-1].append(part)
+            start, room = start + len(part), room - len(part)
+            if not room:
+                groups.append([])
+                room = rows
+    return groups if groups[-1] else groups[:-1]
 
 
 def columns_of(plan: FeaturePlan) -> list[str]:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 import ray.train
 
 from raymlp.core.errors import DataError
-from raymlp.data.snapshot import read_split, split_files
+from raymlp.data.snapshot import split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.batches import Source
-from raymlp.train.blocks import PACK_ROWS, Block, columns_of, pack, packed_files, row_bytes, unpack, usable_in_files
+from raymlp.train.blocks import Block, grouped, packed_files, row_bytes, unpack, usable_in_files
 
 log = logging.getLogger(__name__)
 HOLD_SHARE = 0.3
@@ -84,12 +85,12 @@ def shard_source(shard: Any, plan: FeaturePlan, *, hold: bool, start: int, stop:
 
 
 def held_source(blocks: Iterable[Block]) -> Source:
-    """Passes over blocks that stay in memory."""
-    held = list(blocks)
+    """Passes over blocks that stay in memory, in groups of equal length whose order can be drawn."""
+    groups = grouped(blocks)
 
     def run(rng: np.random.Generator | None) -> Iterator[Block]:
-        order = range(len(held)) if rng is None else rng.permutation(len(held))
-        return (held[index] for index in order)
+        order = range(len(groups)) if rng is None else rng.permutation(len(groups))
+        return (block for index in order for block in groups[index])
 
     return run
 
@@ -105,17 +106,14 @@ def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
 
 
 def local_blocks(path: Path, plan: FeaturePlan, split: str) -> Iterator[Block]:
-    """Transformed rows of a split without Ray; the split is held in this process."""
-    table = read_split(path, split, columns_of(plan))
-    for start in range(0, table.num_rows, PACK_ROWS):
-        for block in unpack(pack(table.slice(start, PACK_ROWS), plan), plan):
-            yield from block.pieces()
+    """Transformed rows of a split, without Ray."""
+    for table in packed_files(pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()})), plan):
+        yield from unpack(table, plan)
 
 
 def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
     for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        for block in unpack(table, plan):
-            yield from block.pieces()
+        yield from unpack(table, plan)
 
 
 def _packed(path: Path, plan: FeaturePlan, split: str) -> Any:

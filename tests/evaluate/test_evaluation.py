@@ -19,7 +19,7 @@ from raymlp.core.metrics import auc
 from raymlp.core.records import Task
 from raymlp.evaluate.evaluation import compare_models, evaluate
 from raymlp.model.predictor import Predictor
-from tests.evaluate.conftest import Case, config_of, write_bundle
+from tests.evaluate.planted import Case, config_of, write_bundle
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
 

@@ -14,7 +14,7 @@ from raymlp.config.problem import Problem
 from raymlp.data.profile import Profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.batches import TrainBatches, ValidBatches
-from raymlp.train.blocks import Block, joined, pack, unpack
+from raymlp.train.blocks import Block, grouped, joined, pack, unpack
 from raymlp.train.feed import clipped, held_source
 
 
@@ -95,3 +95,13 @@ def test_a_class_unseen_in_training_is_left_out() -> None:
     (block,) = list(unpack(pack(pa.table({"a": [1.0, 2.0, 3.0], "y": ["q", "new", "p"]}), plan), plan))
     assert block.target.tolist() == [1.0, 0.0]
     assert block.categorical.shape == (2, 0)
+
+
+def test_groups_do_not_depend_on_how_rows_came_in_blocks() -> None:
+    for size in (7, 90, 1_000):
+        groups = grouped(blocks(1_000, size), 300)
+        assert [joined(group).target.tolist() for group in groups] == [
+            list(range(start, min(start + 300, 1_000))) for start in (0, 300, 600, 900)
+        ]
+    assert grouped([]) == []
+    assert [len(joined(group)) for group in grouped(blocks(600, 50), 300)] == [300, 300]
