@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
@@ -202,9 +202,7 @@ def run_command(words: Iterable[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except Exception as error:
-        from click import ClickException
-
-        if isinstance(error, ClickException):
+        if isinstance(error, _Usage):
             error.show()
             return 2
         if {"-v", "--verbose"} & set(words):
@@ -215,6 +213,15 @@ def run_command(words: Iterable[str]) -> int:
         _complain(f"{type(cause).__name__}: {cause}\n(run it again with -v for the whole trace)")
         return 1
     return 0
+
+
+@runtime_checkable
+class _Usage(Protocol):
+    """Typer's own errors of usage, which have no public base class."""
+
+    def show(self) -> None: ...
+
+    def format_message(self) -> str: ...
 
 
 def job(verb: str) -> None:

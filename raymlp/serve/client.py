@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,17 +55,12 @@ def replay(
     """Send each row as a request of its own, in order, `connections` at a time; one answer a row, in the rows' order.
 
     `on_progress` is told the number of answers so far. A connection that fails is tried again twice; a refusal (4xx, 5xx)
-    is an answer. Works from a notebook too. Raises ServingError for a URL that is none.
+    is an answer. To look at the evidence on the way, call it for a slice of the rows at a time.
+    Works from a notebook too. Raises ServingError for a URL that is none.
     """
     if routing_keys is not None and len(routing_keys) != len(rows):
         raise ValueError(f"{len(routing_keys)} routing keys for {len(rows)} rows; expected one a row")
     return _finished(_replay(_Target.of(url, name, key), rows, connections, routing_keys, on_progress, timeout_s))
-
-
-def chunks(rows: Sequence[dict[str, Any]], size: int) -> Iterator[Sequence[dict[str, Any]]]:
-    """`rows` in pieces of `size`, so that a rollout can look at the evidence between them."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 @dataclass(frozen=True, slots=True)

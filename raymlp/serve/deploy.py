@@ -290,7 +290,7 @@ def _wait_running(client: Any, name: str) -> None:
 def _wait_ready(url: str) -> None:
     def is_ready() -> bool:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:  # noqa: S310 (always http)
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -341,7 +341,7 @@ def _tail(text: str) -> str:
 
 
 def _endpoint(config: Config, name: str, weights: Mapping[str, float]) -> Endpoint:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(config.serve.host, config.serve.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(config.serve.host, config.serve.host)  # noqa: S104 (read, not bound)
     return Endpoint(name, f"http://{host}:{config.serve.port}", dict(weights), _log_folder(config, name))
 
 

@@ -80,9 +80,7 @@ def _column(rule: ColumnContract, description: str) -> Json:
     kind = dict(TYPES[rule.type])
     if rule.nullable:
         kind["type"] = [kind["type"], "null"]
-    for part, value in (("minimum", rule.minimum), ("maximum", rule.maximum)):
-        if value is not None:
-            kind[part] = value
+    kind |= {part: value for part, value in (("minimum", rule.minimum), ("maximum", rule.maximum)) if value is not None}
     if rule.categories and rule.type == "string":
         kind["enum"] = [*rule.categories, *([None] if rule.nullable else [])]
     if rule.example is not None:

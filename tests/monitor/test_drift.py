@@ -209,6 +209,7 @@ def test_the_largest_change_comes_first_and_carries_its_kind() -> None:
 
 
 def test_the_change_point_of_the_electricity_data_is_found_and_not_before(real_data: Path) -> None:
+    # feat_2 and feat_3 (price and demand) move with the season all along and are left out
     table = pcsv.read_csv(real_data / "drift_streams" / "elec.csv").select(["feat_1", "feat_4", "feat_5", "feat_6"])
     baseline = Profile().update(table.slice(0, 10_000))
 

@@ -123,7 +123,7 @@ GOOD = json_rows(1)[0]
 
 
 @pytest.mark.parametrize(
-    "row, field",
+    ("row", "field"),
     [
         ({**GOOD, "delay": "late"}, "instances[0].delay"),
         ({**GOOD, "hours": 1.5}, "instances[0].hours"),
@@ -150,7 +150,8 @@ JUNK = [
     b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe\x00", b'{"instances": 1}', b'{"instances": []}', b'{"instances": [null]}',
     b'{"instances": [{}]}', b'{"instances": [{"delay": NaN}]}', b'{"instances": [{"delay": 1e999}]}', NESTED, b"[" * 100_000,
     b'{"instances": [{"delay": "\\ud800"}]}', b'{"instances": [{"hours": ' + b"9" * 400 + b"}]}",
-    json.dumps({"instances": [{**GOOD, "hours": 10**30}]}).encode(), json.dumps({"instances": [{**GOOD, "at": "0001-01-01T00:00:00+23:59"}]}).encode(),
+    json.dumps({"instances": [{**GOOD, "hours": 10**30}]}).encode(),
+    json.dumps({"instances": [{**GOOD, "at": "0001-01-01T00:00:00+23:59"}]}).encode(),
     json.dumps({"instances": [{**GOOD, "at": 10**12}]}).encode(), json.dumps({"instances": [{**GOOD, "delay": 1e308}]}).encode(),
     json.dumps({"instances": [GOOD] * 51}).encode(), json.dumps({"instances": [GOOD], "routing_key": {"a": 1}}).encode(),
     json.dumps({"instances": [{**GOOD, "carrier": "\u0000" * 5}], "x": 1}).encode(),
@@ -236,7 +237,7 @@ def test_a_bundle_that_cannot_load_changes_nothing(place: Place, tmp_path: Path)
     broken = make_bundle(tmp_path / "broken", seed=3)
     (broken / "plan.json").write_text("{}")
     before = place.report()
-    with pytest.raises(ServingError, match="version 3 .* was refused: .*plan.json was changed"):
+    with pytest.raises(ServingError, match=r"version 3 .* was refused: .*plan\.json was changed"):
         set_versions(place.config, "flights", {"1": str(place.old), "3": str(broken)}, {"1": 0.5, "3": 0.5})
     assert place.report() == before
     assert place.predict(GOOD)[0] == 200
@@ -244,7 +245,7 @@ def test_a_bundle_that_cannot_load_changes_nothing(place: Place, tmp_path: Path)
 
 def test_weights_that_do_not_sum_to_one_are_not_sent(place: Place) -> None:
     before = place.report()
-    with pytest.raises(ServingError, match="sum to 0.8"):
+    with pytest.raises(ServingError, match=r"sum to 0\.8"):
         set_versions(place.config, "flights", {"1": str(place.old), "2": str(place.new)}, {"1": 0.5, "2": 0.3})
     assert place.report() == before
 

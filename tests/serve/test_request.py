@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def test_rows_and_routing_key_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "body, field, found",
+    ("body", "field", "found"),
     [
         (b"{", "body", "no JSON"),
         (b"\xff\xfe", "body", "no JSON"),
@@ -49,10 +51,8 @@ def test_what_is_wrong_is_named(body: bytes, field: str, found: str) -> None:
 
 @given(st.binary())
 def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
-    try:
-        assert parse(body, max_rows=10).instances
-    except RequestError as error:
-        assert error.field
+    with suppress(RequestError):
+        assert 1 <= len(parse(body, max_rows=10).instances) <= 10
 
 
 @pytest.mark.parametrize("header", [b"Bearer first", b"bearer second", b"Bearer  first "])
@@ -97,8 +97,6 @@ def test_a_death_with_a_challenger_is_remembered_for_its_revision_only(tmp_path:
     holder.hold("r1")
     assert not other.is_suspect("r1"), "the holder lives"
     assert holder._held is not None
-    import os
-
     os.close(holder._held[1])  # what the kernel does when the process dies
     assert other.is_suspect("r1")
     assert not other.is_suspect("r2"), "sent again, it gets another chance"

@@ -92,9 +92,9 @@ def test_one_error_is_too_many_where_none_is_allowed() -> None:
 
 
 def test_false_rollbacks_of_an_equal_challenger_stay_within_alpha_however_often_one_looks() -> None:
-    """Losses like a log loss (skewed), errors exactly at the limit, a look after every 10 rows."""
+    """Losses like a log loss (skewed), errors exactly at the limit, a look after every 20 rows."""
     rng = np.random.default_rng(7)
-    runs, steps, look = 200, 3_000, 10
+    runs, steps, look = 200, 3_000, 20
     settings = SETTINGS.model_copy(update={"margin": 0.0, "max_requests": 10**9, "min_requests": 10**9})
     counts = np.arange(1, steps + 1)
     wrong = 0

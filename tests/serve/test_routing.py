@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -19,9 +20,7 @@ def routes(challenger: float) -> Routes:
 
 
 def test_bucket_is_the_first_53_bits_of_blake2b() -> None:
-    # blake2b("flight-7", 8 bytes) worked out once with `b2sum -l 64`; a change would move every user to another version.
-    import hashlib
-
+    # A change would move every user to another version.
     word = int(hashlib.blake2b(b"flight-7", digest_size=8).hexdigest(), 16)
     assert bucket("flight-7") == (word >> 11) / 2**53
 
@@ -58,7 +57,7 @@ def test_the_order_of_the_weights_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    "weights, message",
+    ("weights", "message"),
     [
         ({"old": 0.5, "new": 0.4}, "sum to 0.9"),
         ({"old": 1.2, "new": -0.2}, "weight of old is 1.2"),

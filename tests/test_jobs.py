@@ -1,0 +1,99 @@
+"""`ray job submit` against a real head with its own ports and folder, stopped by its process group alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAYMLP_"))}
+    return {**kept, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """Address of the jobs API of a head that this test started."""
+    folder = tempfile.mkdtemp(prefix="raymlp-head-", dir="/tmp")  # noqa: S108  (socket paths must be short)
+    port, dashboard, client, metrics, agent, agent_grpc = free_ports(6)
+    words = [
+        "ray", "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={port}",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
+        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}", f"--object-store-memory={300 << 20}",
+    ]  # fmt: skip
+    with open(f"{folder}/head.log", "w") as out:
+        process = subprocess.Popen(words, env=environment(), stdout=out, stderr=out, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for(f"{address}/api/jobs/", process)
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the head died"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
+            return
+        select_wait()
+    raise AssertionError(f"{url} did not answer in 120 s")
+
+
+def select_wait() -> None:
+    """Half a second without a busy loop."""
+    import select
+
+    select.select([], [], [], 0.5)
+
+
+def submit(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
+
+
+def test_a_training_job_runs_on_a_head_and_leaves_its_bundle(head: str, tmp_path: Path) -> None:
+    settings = ["experiment=flights", f"runtime.storage={tmp_path}", "data.split.train_start=2013-06-15", "train.epochs=1"]
+    result = submit(head, "jobs/train.py", *settings)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert "succeeded" in result.stdout
+    assert len(list(tmp_path.glob("runs/*/bundle/manifest.json"))) == 1
+
+
+def test_a_wrong_job_fails_with_the_message_of_the_command_line(head: str) -> None:
+    result = submit(head, "jobs/train.py", "experiment=flights", "train.epoch=1")
+    assert result.returncode == 1
+    assert "train.epoch is not a setting" in result.stdout + result.stderr
