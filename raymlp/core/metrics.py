@@ -282,10 +282,7 @@ def resample_all(task: Task, y: Array, p: Array, *, samples: int, seed: int) -> 
     """`resample` for every metric of a task, on the same draws."""
     forms = [weighted(metric, y, p) for metric in METRICS[task].values()] if len(y) else []
     draws = _draws(forms, len(y), samples, seed)
-    return {
-        name: _interval(metric(y, p), draws[i : i + 1])
-        for i, (name, metric) in enumerate(METRICS[task].items())
-    }
+    return {name: _interval(metric(y, p), draws[i : i + 1]) for i, (name, metric) in enumerate(METRICS[task].items())}
 
 
 def paired_gain(name: str, task: Task, y: Array, new: Array, old: Array, *, samples: int, seed: int) -> Interval:

@@ -109,4 +109,3 @@ def _confusion_rows(scored: Scored) -> list[dict[str, Any]]:
         cells = [{"rows": int(count), "share": float(shares[i, j]), "right": i == j} for j, count in enumerate(table[i])]
         rows.append({"name": name, "cells": cells})
     return rows
-

@@ -12,6 +12,7 @@ from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RaymlpError
 from raymlp.runtime.ingress import fast_path_environment
 
+log = logging.getLogger(__name__)
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -20,6 +21,7 @@ QUIET = {
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TQDM_DISABLE": "1",
+    "RAY_worker_niceness": "0",
 }
 
 
@@ -64,8 +66,10 @@ def quiet(verbose: bool) -> None:
     """Keep the libraries' output off the screen unless it is asked for; warnings and errors stay in Ray's log files."""
     if verbose:
         return
+    import ray._private.worker as driver
     from ray.data import DataContext
 
+    driver.print_to_stdstream = lambda data, *_, **__: log.warning("ray: %s", " ".join(map(str, data.get("lines", ()))))
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -12,11 +12,8 @@ import pyarrow.compute as pc
 
 from raymlp.core.metrics import losses
 from raymlp.model.predictor import Predictor
+from raymlp.serve.log import INPUT
 from raymlp.serve.rollout import Evidence, Paired, Traffic
-
-INPUT = "in."
-"""Prefix of input columns in the prediction log."""
-
 
 def gather(
     log: pa.Table, labels: pa.Table | None, champion_label: str, challenger_label: str, champion: Predictor, challenger: Predictor
@@ -30,8 +27,8 @@ def _traffic(log: pa.Table, label: str) -> Traffic:
     requests = len(pc.unique(own.column("prediction_id")))
     if not requests:
         return Traffic()
-    errors = pc.sum(pc.greater_equal(own.column("status"), 500)).as_py()
-    return Traffic(requests, int(errors), float(np.percentile(own.column("latency_ms").to_numpy(), 95)))
+    failed = own.filter(pc.greater_equal(own.column("status"), 500))
+    return Traffic(requests, len(pc.unique(failed.column("prediction_id"))), float(np.percentile(own.column("latency_ms").to_numpy(), 95)))
 
 
 def _paired(log: pa.Table, labels: pa.Table | None, champion: Predictor, challenger: Predictor) -> Paired:

@@ -129,6 +129,13 @@ def test_every_interval_holds_its_estimate() -> None:
         assert interval.low <= interval.value <= interval.high, name
 
 
+def test_the_interval_of_a_calibrated_model_holds_its_small_calibration_error() -> None:
+    p = RNG.random(3_000)
+    y = (RNG.random(3_000) < p).astype(float)
+    interval = metrics.resample(metrics.calibration_error, y, p, samples=200, seed=0)
+    assert interval.low < interval.value < interval.high
+
+
 def test_resample_all_equals_resample_one_by_one() -> None:
     y, p = binary(500)
     together = metrics.resample_all("binary", y, p, samples=50, seed=3)
@@ -166,7 +173,9 @@ def test_pairing_makes_the_interval_narrower_than_two_separate_ones() -> None:
     assert gain.high - gain.low < (alone.high - alone.low) / 3
 
 
-@pytest.mark.parametrize(("name", "reference", "expected"), [("auc", 0.7, 0.02), ("r2", 0.7, 0.02), ("rmse", 50.0, 1.0), ("log_loss", 0.5, 0.01)])
+@pytest.mark.parametrize(
+    ("name", "reference", "expected"), [("auc", 0.7, 0.02), ("r2", 0.7, 0.02), ("rmse", 50.0, 1.0), ("log_loss", 0.5, 0.01)]
+)
 def test_a_margin_is_absolute_or_a_share(name: str, reference: float, expected: float) -> None:
     assert metrics.margin(name, 0.02, reference) == pytest.approx(expected)
 

@@ -57,7 +57,12 @@ def config_of(task: Task, **sections: Any) -> Config:
         problem["positive_class"] = "yes"
     data = {"source": {"kind": "csv", "path": "none.csv"}, "split": {"kind": "random"}}
     space = {"train.lr": {"kind": "choice", "values": [0.1]}}
-    values: dict[str, Any] = {"problem": problem, "data": data, "tune": {"space": space}, "evaluate": {"bootstrap_samples": 50, "min_slice_rows": 50}}
+    values: dict[str, Any] = {
+        "problem": problem,
+        "data": data,
+        "tune": {"space": space},
+        "evaluate": {"bootstrap_samples": 50, "min_slice_rows": 50},
+    }
     for section, changes in sections.items():
         values[section] = {**values.get(section, {}), **changes}
     return build_config(values)

@@ -54,7 +54,13 @@ def test_each_check_refuses_alone(changes: dict[str, object], threshold: float |
 
 
 def test_for_a_loss_lower_is_better_and_the_gap_is_a_share() -> None:
-    loss = facts(metric="rmse", value=Interval(51, 50, 52), rule=100.0, rule_gain=Interval(49, 47, 51), baselines={"linear": 70.0, "gradient_boosting": 50.0})
+    loss = facts(
+        metric="rmse",
+        value=Interval(51, 50, 52),
+        rule=100.0,
+        rule_gain=Interval(49, 47, 51),
+        baselines={"linear": 70.0, "gradient_boosting": 50.0},
+    )
     assert decide(loss, Gate(max_gap_to_baseline=0.02), success_threshold=51).action == "pass"
     assert decide(loss, Gate(max_gap_to_baseline=0.019)).action == "fail"
     assert decide(loss, Gate(), success_threshold=50.9).action == "fail"

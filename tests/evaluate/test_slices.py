@@ -44,9 +44,7 @@ def test_a_slice_says_rows_rates_and_the_metric_with_its_interval() -> None:
     y = np.r_[np.tile([0.0, 1], 200), np.tile([0.0, 0, 0, 1, 1], 100), np.ones(10)]
     p = np.clip(y * 0.4 + 0.3 + rng.normal(0, 0.2, 910), 0, 1)
     table = pa.table({"sex": sex, "kind": np.repeat(["all"], 910)})
-    found = slices_of(
-        table, y, p, task="binary", metric="auc", plain=["kind", "sex"], sensitive=["sex"], min_rows=50, samples=50, seed=0
-    )
+    found = slices_of(table, y, p, task="binary", metric="auc", plain=["kind", "sex"], sensitive=["sex"], min_rows=50, samples=50, seed=0)
     assert [(item["column"], item["value"], item["rows"], item["sensitive"]) for item in found] == [
         ("sex", "m", 500, True), ("sex", "f", 400, True), ("kind", "all", 910, False),
     ]  # fmt: skip
@@ -58,5 +56,7 @@ def test_a_slice_says_rows_rates_and_the_metric_with_its_interval() -> None:
 
 def test_a_slice_of_one_class_has_no_metric_and_is_no_error() -> None:
     table = pa.table({"g": ["a"] * 60})
-    (found,) = slices_of(table, np.ones(60), np.full(60, 0.4), task="binary", metric="auc", plain=["g"], sensitive=[], min_rows=1, samples=10, seed=0)
+    (found,) = slices_of(
+        table, np.ones(60), np.full(60, 0.4), task="binary", metric="auc", plain=["g"], sensitive=[], min_rows=1, samples=10, seed=0
+    )
     assert np.isnan(found["estimate"])

@@ -56,7 +56,9 @@ def hook() -> Iterator[Hook]:
     server.server_close()
 
 
-def test_an_alert_is_logged_and_posted_with_its_numbers(hook: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_alert_is_logged_and_posted_with_its_numbers(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("RAYMLP_WEBHOOK_URL", hook.url)
     assert notify(REPORT, Monitor(), problem="flights")
     ((content_type, sent),) = hook.got
@@ -64,7 +66,15 @@ def test_an_alert_is_logged_and_posted_with_its_numbers(hook: Hook, monkeypatch:
     assert (sent["problem"], sent["window"], sent["rows"], sent["labelled"]) == ("flights", "2013-09", 900, 400)
     assert sent["text"] == "flights, window 2013-09: 1 alert: auc (quality)"
     assert sent["findings"] == [
-        {"kind": "quality", "name": "auc", "statistic": "drop", "value": 0.08, "threshold": 0.02, "rows": 400, "note": "auc 0.62 on the window"}
+        {
+            "kind": "quality",
+            "name": "auc",
+            "statistic": "drop",
+            "value": 0.08,
+            "threshold": 0.02,
+            "rows": 400,
+            "note": "auc 0.62 on the window",
+        }
     ]
     assert caplog.messages == ["flights, window 2013-09: quality, auc (drop 0.08, threshold 0.02, 400 rows); auc 0.62 on the window"]
 

@@ -108,7 +108,7 @@ def test_holm_keeps_the_order_and_never_lowers_a_p_value(values: list[float]) ->
     st.lists(st.none() | st.floats(-5, 5), min_size=1, max_size=200),
     st.lists(st.none() | st.floats(-5, 5), min_size=1, max_size=200),
 )
-def test_any_two_columns_give_finite_numbers_and_a_column_never_drifts_from_itself(a: list[float | None], b: list[float | None]) -> None:
+def test_two_columns_give_finite_numbers_and_none_drifts_from_itself(a: list[float | None], b: list[float | None]) -> None:
     before, now = (profile(x=pa.array(values, pa.float64())).columns["x"] for values in (a, b))
     change, same = compare(before, now), compare(before, before)
     assert np.isfinite(change.psi)
@@ -151,6 +151,7 @@ def test_small_samples_do_not_alarm_by_size_alone_nor_large_ones_by_significance
         (np.random.default_rng(0).normal(size=5_000), np.random.default_rng(1).normal(1, 1, 800)),
         (np.random.default_rng(0).normal(size=5_000), np.random.default_rng(1).normal(0, 3, 800)),
         (np.full(5_000, 0.25), np.random.default_rng(1).normal(0.25, 0.1, 800)),
+        (np.full(5_000, 0.25), np.random.default_rng(1).uniform(0, 0.2, 800)),
         (np.random.default_rng(0).poisson(3, 5_000), np.random.default_rng(1).poisson(6, 800)),
         (["a"] * 4_000 + ["b"] * 1_000, ["a"] * 300 + ["b"] * 500),
         (["a"] * 4_000 + ["b"] * 1_000, ["a"] * 500 + ["new"] * 300),
@@ -159,10 +160,35 @@ def test_small_samples_do_not_alarm_by_size_alone_nor_large_ones_by_significance
         (pa.nulls(5_000, pa.float64()), np.random.default_rng(0).normal(size=800)),
         (np.random.default_rng(0).normal(size=5_000), pa.array([None if i % 2 else i / 400 - 1 for i in range(800)])),
     ],
-    ids=["mean", "spread", "constant wakes", "counts", "shares", "unseen", "flag", "goes missing", "appears", "half missing"],
+    ids=[
+        "mean",
+        "spread",
+        "constant wakes",
+        "constant falls",
+        "counts",
+        "shares",
+        "unseen",
+        "flag",
+        "goes missing",
+        "appears",
+        "half missing",
+    ],
 )
 def test_a_planted_change_is_found(before: object, now: object) -> None:
     assert one(before, now).alert
+
+
+def test_values_and_their_absence_are_two_tests_of_one_column() -> None:
+    rng = np.random.default_rng(4)
+    before = profile(x=pa.array(rng.normal(size=1_000), mask=rng.random(1_000) < 0.3)).columns["x"]
+    now = profile(x=pa.array(rng.normal(0.1, 1, 600), mask=rng.random(600) < 0.34)).columns["x"]
+    values, live = Distribution.of(before), Distribution.of(now)
+    assert values
+    assert live
+    moved = ks_test(values, live, n=before.values, m=now.values)[1]
+    went = chi_square_test(np.array([before.values, before.nulls], float), np.array([now.values, now.nulls], float))[1]
+    assert compare(before, now).p_value == pytest.approx(2 * min(moved, went))
+    assert 2 * min(moved, went) < 1
 
 
 def test_unseen_categories_and_missing_values_are_named() -> None:
@@ -180,7 +206,9 @@ def test_too_few_rows_are_reported_and_not_judged() -> None:
 
 def test_a_clock_and_ignored_columns_do_not_alarm() -> None:
     def table(start: int) -> Profile:
-        return profile(t=pa.array(np.arange(start, start + 1_000) * 1_000_000, pa.timestamp("us", tz="UTC")), n=np.arange(start, start + 1_000.0))
+        return profile(
+            t=pa.array(np.arange(start, start + 1_000) * 1_000_000, pa.timestamp("us", tz="UTC")), n=np.arange(start, start + 1_000.0)
+        )
 
     found = drift(table(0), table(5_000), Monitor(ignore=("n",)))
     assert [(finding.name, finding.alert) for finding in found] == [("t", False)]

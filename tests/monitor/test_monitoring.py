@@ -45,11 +45,15 @@ def bundle_of(task: Task) -> Bundle:
     plan = FeaturePlan.fit(Features(), problem, profile)
     shape = NetShape.of(Mlp(hidden=(4,)), plan)
     rng = np.random.default_rng(1)
-    scores: Any = {"binary": rng.random(2_000), "regression": rng.normal(5, 2, 2_000), "multiclass": rng.choice(["a", "b", "c"], 2_000)}[task]
-    metrics = {"auc": 0.7} if task == "binary" else {"accuracy": 0.6} if task == "multiclass" else {"rmse": 1.0}
+    scores: Any = {"binary": rng.random(2_000), "regression": rng.normal(5, 2, 2_000), "multiclass": rng.choice(["a", "b", "c"], 2_000)}[
+        task
+    ]
+    metrics: dict[Task, dict[str, float]] = {"binary": {"auc": 0.7}, "multiclass": {"accuracy": 0.6}, "regression": {"rmse": 1.0}}
+    contract = Contract.infer(profile).only(plan.inputs)
+    predictions = Profile().update(pa.table({"prediction": scores}))
     return Bundle(
-        name="planted", run_id="run-7", weights=build_net(shape).state_dict(), shape=shape, plan=plan, contract=Contract.infer(profile).only(plan.inputs),
-        calibration=Calibration(task=task), profile=profile, predictions=Profile().update(pa.table({"prediction": scores})), metrics=metrics,
+        name="planted", run_id="run-7", weights=build_net(shape).state_dict(), shape=shape, plan=plan, contract=contract,
+        calibration=Calibration(task=task), profile=profile, predictions=predictions, metrics=metrics[task],
         config_yaml="problem: {metric: ''}\n", snapshot="5" * 64,
     )  # fmt: skip
 
@@ -70,9 +74,16 @@ def test_a_window_like_training_has_no_alert(tmp_path: Path) -> None:
     p = np.clip(0.2266 + 0.25 * ((minutes > 15) - 0.2266) + rng.normal(0, 0.05, ROWS), 0, 1)
     log = log_of(p)
     settings = Monitor(psi=20)
-    report = monitor(bundle_of("binary"), log, pa.table({"prediction_id": log["prediction_id"], "label": minutes}), settings, window="w", report_dir=tmp_path)
+    report = monitor(
+        bundle_of("binary"),
+        log,
+        pa.table({"prediction_id": log["prediction_id"], "label": minutes}),
+        settings,
+        window="w",
+        report_dir=tmp_path,
+    )
     assert (report.rows, report.labelled, report.alerts) == (ROWS, ROWS, ())
-    assert [(finding.kind, finding.name) for finding in report.findings][0] == ("prediction drift", "prediction")
+    assert (report.findings[0].kind, report.findings[0].name) == ("prediction drift", "prediction")
     assert {finding.name for finding in report.findings if finding.kind == "feature drift"} == {"age", "kind"}
     assert [finding.name for finding in report.findings if finding.kind == "quality"] == ["auc", "base rate", "calibration"]
     assert report.report is not None
