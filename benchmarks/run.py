@@ -59,7 +59,7 @@ class Subject:
         files = split_files(self.path, "train")
         data = ray.data.read_parquet(files, columns=self.table.column_names)
         plan = self.plan(pa.concat_tables(list(data.iter_batches(batch_size=65_536, batch_format="pyarrow"))))
-        done = data.map_batches(lambda batch: {k: v for k, v in plan.transform(batch).items()}, batch_format="pyarrow", batch_size=65_536)
+        done = data.map_batches(plan.transform, batch_format="pyarrow", batch_size=65_536)
         done.materialize()
 
     def scikit_learn(self) -> Any:
@@ -69,7 +69,9 @@ class Subject:
         from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
         codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1)
-        steps = ColumnTransformer([("n", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), self.numbers), ("c", codes, self.categories)])
+        steps = ColumnTransformer(
+            [("n", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), self.numbers), ("c", codes, self.categories)]
+        )
         steps.fit_transform(self.frame)
         return steps
 
@@ -130,7 +132,11 @@ def row(subject: Subject) -> None:
         return lambda: [call() for _ in range(times)] and None
 
     calls = {"raymlp": ROW_CALLS * 50, "scikit-learn ColumnTransformer": ROW_CALLS, "Ray Data preprocessors": ROW_CALLS // 10}
-    work = {"raymlp": lambda: run(one), "scikit-learn ColumnTransformer": lambda: steps.transform(frame), "Ray Data preprocessors": lambda: chain.transform_batch(frame)}
+    work = {
+        "raymlp": lambda: run(one),
+        "scikit-learn ColumnTransformer": lambda: steps.transform(frame),
+        "Ray Data preprocessors": lambda: chain.transform_batch(frame),
+    }
     seconds = measure({name: repeat(call, calls[name]) for name, call in work.items()}, ROUNDS)
     show("one row", {name: value / calls[name] for name, value in seconds.items()}, "microseconds", 1e6)
 

@@ -98,7 +98,9 @@ def tune(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
-def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False) -> None:
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False
+) -> None:
     """Judge a bundle beside the baselines; exit code 3 when the gate refuses it."""
     from raymlp import pipeline
 
@@ -110,7 +112,9 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], o
 
 
 @app.command()
-def register(bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False) -> None:
+def register(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False
+) -> None:
     """Add a bundle to the registry as the champion."""
     from raymlp import pipeline
 
@@ -258,7 +262,9 @@ def _interrupt(*_: Any) -> None:
 def _until_interrupted(endpoint: Endpoint) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(f"\n{endpoint.url}/v1/models/{endpoint.name}:predict answers until Ctrl-C. Page: {endpoint.url}/docs", markup=False)
+    Console(highlight=False).print(
+        f"\n{endpoint.url}/v1/models/{endpoint.name}:predict answers until Ctrl-C. Page: {endpoint.url}/docs", markup=False
+    )
     with suppress(KeyboardInterrupt):
         signal.pause()
 
@@ -305,4 +311,3 @@ def _complain(words: str) -> None:
     from rich.text import Text
 
     Console(stderr=True, highlight=False).print(Text.assemble(("error ", "bold red"), words), soft_wrap=True)
-

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,7 +185,10 @@ def _roll_out(life: Life, window: Window, title: str) -> MonitorReport:
     traffic = _traffic(life, window)
     result = pipeline.rollout(life.config, traffic=traffic, story=life.story)
     verb = "promoted" if result.decision.action == "promote" else "rolled back"
-    life.tell(window.name, f"{title}: challenger {verb} after {result.requests:,} requests ({result.challenger_requests:,} its own); {result.decision.reason}")
+    life.tell(
+        window.name,
+        f"{title}: challenger {verb} after {result.requests:,} requests ({result.challenger_requests:,} its own); {result.decision.reason}",
+    )
     if title == "drill" and result.decision.action == "promote":
         raise RaymlpError(f"the drill failed: a model trained on shuffled labels was promoted ({result.decision.reason}).")
     started = datetime.now(UTC)

@@ -58,7 +58,9 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
     with ray_session(config.runtime), (story or SilentStory()).step("prepare") as step:
         made = snapshot.prepare(config.problem, config.data, storage_root(config.runtime) / "snapshots", say=step.say)
         rows = ", ".join(f"{count:,} {split}" for split, count in made.rows.items())
-        step.result(f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine")
+        step.result(
+            f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
+        )
     return made
 
 
@@ -106,7 +108,10 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
 
         path = snapshot.path
         result = search(
-            config, lambda trial, report: fit_in_process(trial, path, report), storage=storage_root(config.runtime) / "tune", on_trial=on_trial
+            config,
+            lambda trial, report: fit_in_process(trial, path, report),
+            storage=storage_root(config.runtime) / "tune",
+            on_trial=on_trial,
         )
         step.result(f"{len(result.trials)} trials, best {result.metric} {result.score:.4f}")
     return result
@@ -134,9 +139,7 @@ def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = 
     return result
 
 
-def register(
-    config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | None = None, story: Story | None = None
-) -> Registration:
+def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | None = None, story: Story | None = None) -> Registration:
     """Add a bundle to the registry as a new version. Its aliases are those given, or else what promotion says:
     `champion` where there is none, `challenger` beside one."""
     from raymlp.model.bundle import load_bundle
@@ -243,7 +246,9 @@ def retrain(
         with story.step("compare") as step:
             champion = resolve(config)
             gate, gain = compare_models(newer, Path(champion.bundle), model.bundle, read_split(snapshot.path, "valid"))
-            step.result(f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} labelled rows: {gain}")
+            step.result(
+                f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} labelled rows: {gain}"
+            )
             step.note(f"gate {gate}")
     if gate.action != "pass":
         return RetrainResult(decision, gate, model)
@@ -307,7 +312,10 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
         event: promotion.Event = "promote" if winner is challenger else "rollback"
         store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
         requests = evidence.champion.requests + evidence.challenger.requests
-        step.result(f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, {evidence.challenger.requests:,} of them its own")
+        step.result(
+            f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, "
+            f"{evidence.challenger.requests:,} of them its own"
+        )
         step.note(str(decision))
     return RolloutResult(decision, requests, evidence.challenger.requests)
 

@@ -51,7 +51,10 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
     size = sum({part.path: part.size for part in parts}.values())
     free = shutil.disk_usage(_existing(storage_root(config.runtime))).free
     if free < GROWTH * size:
-        problem(f"{free / 1e9:.1f} GB are free at {storage_root(config.runtime)}; expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB.")
+        problem(
+            f"{free / 1e9:.1f} GB are free at {storage_root(config.runtime)}; "
+            f"expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB."
+        )
     target = config.problem
     kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
     return {
@@ -85,9 +88,11 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
             f"training asks for {train.num_workers} workers x {train.cpus_per_worker:g} CPUs = {asked:g}, the local Ray offers {offered}; "
             "expected no more. Set train.num_workers or runtime.num_cpus."
         )
+    workers = f"{train.num_workers} worker{'s' * (train.num_workers != 1)}"
     stage = f" stage {train.strategy.stage}" if train.strategy.kind == "deepspeed" else ""
     return {
-        "training": f"{config.model.kind}, {train.strategy.kind}{stage}, {train.num_workers} workers, precision {train.precision}, at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {train.strategy.kind}{stage}, {workers}, precision {train.precision}, "
+        f"at most {train.epochs} epochs",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 
@@ -100,4 +105,5 @@ def _serving(config: Config, problem: Say) -> dict[str, str]:
             probe.bind((serve.host, serve.port))
         except OSError as error:
             problem(f"{serve.host}:{serve.port} cannot be used ({error.strerror}); expected a free port. Set serve.port.")
-    return {"endpoint": f"http://{serve.host}:{serve.port}/v1/models/{config.problem.name}:predict, {serve.min_replicas} to {serve.max_replicas} replicas"}
+    url = f"http://{serve.host}:{serve.port}/v1/models/{config.problem.name}:predict"
+    return {"endpoint": f"{url}, {serve.min_replicas} to {serve.max_replicas} replicas"}

@@ -34,7 +34,20 @@ def test_a_light_module_does_not_load_the_heavy_ones(module: str) -> None:
 def test_the_sdk_is_the_list_that_was_promised() -> None:
     import raymlp
 
-    promised = {"load_config", "plan", "prepare", "train", "tune", "evaluate", "register", "deploy", "monitor", "retrain", "run", "load_predictor"}
+    promised = {
+        "load_config",
+        "plan",
+        "prepare",
+        "train",
+        "tune",
+        "evaluate",
+        "register",
+        "deploy",
+        "monitor",
+        "retrain",
+        "run",
+        "load_predictor",
+    }
     assert promised <= set(raymlp.__all__)
     assert all(callable(getattr(raymlp, name)) for name in raymlp.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):

@@ -33,13 +33,18 @@ def free_ports(count: int) -> list[int]:
 
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAYMLP_"))}
-    return {**kept, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return {
+        **kept,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """Address of the jobs API of a head that this test started."""
-    folder = tempfile.mkdtemp(prefix="raymlp-head-", dir="/tmp")  # noqa: S108  (socket paths must be short)
+    folder = tempfile.mkdtemp(prefix="raymlp-head-", dir="/tmp")
     port, dashboard, client, metrics, agent, agent_grpc = free_ports(6)
     words = [
         "ray", "start", "--head", "--block", "--num-cpus=4", "--disable-usage-stats", f"--temp-dir={folder}", f"--port={port}",

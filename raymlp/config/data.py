@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -110,7 +111,7 @@ class TimeSplit(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         moments = [m for m in (self.train_start, self.valid_start, self.valid_end) if m is not None]
-        if any(later <= earlier for earlier, later in zip(moments, moments[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(moments)):
             raise ValueError("train_start, valid_start, valid_end must follow each other in time")
         return self
 

@@ -13,13 +13,15 @@ class Gate(Section):
     """What a model must show before it may serve."""
 
     min_gain_over_rule: float = 0.0
-    """Gain in the metric over the majority rule (mean, for regression) that the 95 % interval must exceed: absolute for metrics in [0, 1], else a share."""
+    """Gain in the metric over the majority rule (mean, for regression) that the 95 % interval must exceed:
+    absolute for metrics in [0, 1], else a share."""
 
     max_gap_to_baseline: float = Field(default=0.02, ge=0)
     """How far the metric may lie behind the best learned baseline: absolute for metrics in [0, 1], else a share."""
 
     tolerance: float = Field(default=0.002, ge=0)
-    """Retraining: how much worse than the champion the 95 % interval may reach: absolute for metrics in [0, 1], else a share."""
+    """Retraining: how much worse than the champion the 95 % interval may reach: absolute for metrics in [0, 1],
+    else a share."""
 
 
 class Evaluate(Section):

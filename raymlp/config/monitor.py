@@ -20,10 +20,12 @@ class Monitor(Section):
     """Largest p-value of the Kolmogorov-Smirnov or chi-square test, after Holm's correction over the columns."""
 
     max_quality_drop: float = Field(default=0.02, ge=0)
-    """Drop of the metric against training that alerts when the whole 95 % interval lies beyond it: absolute for metrics in [0, 1], else a share."""
+    """Drop of the metric against training that alerts when the whole 95 % interval lies beyond it: absolute for
+    metrics in [0, 1], else a share."""
 
     max_base_rate_shift: float = Field(default=0.05, ge=0)
-    """Change of the mean label against training, or of the mean prediction against the mean label, that alerts when significant: absolute for a rate, in deviations of the training labels for regression."""
+    """Change of the mean label against training, or of the mean prediction against the mean label, that alerts
+    when significant: absolute for a rate, in deviations of the training labels for regression."""
 
     ignore: tuple[str, ...] = ()
     """Columns whose drift is expected (a clock, a counter)."""

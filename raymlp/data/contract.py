@@ -165,7 +165,9 @@ class Contract(Section):
             if len(row) > len(names) or not row.keys() <= checks.keys():
                 extra = next((str(key) for key in row if key not in checks), None)
                 if extra is not None:
-                    raise RequestError(f"{where}.{extra}", "not a field", "only known fields" + nearest(extra, names).replace(" Did", "; did").rstrip("."))
+                    raise RequestError(
+                        f"{where}.{extra}", "not a field", "only known fields" + nearest(extra, names).replace(" Did", "; did").rstrip(".")
+                    )
             return typed
 
         return check

@@ -158,7 +158,12 @@ class ColumnProfile:
         return dict(sorted(((item[0], int(item[1])) for item in items), key=lambda pair: (-pair[1], pair[0])))
 
     def to_dict(self) -> dict[str, Any]:
-        plain: dict[str, Any] = {"type": self.type, "rows": self.rows, "nulls": self.nulls, "distinct": _text(self.distinct.serialize_compact())}
+        plain: dict[str, Any] = {
+            "type": self.type,
+            "rows": self.rows,
+            "nulls": self.nulls,
+            "distinct": _text(self.distinct.serialize_compact()),
+        }
         if self.is_number:
             plain |= {"mean": self.mean, "m2": self.m2, "minimum": self.minimum, "maximum": self.maximum}
             plain["digest"] = _text(self.digest.serialize())

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     say(f"splitting {rows:,} rows ({data.split.kind})")
     codes = assign(data.split, _split_keys(problem, data, staging, len(parts)))
     counts = np.cumsum([0] + [item["rows"] for item in staged])
-    pieces = [codes[start:end] for start, end in zip(counts, counts[1:], strict=False)]
+    pieces = [codes[start:end] for start, end in pairwise(counts)]
     profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None), len(parts))
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
@@ -277,7 +278,14 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         good_file.write(good)
         bad_file.write(broken)
     if bad_lines.reasons:
-        bad_file.write(pa.table({**{name: pa.nulls(len(bad_lines.reasons), pa.string()) for name in shape.contract.columns}, REASON: pa.array(bad_lines.reasons)}))
+        bad_file.write(
+            pa.table(
+                {
+                    **{name: pa.nulls(len(bad_lines.reasons), pa.string()) for name in shape.contract.columns},
+                    REASON: pa.array(bad_lines.reasons),
+                }
+            )
+        )
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
@@ -350,10 +358,14 @@ def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDAr
         raise DataError(f"data.split.column '{name}' is null in {column.null_count:,} rows; expected a value in each.")
     if isinstance(rule, TimeSplit):
         if not pa.types.is_timestamp(column.type):
-            raise DataError(f"data.split.column '{name}' holds {column.type} values; expected timestamps. Set data.source.types.{name}=timestamp.")
+            raise DataError(
+                f"data.split.column '{name}' holds {column.type} values; expected timestamps. Set data.source.types.{name}=timestamp."
+            )
         return np.asarray(column.cast(pa.int64()).to_numpy())
     if isinstance(rule, StratifiedSplit) and problem.task == "regression":
-        raise ConfigError("data.split.kind is stratified with problem.task=regression; expected random, group or time. Set data.split.kind.")
+        raise ConfigError(
+            "data.split.kind is stratified with problem.task=regression; expected random, group or time. Set data.split.kind."
+        )
     if isinstance(rule, StratifiedSplit) and problem.positive_above is not None:
         return np.asarray(pc.greater(column, problem.positive_above).to_numpy(zero_copy_only=False))
     return np.asarray(to_text(column).to_numpy(zero_copy_only=False).astype(str))

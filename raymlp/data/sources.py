@@ -153,7 +153,9 @@ def _csv_batches(source: CsvSource, part: Part, types: dict[str, Any], bad: BadR
         yield _tidy(pa.Table.from_batches(waiting), source)
 
 
-def _open_csv(source: CsvSource, part: Part, types: dict[str, Any], bad: BadRows, *, block_bytes: int = 4 << 20) -> pacsv.CSVStreamingReader:
+def _open_csv(
+    source: CsvSource, part: Part, types: dict[str, Any], bad: BadRows, *, block_bytes: int = 4 << 20
+) -> pacsv.CSVStreamingReader:
     def skip(row: Any) -> str:
         bad.reasons.append(f"the row has {row.actual_columns} fields; expected {row.expected_columns}")
         return "skip"

@@ -19,7 +19,7 @@ from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import write_text
 from raymlp.core.records import Task
 from raymlp.data import sources
-from raymlp.data.contract import Contract, ColumnContract
+from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.leakage import LEAK, single_column_score
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.data.target import Target
@@ -51,7 +51,9 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
     table = _sample(source)
     profile = Profile().update(table)
     if target not in profile.columns:
-        raise ConfigError(f"{data_file} has no column '{target}'; found {', '.join(profile.columns)}.{nearest(target, profile.columns)} Set --target.")
+        raise ConfigError(
+            f"{data_file} has no column '{target}'; found {', '.join(profile.columns)}.{nearest(target, profile.columns)} Set --target."
+        )
     task, positive, why = guess_task(profile.columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
     dropped = left_out(table, profile, problem)

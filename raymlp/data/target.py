@@ -47,9 +47,7 @@ class Target(Section):
         """
         name = problem.target
         if name not in profile.columns:
-            raise DataError(
-                f"the data has no column '{name}'; expected the target. Set problem.target.{nearest(name, profile.columns)}"
-            )
+            raise DataError(f"the data has no column '{name}'; expected the target. Set problem.target.{nearest(name, profile.columns)}")
         column = profile.columns[name]
         if problem.task == "regression":
             if not column.is_number:
@@ -68,7 +66,9 @@ class Target(Section):
             above = f"> {problem.positive_above:g}"
             return cls(column=name, task="binary", positive_above=problem.positive_above, classes=(f"not {above}", above))
         if column.type == "float":
-            raise ConfigError(f"problem.target '{name}' holds decimal numbers; expected classes. Set problem.task=regression or problem.positive_above.")
+            raise ConfigError(
+                f"problem.target '{name}' holds decimal numbers; expected classes. Set problem.task=regression or problem.positive_above."
+            )
         classes = sorted(column.counts())
         if len(classes) < 2:
             found = f"one class ('{classes[0]}')" if classes else "no value"
@@ -83,7 +83,9 @@ class Target(Section):
         if positive is None:
             raise ConfigError(f"problem.positive_class is not set; expected one of {', '.join(classes[:20])}. Set problem.positive_class.")
         if positive not in classes:
-            raise ConfigError(f"problem.positive_class is '{positive}'; expected one of {', '.join(classes[:20])}.{nearest(positive, classes)}")
+            raise ConfigError(
+                f"problem.positive_class is '{positive}'; expected one of {', '.join(classes[:20])}.{nearest(positive, classes)}"
+            )
         others = [label for label in classes if label != positive]
         negative = others[0] if len(others) == 1 else f"not {positive}"
         return cls(column=name, task="binary", classes=(negative, positive))

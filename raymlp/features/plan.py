@@ -16,8 +16,8 @@ from raymlp.config.problem import Problem
 from raymlp.config.section import Section
 from raymlp.core.errors import BundleError, ConfigError, nearest
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.features.steps import Category, Number, Quantile, Scaler, Standard, Step
 from raymlp.data.target import Target
+from raymlp.features.steps import Category, Number, Quantile, Scaler, Standard, Step
 
 ID_LIKE = 0.9
 """A text column with more distinct values than this share of its rows names rows rather than describing them."""
@@ -205,7 +205,9 @@ def _role(name: str, column: ColumnProfile, features: Features) -> tuple[Role | 
 
 def _number(name: str, column: ColumnProfile, features: Features) -> Number:
     if column.type == "bool":
-        return Number(column=name, fill=0.0, scaler=Standard(mean=0.0, scale=1.0), indicator=features.missing_indicators and column.nulls > 0)
+        return Number(
+            column=name, fill=0.0, scaler=Standard(mean=0.0, scale=1.0), indicator=features.missing_indicators and column.nulls > 0
+        )
     fill = column.mean if features.impute == "mean" else column.quantile(0.5)
     return Number(
         column=name,

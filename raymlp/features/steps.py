@@ -189,7 +189,9 @@ def _numbers(column: pa.ChunkedArray, part: DatePart | None) -> NDArray[np.float
         "hour": pc.hour,
         "minute": pc.minute,
         "dayofyear": pc.day_of_year,
-        "epoch_days": lambda array: pc.floor(pc.divide(pc.cast(pc.cast(array, pa.timestamp("s"), safe=False), pa.int64()), float(SECONDS_PER_DAY))),
+        "epoch_days": lambda array: pc.floor(
+            pc.divide(pc.cast(pc.cast(array, pa.timestamp("s"), safe=False), pa.int64()), float(SECONDS_PER_DAY))
+        ),
     }
     return to_float(parts[part](column))
 

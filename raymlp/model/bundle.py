@@ -1,9 +1,9 @@
 """The bundle: a model on disk, complete and free of code. JSON, YAML and safetensors under a manifest of SHA-256.
 
-    manifest.json      format, name, run id, digest over all, SHA-256 and size of each file
-    weights.safetensors  net.json  plan.json  contract.yaml  calibration.json
-    profile.json       training columns and validation predictions, the baseline of drift
-    metrics.json  config.yaml  card.md
+manifest.json      format, name, run id, digest over all, SHA-256 and size of each file
+weights.safetensors  net.json  plan.json  contract.yaml  calibration.json
+profile.json       training columns and validation predictions, the baseline of drift
+metrics.json  config.yaml  card.md
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def card(bundle: Bundle) -> str:
     inputs = "\n".join(f"- `{name}`: {bundle.contract.describe(name)}" for name in bundle.plan.inputs)
     return (
         f"# {bundle.name}\n\nPredicts `{target.column}` ({target.task}"
-        f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
+        f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). "
+        f"Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
         f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
         f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n"
     )

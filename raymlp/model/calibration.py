@@ -40,7 +40,9 @@ class Calibration(Section):
         known = y >= 0
         index = y[known].astype(int)
         result = minimize(
-            lambda w: -float(np.mean(log_softmax(np.exp(w[0]) * outputs[known], axis=1)[np.arange(len(index)), index])), np.zeros(1), method="L-BFGS-B"
+            lambda w: -float(np.mean(log_softmax(np.exp(w[0]) * outputs[known], axis=1)[np.arange(len(index)), index])),
+            np.zeros(1),
+            method="L-BFGS-B",
         )
         return cls(task=task, slope=float(np.exp(result.x[0])))
 

@@ -30,7 +30,9 @@ class Step:
 
     def note(self, words: str) -> None:
         """A line of its own below the steps before it: a decision, an alert."""
-        (self._progress.console if self._progress else self._console).print(Text(f"           {words}", style="dim"), soft_wrap=not self._console.is_terminal)
+        (self._progress.console if self._progress else self._console).print(
+            Text(f"           {words}", style="dim"), soft_wrap=not self._console.is_terminal
+        )
 
 
 class Story:
@@ -46,7 +48,12 @@ class Story:
         started = time.perf_counter()
         progress = None
         if self.console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description:<9}", style="bold"), TimeElapsedColumn(), TextColumn("{task.fields[detail]}", style="dim"))
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description:<9}", style="bold"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[detail]}", style="dim"),
+            )
             progress = Progress(*columns, console=self.console, transient=True)
             progress.start()
         step = Step(progress, title, self.console)

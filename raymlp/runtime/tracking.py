@@ -19,7 +19,12 @@ from raymlp.core.errors import RegistryError
 from raymlp.core.files import make_folder
 from raymlp.runtime.session import storage_root
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
 
 
 def tracking_uri(registry: Registry, runtime: Runtime) -> str:
@@ -97,7 +102,9 @@ def existing(run_id: str, *, registry: Registry, runtime: Runtime) -> Run:
     try:
         mlflow.get_run(run_id)
     except MlflowException as error:
-        raise RegistryError(f"run {run_id} is not in {tracking_uri(registry, runtime)}: {error.message}. Set registry.tracking_uri.") from None
+        raise RegistryError(
+            f"run {run_id} is not in {tracking_uri(registry, runtime)}: {error.message}. Set registry.tracking_uri."
+        ) from None
     return Run(mlflow, run_id)
 
 

@@ -15,6 +15,7 @@ from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout import Evidence, Paired, Traffic
 
+
 def gather(
     log: pa.Table, labels: pa.Table | None, champion_label: str, challenger_label: str, champion: Predictor, challenger: Predictor
 ) -> Evidence:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from raymlp.core.files import make_folder
 from raymlp.core.records import TuneResult
 
 METRIC = "valid_loss"
+PLAIN_WORD = re.compile(r"[A-Za-z_][\w.-]*")
 Report = Callable[[dict[str, float]], None]
 Objective = Callable[[Config, Report], dict[str, float]]
 """Trains by a config, reports each epoch's metrics (`valid_loss` among them), and gives the final ones."""
@@ -68,8 +70,15 @@ def trial_config(config: Config, draw: Mapping[str, Any]) -> Config:
 
 
 def overrides_of(draw: Mapping[str, Any]) -> list[str]:
-    """Drawn values as `key=value` words of the command line."""
-    return [f"{key}={json.dumps(value, separators=(',', ':')) if not isinstance(value, str) else value}" for key, value in draw.items()]
+    """Drawn values as `key=value` words of the command line; text that reads as something else is quoted."""
+    return [f"{key}={_word(value)}" for key, value in draw.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str):
+        plain = PLAIN_WORD.fullmatch(value) and value.lower() not in ("true", "false", "null", "nan", "inf")
+        return value if plain else f"'{value}'"
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _tuner(config: Config, objective: Objective, storage: Path, on_trial: OnTrial) -> tune.Tuner:

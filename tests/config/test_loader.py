@@ -8,7 +8,9 @@ import yaml
 from raymlp.config.loader import choices, conf_folders, load_config, to_yaml, with_overrides
 from raymlp.core.errors import ConfigError
 
-GROUPS = [(folder.name, file.stem) for folder in sorted(conf_folders()[-1].iterdir()) if folder.is_dir() for file in sorted(folder.glob("*.yaml"))]
+GROUPS = [
+    (folder.name, file.stem) for folder in sorted(conf_folders()[-1].iterdir()) if folder.is_dir() for file in sorted(folder.glob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize(("group", "name"), GROUPS)
@@ -76,7 +78,8 @@ def test_without_an_experiment_the_known_ones_are_listed() -> None:
 def test_a_users_own_conf_folder_is_searched_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "model").mkdir()
-    own = "# @package _global_\nproblem: {name: own, task: regression, target: y}\ndata: {source: {kind: csv, path: a.csv}, split: {kind: random}}\n"
+    own = "# @package _global_\nproblem: {name: own, task: regression, target: y}\n"
+    own += "data: {source: {kind: csv, path: a.csv}, split: {kind: random}}\n"
     (tmp_path / "conf" / "experiment" / "own.yaml").write_text(own)
     (tmp_path / "conf" / "model" / "mlp.yaml").write_text("kind: mlp\nhidden: [7]\n")
     monkeypatch.chdir(tmp_path)
@@ -88,7 +91,7 @@ def test_a_users_own_conf_folder_is_searched_first(tmp_path: Path, monkeypatch: 
 def test_with_overrides_changes_by_full_key_and_validates() -> None:
     config = with_overrides(load_config("flights"), {"train.learning_rate": 0.5, "model.hidden": [3]})
     assert (config.train.learning_rate, config.model.hidden) == (0.5, (3,))
-    with pytest.raises(ConfigError, match="train.epoch is not a setting"):
+    with pytest.raises(ConfigError, match=r"train\.epoch is not a setting"):
         with_overrides(config, {"train.epoch": 1})
     with pytest.raises(ConfigError, match="trian is no section"):
         with_overrides(config, {"trian.epochs": 1})

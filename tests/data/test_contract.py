@@ -65,7 +65,12 @@ def test_a_missing_field_and_a_row_that_is_no_object_are_refused() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+    )
+)
 def test_junk_is_refused_and_never_raises_anything_else(junk: object) -> None:
     for row in (junk, {**ROW, "age": junk}, {**ROW, "when": junk}, {**ROW, "city": junk}):
         try:

@@ -76,13 +76,21 @@ def test_the_same_rows_give_the_same_bytes() -> None:
 
 def test_json_gives_the_same_statistics_back() -> None:
     rng = np.random.default_rng(2)
-    table = pa.table({"x": rng.normal(size=500), "k": rng.choice(["a", "b"], 500), "flag": rng.random(500) < 0.5, "none": pa.nulls(500, pa.int64())})
+    table = pa.table(
+        {"x": rng.normal(size=500), "k": rng.choice(["a", "b"], 500), "flag": rng.random(500) < 0.5, "none": pa.nulls(500, pa.int64())}
+    )
     profile = Profile().update(table)
     back = Profile.from_dict(json.loads(json.dumps(profile.to_dict())))
     assert back.rows == 500
     for name, column in profile.columns.items():
         other = back.columns[name]
-        assert (other.type, other.rows, other.nulls, other.mean, other.std) == (column.type, column.rows, column.nulls, column.mean, column.std)
+        assert (other.type, other.rows, other.nulls, other.mean, other.std) == (
+            column.type,
+            column.rows,
+            column.nulls,
+            column.mean,
+            column.std,
+        )
         assert (other.counts(), other.num_distinct) == (column.counts(), column.num_distinct)
         if column.values and column.is_number:
             assert other.quantile(0.3) == column.quantile(0.3)

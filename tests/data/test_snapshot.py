@@ -134,7 +134,7 @@ def test_a_given_contract_is_enforced(ray_runtime: Runtime, tmp_path: Path) -> N
     snapshot = prepare(PROBLEM, data(path, contract=str(tmp_path / "contract.yaml")), tmp_path / "out")
     assert snapshot.quarantined == 1
     assert pq.read_table(snapshot.path / "quarantine").column(REASON).to_pylist() == ["x is below 0"]
-    with pytest.raises(ConfigError, match="nothing.yaml"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml"):
         prepare(PROBLEM, data(path, contract=str(tmp_path / "nothing.yaml")), tmp_path / "out")
 
 
@@ -200,7 +200,7 @@ def test_the_run_as_another_user_cannot_write(tmp_path: Path) -> None:
     else:
         place = tmp_path / "locked"
         place.mkdir(mode=0o500)
-    with pytest.raises(RaymlpError, match="Set runtime.storage"):
+    with pytest.raises(RaymlpError, match=r"Set runtime\.storage"):
         make_folder(place / "below")
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymlp.core.errors import DataError
-from raymlp.core.metrics import auc
+from raymlp.core.metrics import auc, log_loss
 from raymlp.core.records import Task
 from raymlp.evaluate.evaluation import compare_models, evaluate
 from raymlp.model.predictor import Predictor
@@ -129,6 +129,17 @@ def test_a_champion_without_the_newest_class_is_judged_on_it_too(cases: Callable
     assert decision.action == "pass"
     assert gain.low > 0.5
     assert np.isfinite(gain.high)
+
+
+def test_classes_of_two_models_are_matched_by_name(cases: Callable[[Task], Case], tmp_path: Path) -> None:
+    case = cases("multiclass")
+    train, valid = case.tables["train"], case.tables["valid"]
+    old = write_bundle(case.config, train.filter(pc.not_equal(train["answer"], "high")), tmp_path / "old")
+    shared = valid.filter(pc.and_(valid["answer"].is_valid(), pc.not_equal(valid["answer"], "high")))
+    decision, _ = compare_models(case.config, old, case.bundle, shared)
+    alone = Predictor.load(old)
+    y = alone.bundle.plan.target.read(shared["answer"])
+    assert decision.facts["champion"] == pytest.approx(log_loss(y, alone.predict(shared).scores))
 
 
 class _Tags(HTMLParser):

@@ -51,7 +51,9 @@ PLANS = {
     for scaling in ("standard", "quantile")
 }
 CONTRACT = Contract.infer(PROFILE).only(PLANS["standard"].inputs)
-OPEN = Contract(columns={name: rule.model_copy(update={"nullable": True, "minimum": None, "maximum": None}) for name, rule in CONTRACT.columns.items()})
+OPEN = Contract(
+    columns={name: rule.model_copy(update={"nullable": True, "minimum": None, "maximum": None}) for name, rule in CONTRACT.columns.items()}
+)
 
 odd_numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1e-300, 1e300, 5.0])
 odd_row = st.fixed_dictionaries(

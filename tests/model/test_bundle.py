@@ -100,7 +100,9 @@ def test_a_bundle_comes_back_as_it_was(tmp_path: Path) -> None:
     assert "Predicts `binary`" in (path / "card.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "plan.json", "contract.yaml", "calibration.json", "net.json", "profile.json", "config.yaml"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "plan.json", "contract.yaml", "calibration.json", "net.json", "profile.json", "config.yaml"]
+)
 def test_a_changed_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     path = make_bundle(tmp_path / "b")
     data = bytearray((path / name).read_bytes())

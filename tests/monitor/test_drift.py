@@ -123,7 +123,8 @@ def test_no_false_alarm_in_200_draws_without_drift() -> None:
 
     def draw(rows: int) -> Profile:
         return profile(
-            normal=rng.normal(size=rows), heavy=rng.lognormal(size=rows), spike=np.where(rng.random(rows) < 0.8, 0.0, rng.normal(size=rows)),
+            normal=rng.normal(size=rows), heavy=rng.lognormal(size=rows),
+            spike=np.where(rng.random(rows) < 0.8, 0.0, rng.normal(size=rows)),
             count=rng.poisson(3, rows), kind=rng.choice(list("abcdefgh"), rows), many=rng.integers(0, 300, rows).astype(str),
             holes=pa.array(rng.normal(size=rows), mask=rng.random(rows) < 0.3), flag=rng.random(rows) < 0.1,
         )  # fmt: skip

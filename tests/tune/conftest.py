@@ -1,0 +1,5 @@
+"""The planted snapshots of the training tests."""
+
+from tests.train.conftest import snapshots
+
+__all__ = ["snapshots"]
