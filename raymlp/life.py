@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -70,8 +71,7 @@ def run(config: Config, *, story: Story | None = None, on_ready: Callable[[Endpo
     Raises GateRefused when the model is not good enough, RaymlpError when a step fails.
     """
     story = story or SilentStory()
-    key = _api_key(config)
-    with ray_session(config.runtime):
+    with _api_key(config) as key, ray_session(config.runtime):
         snapshot = pipeline.prepare(config, story=story)
         model = pipeline.train(config, snapshot=snapshot, story=story)
         evaluation = pipeline.evaluate(config, model.bundle, snapshot=snapshot, story=story)
@@ -98,20 +98,23 @@ def run(config: Config, *, story: Story | None = None, on_ready: Callable[[Endpo
     return RunSummary(tuple(story.steps), places, tuple(life.happened), evaluation.gate)
 
 
-def _api_key(config: Config) -> str | None:
+@contextmanager
+def _api_key(config: Config) -> Iterator[str | None]:
     """The first key of the environment; without one, a key made for this run and kept in the storage folder (mode 600)."""
-    if config.serve.auth == "none":
-        return None
     given = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
-    if given:
-        return given[0]
+    if config.serve.auth == "none" or given:
+        yield given[0] if given else None
+        return
     key = secrets.token_urlsafe(32)
     file = make_folder(storage_root(config.runtime)) / "api-key"
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as out:
         out.write(key)
     os.environ[KEYS] = key
-    return key
+    try:
+        yield key
+    finally:
+        del os.environ[KEYS]
 
 
 def _live(life: Life) -> None:

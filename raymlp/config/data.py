@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raymlp.config.section import Section
 
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""A moment with a zone; none given means UTC."""
 ColumnType = Literal["bool", "int", "float", "string", "timestamp"]
 
 
@@ -101,11 +108,11 @@ class TimeSplit(Section):
     kind: Literal["time"] = "time"
     column: str
     """Timestamp column. Values without a zone are taken as UTC."""
-    train_start: datetime | None = None
+    train_start: Moment | None = None
     """First moment of training; null takes all that is older than valid_start."""
-    valid_start: datetime
+    valid_start: Moment
     """First moment of validation, and the end of training."""
-    valid_end: datetime | None = None
+    valid_end: Moment | None = None
     """End of validation; rows from here on form the split `live`. Null puts every newer row in validation."""
 
     @model_validator(mode="after")

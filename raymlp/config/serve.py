@@ -40,6 +40,9 @@ class Rollout(Section):
     margin: float = Field(default=0.01, ge=0)
     """Extra mean loss per labelled row that still counts as no worse, as a share of the champion's mean loss."""
 
+    ranking_margin: float = Field(default=0.05, ge=0, le=1)
+    """Binary: AUC that a challenger may be behind and still count as no worse, in [0, 1]."""
+
     max_error_rate: float = Field(default=0.01, ge=0, le=1)
     """Share of challenger requests that may fail, in [0, 1], before it is rolled back."""
 

@@ -6,7 +6,7 @@ Legend: N rows. Codes: -1 in no split, else the index into SPLITS.
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -82,5 +82,4 @@ def _by_time(rule: TimeSplit, keys: NDArray[np.int64]) -> Codes:
 
 
 def _micros(moment: datetime) -> int:
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(aware.timestamp() * 1_000_000)
+    return round(moment.timestamp() * 1_000_000)

@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from raymlp.core.metrics import losses
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
-from raymlp.serve.rollout import Evidence, Paired, Traffic
+from raymlp.serve.rollout import Evidence, Paired, Traffic, misranking
 
 
 def gather(
     log: pa.Table, labels: pa.Table | None, champion_label: str, challenger_label: str, champion: Predictor, challenger: Predictor
 ) -> Evidence:
     """Evidence of the rows in the log. `labels` has `prediction_id` and `label`, the raw value of the target column."""
-    return Evidence(_traffic(log, champion_label), _traffic(log, challenger_label), _paired(log, labels, champion, challenger))
+    return Evidence(_traffic(log, champion_label), _traffic(log, challenger_label), *_paired(log, labels, champion, challenger))
 
 
 def _traffic(log: pa.Table, label: str) -> Traffic:
@@ -32,9 +32,9 @@ def _traffic(log: pa.Table, label: str) -> Traffic:
     return Traffic(requests, len(pc.unique(failed.column("prediction_id"))), float(np.percentile(own.column("latency_ms").to_numpy(), 95)))
 
 
-def _paired(log: pa.Table, labels: pa.Table | None, champion: Predictor, challenger: Predictor) -> Paired:
+def _paired(log: pa.Table, labels: pa.Table | None, champion: Predictor, challenger: Predictor) -> tuple[Paired, Paired | None]:
     if labels is None or not log.num_rows:
-        return Paired()
+        return Paired(), None
     good = log.filter(pc.equal(log.column("status"), 200))
     rows = good.append_column("_row", pa.array(np.arange(good.num_rows))).join(labels, "prediction_id", join_type="inner").sort_by("_row")
     inputs = {name.removeprefix(INPUT): rows.column(name) for name in rows.column_names if name.startswith(INPUT)}
@@ -43,6 +43,7 @@ def _paired(log: pa.Table, labels: pa.Table | None, champion: Predictor, challen
     usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
     table = pa.table(inputs).filter(pa.array(usable))
     if not table.num_rows:
-        return Paired()
-    old, new = (losses(target.task, y[usable], predictor.predict(table).scores) for predictor in (champion, challenger))
-    return Paired.of(old, new)
+        return Paired(), None
+    y, old, new = y[usable], champion.predict(table).scores, challenger.predict(table).scores
+    loss = Paired.of(losses(target.task, y, old), losses(target.task, y, new))
+    return loss, Paired.of(misranking(y, old), misranking(y, new)) if target.task == "binary" else None

@@ -2,9 +2,10 @@
 
 Three questions, each with its own test:
 
-- Quality: the mean of `loss(challenger) - loss(champion)` on labelled rows, both scored on the same row. An asymptotic
+- Quality: the mean of `loss(challenger) - loss(champion)` on labelled rows, both scored on the same row, and for binary
+  problems the same of misranked pairs, since a model that separates nothing may have a fair loss by luck. An asymptotic
   confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021, "Time-uniform central limit theory and
-  asymptotic confidence sequences") covers it at all times at once; two-sided at alpha / 2.
+  asymptotic confidence sequences") covers each at all times at once; two-sided, alpha / 2 together.
 - Errors: an e-process against "the error rate is at most the limit", exact for any number of looks (Ville's inequality),
   at alpha / 2.
 - Latency: the ratio of the two p95s against its limit, once both sides have enough requests. A plain threshold: it
@@ -25,6 +26,15 @@ from raymlp.core.records import Decision
 
 BURN_IN = 100
 """Labelled rows before the sequence may give a verdict: its coverage is asymptotic, and losses are skewed."""
+
+RANKING_BLOCK = 16
+"""Rows in a block within which positives and negatives are compared."""
+
+RANKING_STRIDE = 32
+"""Blocks that are filled at the same time, row by row in turn."""
+
+RANKING_BURN_IN = 30
+"""Blocks before the ranking may give a verdict; a block's value is a mean itself, and bounded."""
 
 LATENCY_REQUESTS = 100
 """Requests each side needs before its p95 (the fifth largest of a hundred) is compared."""
@@ -72,6 +82,8 @@ class Evidence:
     champion: Traffic
     challenger: Traffic
     loss: Paired = Paired()
+    ranking: Paired | None = None
+    """Differences of `misranking` (binary problems): a model that separates nothing can have a fair loss by luck."""
 
 
 def decide(evidence: Evidence, settings: Rollout) -> Decision:
@@ -80,7 +92,7 @@ def decide(evidence: Evidence, settings: Rollout) -> Decision:
     The chance of a false rollback of an equal challenger through errors or quality, or of a false promotion of one that
     is worse by more than the margin, is at most `settings.alpha` over the whole rollout.
     """
-    champion, challenger, loss = evidence.champion, evidence.challenger, evidence.loss
+    champion, challenger = evidence.champion, evidence.challenger
     total = champion.requests + challenger.requests
     facts: dict[str, Any] = asdict(evidence)
 
@@ -100,24 +112,93 @@ def decide(evidence: Evidence, settings: Rollout) -> Decision:
                 f"{ratio:.1f} times; the limit is {settings.max_latency_ratio:g}",
                 facts,
             )
-    verdict = ""
-    if loss.rows >= BURN_IN:
-        half = radius(loss.rows, loss.variance, alpha=settings.alpha / 2, target_rows=max(BURN_IN, settings.max_requests // 10))
-        low, high, allowed = loss.mean - half, loss.mean + half, settings.margin * abs(loss.champion_loss)
-        facts.update(loss_low=low, loss_high=high, loss_allowed=allowed)
-        verdict = f"loss difference {loss.mean:+.4f} [{low:+.4f}, {high:+.4f}] on {loss.rows:,} labelled rows"
-        if low > allowed:
-            return Decision("rollback", f"{verdict} is above the allowed {allowed:+.4f}", facts)
-        if high < allowed and challenger.requests >= settings.min_requests:
-            return Decision("promote", f"{verdict} is below the allowed {allowed:+.4f}", facts)
-        verdict += f" against the allowed {allowed:+.4f}"
+    checks = [_check(question) for question in _questions(evidence, settings)]
+    known = [check for check in checks if check.is_known]
+    facts["quality"] = [asdict(check) for check in known]
+    words = "; ".join(map(str, known))
+    for check in known:
+        if check.low > check.allowed:
+            return Decision("rollback", f"{check}: worse", facts)
+    if len(known) == len(checks) and all(check.high < check.allowed for check in checks) and challenger.requests >= settings.min_requests:
+        return Decision("promote", f"{words}: no worse", facts)
     if total >= settings.max_requests:
-        return Decision("rollback", f"no verdict after {total:,} requests ({verdict or f'{loss.rows:,} labelled rows'})", facts)
+        return Decision("rollback", f"no verdict after {total:,} requests ({words or f'{evidence.loss.rows:,} labelled rows'})", facts)
     if challenger.requests < settings.min_requests:
         return Decision("hold", f"{challenger.requests:,} of {settings.min_requests:,} challenger requests so far", facts)
-    if not verdict:
-        return Decision("hold", f"{loss.rows:,} of {BURN_IN:,} labelled rows so far", facts)
-    return Decision("hold", verdict, facts)
+    if len(known) < len(checks):
+        return Decision("hold", f"{evidence.loss.rows:,} labelled rows so far; too few to judge", facts)
+    return Decision("hold", words, facts)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One way of being worse: differences, the largest mean that still counts as no worse, and when it may be judged."""
+
+    name: str
+    unit: str
+    difference: Paired
+    allowed: float
+    burn_in: int
+    alpha: float
+    target_rows: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question's answer so far: the mean difference with its confidence sequence."""
+
+    name: str
+    unit: str
+    rows: int
+    mean: float
+    low: float
+    high: float
+    allowed: float
+    is_known: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}] on {self.rows:,} {self.unit}, allowed {self.allowed:+.4f}"
+
+
+def _questions(evidence: Evidence, settings: Rollout) -> list[Question]:
+    loss, ranking = evidence.loss, evidence.ranking
+    alpha = settings.alpha / 2 / (1 if ranking is None else 2)
+    target = max(BURN_IN, settings.max_requests // 10)
+    allowed = settings.margin * abs(loss.champion_loss)
+    questions = [Question("loss difference", "labelled rows", loss, allowed, BURN_IN, alpha, target)]
+    if ranking is not None:
+        blocks = max(RANKING_BURN_IN, target // RANKING_BLOCK)
+        questions.append(Question("misranking difference", "blocks", ranking, settings.ranking_margin, RANKING_BURN_IN, alpha, blocks))
+    return questions
+
+
+def _check(question: Question) -> Check:
+    found = question.difference
+    half = radius(found.rows, found.variance, alpha=question.alpha, target_rows=question.target_rows)
+    low, high = found.mean - half, found.mean + half
+    return Check(question.name, question.unit, found.rows, found.mean, low, high, question.allowed, found.rows >= question.burn_in)
+
+
+def misranking(y: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of (positive, negative) pairs in the wrong order within each block of 16 rows, ties half; blocks with one
+    class are left out. Its mean estimates 1 - AUC, and blocks do not share rows, as ranks over all rows would.
+
+    `y` 0 or 1 and `p` scores, float64 (N,), in the order of arrival. A block takes every 32nd row of a run of 512, since
+    neighbours are alike (same hour, same weather); a run that is not complete yet gives nothing.
+    """
+    y, p = (_blocks(values) for values in (y, p))
+    pairs = (y[:, :, None] > 0) & (y[:, None, :] <= 0)
+    gap = p[:, :, None] - p[:, None, :]
+    count = pairs.sum(axis=(1, 2))
+    wrong = (pairs * ((gap < 0) + 0.5 * (gap == 0))).sum(axis=(1, 2))
+    return np.asarray(wrong[count > 0] / count[count > 0])
+
+
+def _blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Float64 (blocks, 16): 32 interleaved blocks of each complete run of 512 values."""
+    run = RANKING_BLOCK * RANKING_STRIDE
+    whole = values[: len(values) // run * run].reshape(-1, RANKING_BLOCK, RANKING_STRIDE)
+    return whole.transpose(0, 2, 1).reshape(-1, RANKING_BLOCK)
 
 
 def radius(rows: int, variance: float, *, alpha: float, target_rows: int) -> float:

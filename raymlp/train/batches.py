@@ -14,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymlp.train.blocks import Block, joined
+from raymlp.train.blocks import Block, Source, joined
 
-Source = Callable[[np.random.Generator | None], Iterator[Block]]
-"""One pass over a worker's blocks; with a generator, in an order that it draws where the source can."""
 VALID_ROWS = 8_192
 
 

@@ -6,7 +6,7 @@ Legend: B rows, N numbers, C categories. One block holds `numeric` float32 (B, N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,10 @@ class Block:
     def pieces(self, rows: int) -> Iterator[Block]:
         """The same rows in blocks of at most `rows`, without a copy."""
         return (self.slice(start, start + rows) for start in range(0, len(self), rows))
+
+
+Source = Callable[[np.random.Generator | None], Iterator[Block]]
+"""One pass over a worker's blocks; with a generator, in an order that it draws where the source can."""
 
 
 def joined(blocks: Iterable[Block]) -> Block:

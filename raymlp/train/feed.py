@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-import ray.train
 
 from raymlp.core.errors import DataError
 from raymlp.data.snapshot import split_files
 from raymlp.features.plan import FeaturePlan
-from raymlp.train.batches import Source
-from raymlp.train.blocks import Block, grouped, packed_files, row_bytes, unpack, usable_in_files
+from raymlp.train.blocks import Block, Source, grouped, packed_files, row_bytes, unpack, usable_in_files
+from raymlp.train.shards import Shards
 
 log = logging.getLogger(__name__)
 HOLD_SHARE = 0.3
@@ -24,45 +24,40 @@ HOLD_SHARE = 0.3
 SPLITS = ("train", "valid")
 
 
-class Feed(ray.train.DataConfig):
-    """The datasets of a run and how workers share them; the same rows in the same order at every start.
+@dataclass(frozen=True)
+class Feed:
+    """The datasets of a run, its usable rows by split, and how the workers share them."""
 
-    Rows that are held are divided into fixed shards of equal length. Streamed training rows go through
-    `streaming_split` in order; streamed validation rows are passed over by every worker, which keeps its own.
-    """
+    datasets: Mapping[str, Any]
+    rows: Mapping[str, int]
+    shards: Shards
 
-    def __init__(self, path: Path, plan: FeaturePlan, *, num_workers: int, hold: bool) -> None:
-        options = ray.data.ExecutionOptions(preserve_order=True)
-        super().__init__(datasets_to_split=["train"], execution_options=options, enable_shard_locality=False)
-        self.datasets = {split: _packed(path, plan, split) for split in SPLITS}
-        self.hold = hold
-        self.rows: dict[str, int]
-        self._shards: dict[str, list[Any]] = {}
-        if hold:
-            self.datasets = {split: dataset.materialize() for split, dataset in self.datasets.items()}
-            self.rows = {split: dataset.count() for split, dataset in self.datasets.items()}
-        else:
-            self.rows = {split: _count(path, plan, split) for split in SPLITS}
-        for split, rows in self.rows.items():
-            if rows < num_workers:
-                raise DataError(
-                    f"{path} has {rows} usable rows in the split '{split}'; expected at least one for each of {num_workers} workers. "
-                    "Check the split and the target."
-                )
-        if hold:
-            each, rows = self.rows["train"] // num_workers, self.rows["valid"]
-            self._shards["train"] = _cut(self.datasets["train"], [each * rank for rank in range(1, num_workers + 1)])[:num_workers]
-            self._shards["valid"] = _cut(self.datasets["valid"], [rows * rank // num_workers for rank in range(1, num_workers)])
+    @classmethod
+    def open(cls, path: Path, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
+        """Raises DataError when a split has fewer usable rows than there are workers."""
+        datasets = {split: _packed(path, plan, split) for split in SPLITS}
+        if not hold:
+            rows = {split: _count(path, plan, split) for split in SPLITS}
+            _refuse_too_few(rows, path, num_workers)
+            return cls(datasets, rows, Shards())
+        datasets = {split: dataset.materialize() for split, dataset in datasets.items()}
+        rows = {split: dataset.count() for split, dataset in datasets.items()}
+        _refuse_too_few(rows, path, num_workers)
+        each = rows["train"] // num_workers
+        held = {
+            "train": _cut(datasets["train"], [each * rank for rank in range(1, num_workers + 1)])[:num_workers],
+            "valid": _cut(datasets["valid"], [rows["valid"] * rank // num_workers for rank in range(1, num_workers)]),
+        }
+        return cls(datasets, rows, Shards(held))
 
-    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        """Called by Ray Train: an iterator for each worker and dataset."""
-        if not self.hold:
-            shards: list[dict[str, Any]] = super().configure(datasets, world_size, *args, **kwargs)
-            return shards
-        return [{name: self._shards[name][rank].iterator() for name in datasets} for rank in range(world_size)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "datasets"}
+def _refuse_too_few(rows: Mapping[str, int], path: Path, num_workers: int) -> None:
+    for split, count in rows.items():
+        if count < num_workers:
+            raise DataError(
+                f"{path} has {count} usable rows in the split '{split}'; expected at least one for each of {num_workers} workers. "
+                "Check the split and the target."
+            )
 
 
 def may_hold(rows: int, plan: FeaturePlan) -> bool:

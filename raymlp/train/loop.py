@@ -26,7 +26,8 @@ from torch import Tensor
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
-from raymlp.train.batches import VALID_ROWS, Source, TrainBatches, ValidBatches
+from raymlp.train.batches import VALID_ROWS, TrainBatches, ValidBatches
+from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
 from raymlp.train.strategy import full_weights, precision_of

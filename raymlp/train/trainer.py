@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pyarrow as pa
 import ray
 import ray.train
 from numpy.typing import NDArray
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raymlp.config.loader import to_yaml
@@ -32,15 +31,11 @@ from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.train.feed import Feed, may_hold
+from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.job import Job, Outcome
 
 log = logging.getLogger(__name__)
-OnEpoch = Callable[[dict[str, float]], None]
-POLL_S = 0.2
-WAIT_FOR_CPUS_S = 10.0
-STOP_S = 30.0
-"""Seconds that a run gets to end when its caller gives up."""
-EPOCHS, STOP = "epochs.jsonl", "stop"
+WAIT_FOR_CPUS_S = 30.0
 
 
 def train(
@@ -63,9 +58,12 @@ def train(
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
-    feed = Feed(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
+    feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
     job = Job(config, plan, feed.rows, hold, shuffle_labels)
-    outcome = _follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
+    try:
+        outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
+    except TrainingFailedError as error:
+        raise explained(error) from error
     bundle, metrics = bundle_of(job, outcome, snapshot, profile, run_id)
     return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
 
@@ -108,23 +106,11 @@ def wait_for_room(settings: Train, *, streams: bool) -> None:
             time.sleep(POLL_S)
 
 
-class EpochLog(ray.train.UserCallback):
-    """Runs in the Ray Train controller, on the driver's node: writes each epoch to a file that the driver follows."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if (self._run_dir / STOP).exists():
-            raise TrainingError("training was stopped by its caller.")
-        with (self._run_dir / EPOCHS).open("a") as file:
-            file.write(json.dumps(metrics[0]) + "\n")
-
-
 def _worker(settings: dict[str, Any]) -> Any:
     from raymlp.train.worker import run
 
-    return run(settings["job"])
+    job: Job = ray.get(settings["job"])
+    return run(job)
 
 
 def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
@@ -132,11 +118,11 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.gpu else {})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": ray.put(job)},
         torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.gpu, resources_per_worker=resources),
-        datasets=feed.datasets,
-        dataset_config=feed,
+        datasets=dict(feed.datasets),
+        dataset_config=feed.shards,
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=str(run_dir.resolve()),
@@ -146,66 +132,25 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
     )
-    with _quick_polls():
+    with _ray_train_settings():
         result = trainer.fit()
     assert isinstance(result.return_value, Outcome)
     return result.return_value
 
 
-def _follow(run: Callable[[], Outcome], run_dir: Path, on_epoch: OnEpoch) -> Outcome:
-    """Run in a thread and hand the epochs to the caller from this one; what the caller raises stops the run."""
-    ended: dict[str, Any] = {}
-
-    def target() -> None:
-        try:
-            ended["outcome"] = run()
-        except BaseException as error:  # handed to the caller below
-            ended["error"] = error
-
-    (run_dir / STOP).unlink(missing_ok=True)
-    thread = threading.Thread(target=target, name="raymlp-train", daemon=True)
-    thread.start()
-    try:
-        for metrics in _epochs(run_dir / EPOCHS, thread):
-            on_epoch(metrics)
-    except BaseException:
-        (run_dir / STOP).touch()
-        thread.join(STOP_S)
-        raise
-    if "error" in ended:
-        raise explained(ended["error"]) from ended["error"]
-    outcome: Outcome = ended["outcome"]
-    return outcome
-
-
-def _epochs(path: Path, thread: threading.Thread) -> Iterator[dict[str, float]]:
-    """Epochs as they are written, each once: a resumed run repeats those after its checkpoint."""
-    seen, last = 0, -1.0
-    while True:
-        alive = thread.is_alive()
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines[seen:] if line.endswith("\n")]
-        seen += len(whole)
-        for line in whole:
-            metrics = json.loads(line)
-            if metrics["epoch"] > last:
-                last = metrics["epoch"]
-                yield metrics
-        if not alive:
-            return
-        thread.join(POLL_S)
-
-
 @contextmanager
-def _quick_polls() -> Iterator[None]:
-    """Ray Train's controller looks at its workers every 2 s by default, which short epochs would wait for."""
-    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-    given = os.environ.get(name)
-    os.environ[name] = given or str(POLL_S)
+def _ray_train_settings() -> Iterator[None]:
+    """Ray Train's controller looks at its workers every 2 s by default, which short epochs would wait for. It also keeps a process
+    that watches for nodes about to be taken away; one node alone is never."""
+    wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S)}
+    if len(ray.nodes()) == 1:
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        if given is None:
+        for name in added:
             del os.environ[name]
 
 

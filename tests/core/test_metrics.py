@@ -134,6 +134,7 @@ def test_the_interval_of_a_calibrated_model_holds_its_small_calibration_error() 
     y = (RNG.random(3_000) < p).astype(float)
     interval = metrics.resample(metrics.calibration_error, y, p, samples=200, seed=0)
     assert interval.low < interval.value < interval.high
+    assert (interval.low + interval.high) / 2 == pytest.approx(interval.value, abs=0.15 * (interval.high - interval.low))
 
 
 def test_resample_all_equals_resample_one_by_one() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlp.config.serve import Rollout
-from raymlp.serve.rollout import BURN_IN, Evidence, Paired, Traffic, credibly_above, decide, radius
+from raymlp.core.metrics import auc
+from raymlp.serve.rollout import BURN_IN, Evidence, Paired, Traffic, credibly_above, decide, misranking, radius
 
 SETTINGS = Rollout(min_requests=200, max_requests=20_000, alpha=0.05, margin=0.01, max_error_rate=0.01, max_latency_ratio=3.0)
 GOOD = Traffic(requests=900, errors=0, p95_ms=5.0)
@@ -49,13 +50,44 @@ def test_it_waits_for_the_requests_asked_for_and_says_how_many_there_are() -> No
 
 
 def test_it_waits_for_labels() -> None:
-    assert str(decide(evidence(loss=Paired(40, -1.0, 0.1, 0.5)), SETTINGS)) == f"hold: 40 of {BURN_IN} labelled rows so far"
+    assert str(decide(evidence(loss=Paired(40, -1.0, 0.1, 0.5)), SETTINGS)) == "hold: 40 labelled rows so far; too few to judge"
 
 
 def test_a_clearly_better_challenger_is_promoted() -> None:
     decision = decide(evidence(loss=Paired(1_000, -0.1, 0.04, 0.5)), SETTINGS)
     assert decision.action == "promote"
-    assert decision.facts["loss_high"] < 0
+    assert decision.facts["quality"][0]["high"] < 0
+
+
+def test_misranking_of_a_hand_worked_run_is_one_minus_auc_within_blocks() -> None:
+    y = np.tile([1.0] * 32 + [0.0] * 32, 8)
+    right, wrong, tied = y, -y, np.zeros(512)
+    assert misranking(y, right).tolist() == [0.0] * 32
+    assert misranking(y, wrong).tolist() == [1.0] * 32
+    assert misranking(y, tied).tolist() == [0.5] * 32
+    assert misranking(y[:511], right[:511]).size == 0
+    assert misranking(np.ones(512), np.zeros(512)).size == 0
+
+
+def test_misranking_agrees_with_auc_on_independent_rows() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(51_200) < 0.3).astype(float)
+    p = rng.normal(size=y.size) + y
+    assert 1 - misranking(y, p).mean() == pytest.approx(auc(y, p), abs=0.01)
+
+
+def test_a_model_that_separates_nothing_is_rolled_back_although_its_loss_is_fair() -> None:
+    ranking = Paired(60, 0.2, 0.04, 0.3)
+    decision = decide(Evidence(GOOD, Traffic(300, 0, 5.0), Paired(1_000, -0.05, 0.04, 0.6), ranking), SETTINGS)
+    assert decision.action == "rollback"
+    assert decision.reason.startswith("misranking difference +0.2000")
+
+
+def test_a_fair_loss_alone_does_not_promote_before_the_ranking_is_known() -> None:
+    few = Evidence(GOOD, Traffic(300, 0, 5.0), Paired(1_000, -0.1, 0.04, 0.5), Paired(10, 0.0, 0.01, 0.3))
+    assert decide(few, SETTINGS).action == "hold"
+    enough = Evidence(GOOD, Traffic(300, 0, 5.0), Paired(1_000, -0.1, 0.04, 0.5), Paired(400, -0.02, 0.01, 0.3))
+    assert decide(enough, SETTINGS).action == "promote"
 
 
 def test_an_equal_challenger_is_promoted_once_the_margin_is_all_that_it_can_be_worse() -> None:

@@ -1,0 +1,83 @@
+"""Epochs on their way from the Ray Train controller to the caller: through a file in the run's folder.
+
+The controller runs on the driver's node. This file is kept small, since the controller loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray.train import UserCallback
+
+from raymlp.core.errors import TrainingError
+
+Result = TypeVar("Result")
+OnEpoch = Callable[[dict[str, float]], None]
+EPOCHS, STOP = "epochs.jsonl", "stop"
+POLL_S = 0.2
+STOP_S = 30.0
+"""Seconds that a run gets to end when its caller gives up."""
+
+
+class EpochLog(UserCallback):
+    """Runs in the controller: writes each epoch to a file, and ends the run when its caller gave up."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if (self._run_dir / STOP).exists():
+            raise TrainingError("training was stopped by its caller.")
+        with (self._run_dir / EPOCHS).open("a") as file:
+            file.write(json.dumps(metrics[0]) + "\n")
+
+
+def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Result:
+    """Run in a thread and hand the epochs over in this one, where the caller's state lives.
+
+    Raises what the run raises; what `on_epoch` raises stops the run and comes back.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            results.append(run())
+        except BaseException as error:
+            errors.append(error)
+
+    (run_dir / STOP).unlink(missing_ok=True)
+    thread = threading.Thread(target=target, name="raymlp-train", daemon=True)
+    thread.start()
+    try:
+        for metrics in _epochs(run_dir / EPOCHS, thread):
+            on_epoch(metrics)
+    except BaseException:
+        (run_dir / STOP).touch()
+        thread.join(STOP_S)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _epochs(path: Path, thread: threading.Thread) -> Iterator[dict[str, float]]:
+    """Epochs as they are written, each once: a resumed run repeats those after its checkpoint."""
+    seen, last = 0, -1.0
+    while True:
+        alive = thread.is_alive()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines[seen:] if line.endswith("\n")]
+        seen += len(whole)
+        for line in whole:
+            metrics = json.loads(line)
+            if metrics["epoch"] > last:
+                last = metrics["epoch"]
+                yield metrics
+        if not alive:
+            return
+        thread.join(POLL_S)
