@@ -86,7 +86,7 @@ def train(
 
             folder = storage_root(config.runtime) / "runs" / run.id
             model = trainer.train(config, snapshot, run_dir=folder, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels)
-            run.metrics({f"valid_{name}": value for name, value in model.metrics.items()})
+            run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
         name = config.problem.main_metric
         step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
     return model
@@ -129,7 +129,7 @@ def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = 
         run_id = load_bundle(bundle).run_id
         result = evaluation.evaluate(config, snapshot, Path(bundle), report_dir=storage_root(config.runtime) / "runs" / run_id)
         run = existing(run_id, registry=config.registry, runtime=config.runtime)
-        run.metrics({f"{result.split}_{name}": interval.value for name, interval in result.metrics.items()})
+        run.metrics({f"evaluation_{name}": interval.value for name, interval in result.metrics.items()})
         run.file(result.report)
         run.tag("raymlp.gate", str(result.gate))
         name = config.problem.main_metric

@@ -130,7 +130,7 @@ def test_one_mlflow_run_a_job_holds_what_is_needed_to_repeat_it(lived: Lived) ->
     assert run.info.status == "FINISHED"
     bundle = load_bundle(pipeline._store(lived.config).get("flights/1").bundle)
     assert (bundle.run_id, bundle.snapshot) == (run.info.run_id, run.data.tags["raymlp.snapshot"])
-    assert run.data.metrics["valid_auc"] == pytest.approx(bundle.metrics["auc"])
+    assert run.data.metrics["bundle_auc"] == pytest.approx(bundle.metrics["auc"])
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "environment.txt", "evaluation.html", "model"} <= files
     assert {"raymlp.seed", "raymlp.version", "raymlp.gate"} <= set(run.data.tags)
@@ -157,7 +157,7 @@ def test_mlflow_itself_loads_the_champion_without_unpickling(lived: Lived) -> No
 
 
 def test_the_registry_names_what_it_has(lived: Lived) -> None:
-    with pytest.raises(RegistryError, match=r"does not have 'flights@nobody'; found flights@champion"):
+    with pytest.raises(RegistryError, match=r"does not have 'models:/flights@nobody'; found flights@champion"):
         raymlp.load_predictor("models:/flights@nobody", config=lived.config)
     with pytest.raises(RegistryError, match="is no model reference"):
         raymlp.load_predictor("Flights!", config=lived.config)
