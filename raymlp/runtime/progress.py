@@ -14,10 +14,11 @@ from rich.text import Text
 class Step:
     """A running step: `say` shows what it does now, `result` sets the words that stay on its line."""
 
-    def __init__(self, progress: Progress | None, title: str, console: Console) -> None:
-        self._progress, self._title, self._console = progress, title, console
+    def __init__(self, progress: Progress | None, title: str) -> None:
+        self._progress = progress
         self._task = progress.add_task(title, total=None, detail="") if progress else None
         self.outcome = ""
+        self.notes: list[str] = []
 
     def say(self, words: str) -> None:
         """Show what the step is doing now."""
@@ -29,10 +30,8 @@ class Step:
         self.outcome = words
 
     def note(self, words: str) -> None:
-        """A line of its own below the steps before it: a decision, an alert."""
-        (self._progress.console if self._progress else self._console).print(
-            Text(f"           {words}", style="dim"), soft_wrap=not self._console.is_terminal
-        )
+        """A line below the step's own when it has ended: a decision, an alert."""
+        self.notes.append(words)
 
 
 class Story:
@@ -56,21 +55,25 @@ class Story:
             )
             progress = Progress(*columns, console=self.console, transient=True)
             progress.start()
-        step = Step(progress, title, self.console)
+        step = Step(progress, title)
         try:
             yield step
         except BaseException:
-            self._close(progress, "x", "red", title, started, "failed")
+            self._close(progress, "x", "red", title, started, "failed", step.notes)
             raise
-        seconds = self._close(progress, "ok", "green", title, started, step.outcome)
+        seconds = self._close(progress, "ok", "green", title, started, step.outcome, step.notes)
         self.steps.append((title, seconds, step.outcome))
 
-    def _close(self, progress: Progress | None, mark: str, colour: str, title: str, started: float, outcome: str) -> float:
+    def _close(
+        self, progress: Progress | None, mark: str, colour: str, title: str, started: float, outcome: str, notes: list[str]
+    ) -> float:
         if progress is not None:
             progress.stop()
         seconds = time.perf_counter() - started
         line = Text.assemble((f"{mark:>2} ", colour), (f"{title:<9}", "bold"), (f"{seconds:6.1f} s  ", "dim"), outcome)
         self.console.print(line, soft_wrap=not self.console.is_terminal)
+        for note in notes:
+            self.console.print(Text(f"{'':<22}{note}", style="dim"), soft_wrap=not self.console.is_terminal)
         return seconds
 
 

@@ -22,7 +22,7 @@ from raymlp.config.serve import Serve
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import SLOW_PATH, fast_path_environment, has_fast_path, port_is_free, private_folder
-from raymlp.runtime.session import storage_root
+from raymlp.runtime.session import quiet, storage_root
 from raymlp.serve.probe import probe, start_probe
 from raymlp.serve.request import key_hash
 from raymlp.serve.routing import check_weights
@@ -161,6 +161,7 @@ def _start_serve(config: Config, *, fast: bool) -> Any:
     if fast:
         private_folder().mkdir(mode=0o700, exist_ok=True)
     environment = fast_path_environment(config.runtime) if fast else SLOW_PATH
+    quiet(config.runtime.verbose)
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=config.serve.host, port=config.serve.port),
