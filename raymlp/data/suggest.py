@@ -25,6 +25,8 @@ from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.data.target import Target
 
 SAMPLE_ROWS = 200_000
+SMALL = 50_000
+"""Rows below which the suggested training uses small batches."""
 FEW_CLASSES = 20
 ID_LIKE = 0.95
 
@@ -57,7 +59,7 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
     task, positive, why = guess_task(profile.columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
     dropped = left_out(table, profile, problem)
-    text = _experiment(problem, source, dropped, why, data_file)
+    text = _experiment(problem, source, dropped, why, data_file, table.num_rows)
     remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {reason}" for column, reason in dropped.items())]
     times = [column for column, facts in profile.columns.items() if facts.type == "timestamp"]
     if times:
@@ -140,7 +142,7 @@ def _sample(source: CsvSource | ParquetSource) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _experiment(problem: Problem, source: CsvSource | ParquetSource, dropped: dict[str, str], why: str, data_file: Path) -> str:
+def _experiment(problem: Problem, source: CsvSource | ParquetSource, dropped: dict[str, str], why: str, data_file: Path, rows: int) -> str:
     settings: dict[str, Any] = source.model_dump(mode="json", exclude_defaults=True)
     lines = [
         "# @package _global_",
@@ -157,9 +159,18 @@ def _experiment(problem: Problem, source: CsvSource | ParquetSource, dropped: di
     lines += [f"    {key}: {_flow(value)}" for key, value in settings.items() if key != "kind"]
     kind = "random" if problem.task == "regression" else "stratified"
     lines += ["  split:", f"    kind: {kind}  # random | stratified | group | time", "    valid: 0.15", "    test: 0.15"]
+    if dropped or problem.task == "regression":
+        lines += ["", "features:"]
+    if problem.task == "regression":
+        lines.append("  scaling: quantile  # nets fit smooth values best when each input is spread evenly")
     if dropped:
-        lines += ["", "features:", "  drop:"]
+        lines.append("  drop:")
         lines += [f"    - {_flow(column)}  # {reason}" for column, reason in dropped.items()]
+    if rows < SMALL:
+        lines += ["", f"train:  # for {rows:,} rows: small batches, and for smooth values more passes", "  batch_size: 128"]
+        lines += ["  epochs: 40", "  patience: 8", "  learning_rate: 0.002"] if problem.task == "regression" else ["  epochs: 10"]
+    if problem.task == "regression":
+        lines += ["", "evaluate:", "  gate:", "    max_gap_to_baseline: 0.1  # share that the net may be behind gradient boosting"]
     return "\n".join(lines) + "\n"
 
 

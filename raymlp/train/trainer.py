@@ -16,13 +16,14 @@ import pyarrow as pa
 import ray
 import ray.train
 from numpy.typing import NDArray
+from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
 from raymlp.config.train import DeepSpeed, Train
-from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
+from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import make_folder
 from raymlp.core.records import Snapshot, TrainedModel
 from raymlp.data.profile import Profile
@@ -58,11 +59,11 @@ def train(
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
-    feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
-    job = Job(config, plan, feed.rows, hold, shuffle_labels)
     try:
+        feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
+        job = Job(config, plan, feed.rows, hold, shuffle_labels)
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:
         raise explained(error) from error
     bundle, metrics = bundle_of(job, outcome, snapshot, profile, run_id)
     return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
@@ -134,6 +135,8 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     )
     with _ray_train_settings():
         result = trainer.fit()
+    if isinstance(result.return_value, TrainingError):
+        raise result.return_value
     assert isinstance(result.return_value, Outcome)
     return result.return_value
 
@@ -154,19 +157,24 @@ def _ray_train_settings() -> Iterator[None]:
             del os.environ[name]
 
 
-def explained(error: BaseException) -> RaymlpError:
-    """The root cause first: the first worker that raised, rather than those that lost touch with it."""
-    if isinstance(error, RaymlpError):
-        return error
+def explained(error: BaseException) -> TrainingError:
+    """The root cause first: that of the worker that raised, rather than of those that lost touch with it."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     if not failures:
-        cause = getattr(error, "controller_failure", error)
-        return TrainingError(f"{type(cause).__name__}: {cause}")
-    rank, cause = min(failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
-    where = f"worker {rank} of {len(failures)} that failed" if len(failures) > 1 else f"worker {rank}"
-    if isinstance(cause, RaymlpError):
-        return TrainingError(f"{cause} ({where})")
-    return TrainingError(f"{type(cause).__name__}: {_first_line(cause)} ({where}). Ray's log of the worker has the traceback.")
+        cause = _root(error)
+        return TrainingError(f"{type(cause).__name__}: {_first_line(cause)}")
+    rank, failure = min(failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
+    cause = _root(failure)
+    return TrainingError(f"{type(cause).__name__}: {_first_line(cause)} (worker {rank}). Ray's log of the worker has the traceback.")
+
+
+def _root(error: BaseException) -> BaseException:
+    """What Ray's own exceptions are wrapped around."""
+    while True:
+        inner = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
 
 
 def _is_echo(error: BaseException) -> bool:

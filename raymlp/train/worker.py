@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
-from raymlp.core.errors import DataError
+from raymlp.core.errors import DataError, TrainingError
 from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block
@@ -28,8 +28,11 @@ from raymlp.train.loop import Save, Seat, alone, fit, quiet
 from raymlp.train.strategy import strategy_of
 
 
-def run(job: Job) -> Outcome | None:
-    """Train as one worker of a Ray Train group; rank 0 gives the outcome back."""
+def run(job: Job) -> Outcome | TrainingError | None:
+    """Train as one worker of a Ray Train group; rank 0 gives the outcome back.
+
+    A TrainingError is given back, too, rather than raised: all workers come to it together, and a new start would not help.
+    """
     quiet(job.config.runtime.verbose)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -39,12 +42,17 @@ def run(job: Job) -> Outcome | None:
     train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
     valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
     checkpoint = ray.train.get_checkpoint()
-    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-        outcome = fit(job, train, valid, seat=seat, report=_report, resume=Path(folder) if folder else None)
+    try:
+        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+            outcome = fit(job, train, valid, seat=seat, report=_report, resume=Path(folder) if folder else None)
+    except TrainingError as error:
+        return error
     return outcome if rank == 0 else None
 
 
-def outcome_alone(config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None]) -> tuple[Job, Outcome]:
+def outcome_alone(
+    config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None], *, shuffle_labels: bool = False
+) -> tuple[Job, Outcome]:
     """Train in this process, as one worker on the CPU without checkpoints.
 
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
@@ -52,7 +60,7 @@ def outcome_alone(config: Config, snapshot_path: Path, report: Callable[[dict[st
     quiet(config.runtime.verbose)
     plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot_path))
     splits = _splits(snapshot_path, plan.model_dump_json())
-    job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()})
+    job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()}, shuffle_labels=shuffle_labels)
     for split, rows in job.rows.items():
         if not rows:
             raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")

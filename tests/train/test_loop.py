@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raymlp.core.errors import TrainingError
@@ -48,6 +49,20 @@ def test_training_stops_when_validation_no_longer_gets_better(snapshots: Snapsho
     assert metrics["valid_loss"] == min(losses) == losses[-3]
     assert [epoch["epoch"] for epoch in heard] == list(range(len(heard)))
     assert all(0 <= epoch["data_wait_share"] <= 1 and epoch["rows_per_s"] > 0 for epoch in heard)
+
+
+def test_shuffled_labels_teach_nothing(snapshots: Snapshots) -> None:
+    snapshot = snapshots("binary")
+    runs = [outcome_alone(config_of(epochs=2), snapshot.path, lambda _: None, shuffle_labels=True) for _ in range(2)]
+    bundle, metrics = bundle_of(*runs[0], snapshot, load_profile(snapshot.path), "run")
+    assert 0.35 < metrics["auc"] < 0.65
+    assert bundle.metrics["labels_shuffled"] == 1.0
+    assert np.array_equal(runs[0][1].outputs, runs[1][1].outputs)
+
+
+def test_a_loss_that_is_no_number_ends_training_with_advice(snapshots: Snapshots) -> None:
+    with pytest.raises(TrainingError, match=r"^the loss is .* after epoch 1; expected finite numbers. Lower train.learning_rate"):
+        fit_in_process(config_of(learning_rate=1e30, gradient_clip=0.0), snapshots("binary").path, lambda _: None)
 
 
 def test_bf16_learns_the_same_to_its_precision(snapshots: Snapshots) -> None:

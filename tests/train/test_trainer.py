@@ -18,13 +18,17 @@ import ray
 from ray.train import WorkerGroupError
 
 from raymlp.config.runtime import Runtime
-from raymlp.core.errors import ConfigError, DataError, RaymlpError, TrainingError
+from raymlp.config.schema import Config
+from raymlp.core.errors import ConfigError, DataError, TrainingError
 from raymlp.core.metrics import auc
 from raymlp.core.records import Snapshot, TrainedModel
 from raymlp.data.snapshot import read_split
+from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.train import feed, trainer
+from raymlp.train.job import Job
+from raymlp.train.loop import alone, fit
 from raymlp.train.trainer import fit_in_process, train
 from tests.train.planted import config_of, planted, write_snapshot
 
@@ -33,9 +37,7 @@ Snapshots = Callable[[str], Snapshot]
 ZERO2, ZERO3 = ({"kind": "deepspeed", "stage": stage} for stage in (2, 3))
 
 
-def trained(
-    snapshot: Snapshot, folder: Path, *, kill_at: int | None = None, shuffle_labels: bool = False, **settings: Any
-) -> tuple[TrainedModel, list[float]]:
+def trained(snapshot: Snapshot, folder: Path, *, kill_at: int | None = None, **settings: Any) -> tuple[TrainedModel, list[float]]:
     """Train, killing one worker process for good once the given epoch was heard; the model and the epochs heard."""
     heard: list[float] = []
 
@@ -45,7 +47,7 @@ def trained(
             os.kill(max(workers()), signal.SIGKILL)
 
     config = config_of(**settings)
-    return train(config, snapshot, run_dir=folder, run_id="run", on_epoch=on_epoch, shuffle_labels=shuffle_labels), heard
+    return train(config, snapshot, run_dir=folder, run_id="run", on_epoch=on_epoch), heard
 
 
 def workers() -> list[int]:
@@ -107,18 +109,12 @@ def test_one_ray_worker_gives_exactly_what_one_process_gives(solo: TrainedModel,
     assert fit_in_process(config_of(), snapshots("binary").path, lambda _: None) == solo.metrics
 
 
-def test_a_killed_worker_goes_on_from_its_checkpoint_to_the_same_model(solo: TrainedModel, snapshots: Snapshots, tmp_path: Path) -> None:
-    model, heard = trained(snapshots("binary"), tmp_path, kill_at=1, max_failures=1)
-    assert same(model, solo)
-    assert heard == [0, 1, 2, 3, 4]
-    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
-    assert epochs.count(0) == 1, "the second start must not begin anew"
-
-
 def test_two_workers_give_the_same_model_again_though_one_is_killed(pair: TrainedModel, snapshots: Snapshots, tmp_path: Path) -> None:
     model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, kill_at=1, max_failures=1, checkpoint_every_epochs=2)
     assert same(model, pair)
     assert heard == [0, 1, 2, 3, 4]
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
+    assert epochs.count(0) == 1, "the second start must not begin anew"
     assert len(list((tmp_path / "checkpoints").glob("checkpoint_2*"))) == 1
 
 
@@ -134,26 +130,38 @@ def test_zero_comes_to_the_loss_of_ddp(
     assert model.metrics["auc"] == pytest.approx(pair.metrics["auc"], abs=0.005)
 
 
-def test_rows_that_do_not_fit_the_object_store_are_streamed(
+def test_rows_that_do_not_fit_the_object_store_are_streamed_in_the_same_order_every_epoch(
     snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "HOLD_SHARE", 0.0)
-    first, second = (trained(snapshots("binary"), tmp_path / name, num_workers=2, epochs=3)[0] for name in ("first", "second"))
-    assert same(first, second)
-    assert 0.85 < first.metrics["auc"] < 0.90
+    model, _ = trained(snapshots("binary"), tmp_path, epochs=3)
+    config, path = config_of(epochs=3), snapshots("binary").path
+    plan = load_bundle(model.bundle).plan
+    splits = {split: list(feed.local_blocks(path, plan, split)) for split in ("train", "valid")}
+    job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()})
+    expected = fit(job, lambda _: iter(splits["train"]), lambda _: iter(splits["valid"]), seat=alone(), report=lambda *_: None)
+    assert model.metrics == expected.scored("binary")[2]
 
 
-def test_shuffled_labels_teach_nothing(snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path) -> None:
-    model, _ = trained(snapshots("binary"), tmp_path, shuffle_labels=True, epochs=2)
-    assert 0.35 < model.metrics["auc"] < 0.65
-    assert load_bundle(model.bundle).metrics["labels_shuffled"] == 1.0
+def test_a_worker_that_fails_is_explained_by_its_root_cause(
+    snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_another_plan(config: Config, plan: FeaturePlan, *rest: Any) -> Job:
+        return Job(config, plan.model_copy(update={"steps": plan.steps[1:]}), *rest)
 
-
-def test_a_worker_that_fails_is_explained_by_its_root_cause(snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"^the loss is .* after epoch 1; expected finite numbers.*\(worker 0\)") as caught:
-        trained(snapshots("binary"), tmp_path, learning_rate=1e30, gradient_clip=0.0)
+    monkeypatch.setattr(trainer, "Job", with_another_plan)
+    with pytest.raises(TrainingError, match=r"^ValueError: cannot reshape array .*\(worker 0\)") as caught:
+        trained(snapshots("binary"), tmp_path)
     assert isinstance(caught.value.__cause__, WorkerGroupError)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_damaged_file_is_explained_by_its_root_cause(ray_runtime: Runtime, tmp_path: Path) -> None:
+    table = planted(200, 1, "binary")
+    snapshot = write_snapshot(tmp_path / "snapshot", {"train": table, "valid": table})
+    next((snapshot.path / "train").glob("*.parquet")).write_text("no Parquet")
+    with pytest.raises(TrainingError, match=r"^ArrowInvalid: Parquet"):
+        trained(snapshot, tmp_path / "run")
 
 
 def test_the_first_worker_to_fail_is_named_rather_than_those_that_lost_it() -> None:
@@ -173,13 +181,13 @@ def test_cpus_that_another_holds_are_refused_after_a_wait(
     snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "WAIT_FOR_CPUS_S", 0.0)
-    holder = ray.remote(num_cpus=3)(_Holder).remote()
-    ray.get(holder.ready.remote())
+    group = ray.util.placement_group([{"CPU": 3}])
+    ray.get(group.ready())
     try:
-        with pytest.raises(ConfigError, match=r"2 workers x 1 CPUs = 2 CPUs; of the cluster's 4, 1 are free"):
+        with pytest.raises(ConfigError, match=r"2 workers x 1 CPUs = 2 CPUs; of the cluster's 4, [01] are free"):
             trained(snapshots("binary"), tmp_path, num_workers=2)
     finally:
-        ray.kill(holder)
+        ray.util.remove_placement_group(group)
 
 
 def test_a_split_without_answers_is_refused(ray_runtime: Runtime, tmp_path: Path) -> None:
@@ -197,24 +205,10 @@ def test_a_run_that_has_a_bundle_is_not_trained_again(solo: TrainedModel, snapsh
         trained(snapshots("binary"), solo.bundle.parent)
 
 
-def test_an_error_of_the_listener_stops_the_run_and_comes_back(snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path) -> None:
-    def on_epoch(_: dict[str, float]) -> None:
-        raise RaymlpError("the tracking server is gone")
-
-    with pytest.raises(RaymlpError, match="the tracking server is gone"):
-        train(config_of(), snapshots("binary"), run_dir=tmp_path, run_id="run", on_epoch=on_epoch)
-    assert not (tmp_path / "bundle").exists()
-
-
 def test_deepspeed_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install raymlp\[deepspeed\]"):
         trainer.check(config_of(strategy=ZERO2).train)
-
-
-class _Holder:
-    def ready(self) -> bool:
-        return True
 
 
 def _without_train(path: Path) -> Path:

@@ -14,29 +14,36 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
 from raymlp.config.tune import Choice, Integer, LogUniform, Tune, Uniform
 from raymlp.core.errors import ConfigError, TrainingError
-from raymlp.tune.search import check, overrides_of, search, trial_config
+from raymlp.tune.search import Objective, Report, check, overrides_of, search, trial_config
 from tests.train.planted import config_of
-
-Report = Callable[[dict[str, float]], None]
 
 
 def tuned(space: dict[str, Any], **settings: Any) -> Config:
     return config_of().model_copy(update={"tune": Tune(space=space, **{"epochs": 6, "num_samples": 6, "max_concurrent": 2} | settings)})
 
 
-def bowl(config: Config, report: Report) -> dict[str, float]:
-    """A made-up training run whose loss falls with the epochs and is lowest for a learning rate of .01 and no dropout."""
-    floor = abs(math.log10(config.train.learning_rate) + 2) + config.model.dropout
-    for epoch in range(config.train.epochs):
-        report({"epoch": epoch, "valid_loss": floor + 1 / (epoch + 1)})
-    return {"valid_loss": floor}
+def bowl(refused: int = 0) -> Objective:
+    """A made-up training run whose loss falls with the epochs and is lowest for a learning rate of .01 and no dropout.
+
+    Made inside a function, so that it travels to the trials by value: they cannot import this file.
+    """
+
+    def run(config: Config, report: Report) -> dict[str, float]:
+        if config.train.batch_size == refused:
+            raise ValueError("too small")
+        floor = abs(math.log10(config.train.learning_rate) + 2) + config.model.dropout
+        for epoch in range(config.train.epochs):
+            report({"epoch": epoch, "valid_loss": floor + 1 / (epoch + 1)})
+        return {"valid_loss": floor}
+
+    return run
 
 
 @pytest.mark.ray
 def test_the_better_of_two_step_sizes_is_found(ray_runtime: Runtime, tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
     config = tuned({"train.learning_rate": Choice(values=(0.01, 1.0))}, scheduler="none")
-    result = search(config, bowl, storage=tmp_path, on_trial=heard.append)
+    result = search(config, bowl(), storage=tmp_path, on_trial=heard.append)
     assert result.best == ("train.learning_rate=0.01",)
     assert (result.metric, result.score) == ("valid_loss", pytest.approx(1 / 6))
     assert len(result.trials) == len(heard) == 6
@@ -55,7 +62,7 @@ def test_the_same_seed_draws_the_same_settings_inside_their_bounds(ray_runtime: 
         "train.batch_size": Integer(low=16, high=18),
         "model.hidden": Choice(values=((8,), (8, 4))),
     }
-    first, second = (search(tuned(space, seed=3), bowl, storage=tmp_path) for _ in range(2))
+    first, second = (search(tuned(space, seed=3), bowl(), storage=tmp_path) for _ in range(2))
     assert [trial["overrides"] for trial in first.trials] == [trial["overrides"] for trial in second.trials]
     assert len({tuple(trial["overrides"]) for trial in first.trials}) == 6
     for trial in first.trials:
@@ -71,7 +78,7 @@ def test_asha_stops_trials_that_fall_behind(ray_runtime: Runtime, tmp_path: Path
     config = tuned(
         {"model.dropout": Choice(values=tuple(i / 10 for i in range(9)))}, num_samples=9, max_concurrent=1, epochs=9, grace_epochs=1
     )
-    result = search(config, bowl, storage=tmp_path)
+    result = search(config, bowl(), storage=tmp_path)
     stopped = [trial for trial in result.trials if not trial["finished"]]
     assert stopped
     assert all(trial["epochs"] < 9 for trial in stopped)
@@ -80,17 +87,12 @@ def test_asha_stops_trials_that_fall_behind(ray_runtime: Runtime, tmp_path: Path
 
 @pytest.mark.ray
 def test_a_trial_that_fails_is_told_and_the_others_count(ray_runtime: Runtime, tmp_path: Path) -> None:
-    def picky(config: Config, report: Report) -> dict[str, float]:
-        if config.train.batch_size == 1:
-            raise ValueError("too small")
-        return bowl(config, report)
-
     config = tuned({"train.batch_size": Choice(values=(1, 2))}, num_samples=5)
-    result = search(config, picky, storage=tmp_path)
+    result = search(config, bowl(refused=1), storage=tmp_path)
     assert result.best == ("train.batch_size=2",)
     assert {trial["error"] for trial in result.trials if "error" in trial} == {"ValueError: too small"}
     with pytest.raises(TrainingError, match="all 2 trials failed; the first: ValueError: too small"):
-        search(tuned({"train.batch_size": Choice(values=(1,))}, num_samples=2), picky, storage=tmp_path)
+        search(tuned({"train.batch_size": Choice(values=(1,))}, num_samples=2), bowl(refused=1), storage=tmp_path)
 
 
 def test_a_wrong_key_or_bound_is_refused_before_any_trial() -> None:
