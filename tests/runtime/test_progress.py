@@ -16,8 +16,10 @@ def test_a_finished_step_leaves_one_line_and_its_time() -> None:
         step.result("3 rows")
         step.note("gate pass: good")
     assert [(title, outcome) for title, _, outcome in story.steps] == [("prepare", "3 rows")]
-    assert out.getvalue().splitlines()[-1].startswith("ok prepare")
-    assert "gate pass: good" in out.getvalue()
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("ok prepare")
+    assert first.endswith("3 rows")
+    assert second.strip() == "gate pass: good"
 
 
 def test_a_failed_step_is_marked_and_not_kept() -> None:
