@@ -30,10 +30,10 @@ class EpochLog(UserCallback):
         self._run_dir = run_dir
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if (self._run_dir / STOP).exists():
-            raise TrainingError("training was stopped by its caller.")
         with (self._run_dir / EPOCHS).open("a") as file:
             file.write(json.dumps(metrics[0]) + "\n")
+        if (self._run_dir / STOP).exists():
+            raise TrainingError("training was stopped by its caller.")
 
 
 def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Result:

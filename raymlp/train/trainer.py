@@ -49,7 +49,7 @@ def train(
     is started again with the same `run_dir`. `shuffle_labels` trains on permuted answers: a model that must not pass the gate.
 
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
-    cause when a worker fails more often than `train.max_failures`.
+    cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number.
     """
     check(config.train)
     if (run_dir / "bundle").exists():
