@@ -26,6 +26,8 @@ from raymlp.data.profile import column_type
 
 INFER_BYTES = 32 << 20
 """Bytes of the first CSV file that column types are inferred from."""
+GLANCE_ROWS = 100
+"""Values that are tried before a whole column is."""
 ROW_GROUPS_PER_PART = 8
 
 
@@ -186,6 +188,7 @@ def _inferred(column: pa.ChunkedArray) -> ColumnType:
         numbers: tuple[ColumnType, ...] = ("int", "float")
         for wanted in numbers:
             try:
+                pc.cast(column.slice(0, GLANCE_ROWS), ARROW[wanted])
                 pc.cast(column, ARROW[wanted])
                 return wanted
             except pa.ArrowInvalid:
