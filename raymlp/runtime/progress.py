@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
+
+INDENT = 22
 
 
 class Step:
@@ -70,11 +73,21 @@ class Story:
         if progress is not None:
             progress.stop()
         seconds = time.perf_counter() - started
-        line = Text.assemble((f"{mark:>2} ", colour), (f"{title:<9}", "bold"), (f"{seconds:6.1f} s  ", "dim"), outcome)
-        self.console.print(line, soft_wrap=not self.console.is_terminal)
+        self._print(Text.assemble((f"{mark:>2} ", colour), (f"{title:<9}", "bold"), (f"{seconds:6.1f} s  ", "dim")), Text(outcome))
         for note in notes:
-            self.console.print(Text(f"{'':<22}{note}", style="dim"), soft_wrap=not self.console.is_terminal)
+            self._print(Text(" " * INDENT), Text(note, style="dim"))
         return seconds
+
+    def _print(self, head: Text, body: Text) -> None:
+        """A head of INDENT columns and a body that wraps beside it on a terminal; elsewhere one unbroken line."""
+        if not self.console.is_terminal:
+            self.console.print(Text.assemble(head, body), soft_wrap=True)
+            return
+        grid = Table.grid()
+        grid.add_column(width=INDENT)
+        grid.add_column()
+        grid.add_row(head, body)
+        self.console.print(grid)
 
 
 class SilentStory(Story):
