@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +53,18 @@ def ray_session(runtime: Runtime) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise RaymlpError(f"{where} could not be started or reached: {error}. Set runtime.address.") from error
     quiet(runtime.verbose)
+    _keep_handler(signal.SIGTERM)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _keep_handler(number: signal.Signals) -> None:
+    """Set the program's own handler of a signal again: `ray.init` puts one in its place that ends the process at once."""
+    handler = signal.getsignal(number)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def stays(runtime: Runtime) -> bool:
