@@ -43,6 +43,7 @@ def ray_session(runtime: Runtime) -> Iterator[None]:
         return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     options = {"logging_level": logging.INFO if runtime.verbose else logging.ERROR, "log_to_driver": runtime.verbose}
+    on_stop = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **options)
@@ -53,18 +54,12 @@ def ray_session(runtime: Runtime) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise RaymlpError(f"{where} could not be started or reached: {error}. Set runtime.address.") from error
     quiet(runtime.verbose)
-    _keep_handler(signal.SIGTERM)
+    if callable(on_stop) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_stop)  # `ray.init` puts a handler of its own in its place
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _keep_handler(number: signal.Signals) -> None:
-    """Set the program's own handler of a signal again: `ray.init` puts one in its place that ends the process at once."""
-    handler = signal.getsignal(number)
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(number, handler)
 
 
 def stays(runtime: Runtime) -> bool:
