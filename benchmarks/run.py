@@ -57,7 +57,7 @@ class Subject:
         import ray
 
         files = split_files(self.path, "train")
-        data = ray.data.read_parquet(files, columns=self.table.column_names)
+        data = ray.data.read_parquet(files).select_columns(self.table.column_names)
         plan = self.plan(pa.concat_tables(list(data.iter_batches(batch_size=65_536, batch_format="pyarrow"))))
         done = data.map_batches(plan.transform, batch_format="pyarrow", batch_size=65_536)
         done.materialize()
@@ -79,7 +79,7 @@ class Subject:
         import ray
         from ray.data.preprocessors import Chain, Concatenator, OrdinalEncoder, SimpleImputer, StandardScaler
 
-        data = ray.data.read_parquet(split_files(self.path, "train"), columns=[*self.numbers, *self.categories])
+        data = ray.data.read_parquet(split_files(self.path, "train")).select_columns([*self.numbers, *self.categories])
         chain = Chain(
             SimpleImputer(columns=self.numbers, strategy="mean"),
             SimpleImputer(columns=self.categories, strategy="most_frequent"),
