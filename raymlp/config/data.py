@@ -71,7 +71,7 @@ class Join(Section):
 
 
 class RandomSplit(Section):
-    """Every row by the hash of its position and the seed."""
+    """Every row at random by the seed, in exact shares."""
 
     kind: Literal["random"] = "random"
     valid: float = Field(default=0.15, gt=0, lt=1)

@@ -53,7 +53,7 @@ class ColumnContract(Section):
 
 
 class Contract(Section):
-    """Columns by name. `extra` says what happens to others: the endpoint refuses them, ingestion drops them."""
+    """Columns by name. Other columns are refused by the endpoint and dropped at ingestion."""
 
     version: Literal[1] = 1
     """Format of this file."""
