@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Install, then run the main job: late flights, from raw fi
 	$(BIN)/raymlp run experiment=flights
 
 test: $(INSTALLED)  ## Install, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(INSTALLED)  ## Format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""What all tests share: real data files where they are present, small planted tables, and one Ray for all that need it."""
+"""What all tests share: real data files where they are present, small planted tables, and one Ray for all that need it.
+
+`make test` runs two processes. What trains shares one Ray, what serves the other, and tests without Ray fill the gaps.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,18 @@ import pytest
 from raymlp.config.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a Ray session go to one process."""
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        if room in ("train", "tune"):
+            item.add_marker(pytest.mark.xdist_group("training"))
+        elif room == "test_jobs.py":
+            item.add_marker(pytest.mark.xdist_group("jobs"))
+        elif room == "serve" or item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("serving"))
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,7 @@ def _zero(settings: Train, stage: int, device: torch.device) -> Strategy:
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        _without_compiler()
     options: dict[str, Any] = {"stage": stage, "logging_batch_size_per_gpu": settings.batch_size, "logging_level": logging.ERROR}
     strategy: Strategy
     if on_cpu:
@@ -74,6 +75,13 @@ def _zero(settings: Train, stage: int, device: torch.device) -> Strategy:
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
     return strategy
+
+
+def _without_compiler() -> None:
+    """DeepSpeed would compile its shared-memory collectives with gcc, half a minute on first use; gloo has all of them."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _cpu_zero() -> type[Strategy]:
