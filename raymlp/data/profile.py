@@ -1,10 +1,9 @@
 """Column statistics from one pass, mergeable in any grouping: the source of imputation, scaling, vocabularies,
 the inferred contract, the data report and the drift baseline.
 
-Sketches are Apache DataSketches. Quantiles use the t-digest (Dunning 2019): unlike KLL it flips no coins, so the same
-rows in the same order give the same bytes. Its rank error stayed under .5 % in the tests, and is smaller at the ends.
-Frequent values are exact up to about 12,000 distinct values, then undercounted by at most `error` rows each
-(Misra and Gries 1982). Distinct counts use HyperLogLog with 2^12 registers, standard error 1.6 %.
+Numbers go into a digest (`raymlp.data.digest`), exact up to 1,024 distinct values. Frequent texts are exact up to about
+12,000 distinct values, then undercounted by at most `error` rows each (Misra and Gries 1982). Distinct counts beyond what
+is exact use HyperLogLog with 2^12 registers, standard error 1.6 %. Both sketches are Apache DataSketches.
 """
 
 from __future__ import annotations
@@ -23,10 +22,13 @@ from numpy.typing import NDArray
 
 from raymlp.config.data import ColumnType
 from raymlp.core.errors import DataError
+from raymlp.data.digest import Digest, Floats
+from raymlp.data.distribution import Distribution
 
-DIGEST_K = 500
 FREQUENT_LG = 14
 DISTINCT_LG = 12
+LARGEST_WHOLE = 2.0**53
+"""Whole numbers beyond it are not told apart as float64."""
 
 
 def column_type(arrow_type: pa.DataType) -> ColumnType | None:
@@ -73,7 +75,7 @@ class ColumnProfile:
     m2: float = 0.0
     minimum: float = math.inf
     maximum: float = -math.inf
-    digest: Any = field(default_factory=lambda: datasketches.tdigest_double(DIGEST_K), repr=False)
+    digest: Digest = field(default_factory=Digest, repr=False)
     frequent: Any = field(default_factory=lambda: datasketches.frequent_strings_sketch(FREQUENT_LG), repr=False)
     distinct: Any = field(default_factory=lambda: datasketches.hll_sketch(DISTINCT_LG), repr=False)
 
@@ -92,32 +94,63 @@ class ColumnProfile:
         return math.sqrt(max(self.m2, 0.0) / self.values) if self.values else 0.0
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the digest alone tells every number and how often it comes."""
+        told_apart = self.type != "int" or not self.values or max(-self.minimum, self.maximum) < LARGEST_WHOLE
+        return self.is_number and self.digest.is_exact and told_apart
+
+    @property
     def num_distinct(self) -> int:
-        """Estimated number of distinct values, null not counted."""
-        return round(float(self.distinct.get_estimate()))
+        """Number of distinct values, null not counted; an estimate beyond what is exact."""
+        return len(self.digest.means) if self.is_exact else round(float(self.distinct.get_estimate()))
 
     def update(self, array: pa.ChunkedArray) -> None:
         """Take in more rows."""
         self.rows += len(array)
-        if self.is_number:
-            numbers = to_float(array)
-            numbers = numbers[~np.isnan(numbers)]
-            self.nulls += len(array) - len(numbers)
-            if len(numbers):
-                mean = float(numbers.mean())
-                self._add_moments(len(numbers), mean, float(((numbers - mean) ** 2).sum()))
-                self.minimum = min(self.minimum, float(numbers.min()))
-                self.maximum = max(self.maximum, float(numbers.max()))
-                self.digest.update(numbers)
-        else:
+        if not self.is_number:
             self.nulls += array.null_count
-        if self.type in ("float", "timestamp"):
-            for value in np.unique(numbers):
-                self.distinct.update(float(value))
+            self._count(pc.value_counts(to_text(array)))
             return
-        for item in pc.value_counts(to_text(array.drop_null())).to_pylist():
-            self.frequent.update(item["values"], item["counts"])
-            self.distinct.update(item["values"])
+        numbers = to_float(array)
+        numbers = numbers[~np.isnan(numbers)]
+        self.nulls += len(array) - len(numbers)
+        if not len(numbers):
+            return
+        before = self._table()
+        values, counts = np.unique(numbers, return_counts=True)
+        mean = float(counts @ (values / len(numbers)))
+        self._add_moments(len(numbers), mean, float(counts @ (values - mean) ** 2))
+        self.minimum, self.maximum = min(self.minimum, float(values[0])), max(self.maximum, float(values[-1]))
+        self.digest.add(values, counts)
+        if self.is_exact:
+            return
+        self._leave_exact(before)
+        if self.type == "int":
+            self._count(pc.value_counts(array))
+        else:
+            _feed(self.distinct, values)
+
+    def _table(self) -> Digest | None:
+        """The numbers so far and their counts, while they are exact."""
+        return Digest(self.digest.means, self.digest.weights, self.digest.pure) if self.is_exact else None
+
+    def _leave_exact(self, before: Digest | None) -> None:
+        """Give what was counted exactly to the sketches that count from now on."""
+        if before is None:
+            return
+        if self.type == "int":
+            for value, count in zip(before.means, before.weights, strict=True):
+                self.frequent.update(str(int(value)), int(count))
+                self.distinct.update(str(int(value)))
+        else:
+            _feed(self.distinct, before.means)
+
+    def _count(self, counted: pa.StructArray) -> None:
+        values = pc.cast(counted.field("values"), pa.string()).to_pylist()
+        for value, count in zip(values, counted.field("counts").to_pylist(), strict=True):
+            if value is not None:
+                self.frequent.update(value, count)
+                self.distinct.update(value)
 
     def _add_moments(self, count: int, mean: float, m2: float) -> None:
         """Pairwise update of mean and sum of squared deviations (Chan, Golub, LeVeque 1979). `nulls` is up to date."""
@@ -131,13 +164,17 @@ class ColumnProfile:
         """Take in the rows of another profile of the same column."""
         if other.type != self.type:
             raise DataError(f"cannot merge a profile of type {other.type} into one of type {self.type}.")
+        mine, theirs = self._table(), other._table()
         self.rows += other.rows
         self.nulls += other.nulls
         if other.values and self.is_number:
             self._add_moments(other.values, other.mean, other.m2)
             self.minimum = min(self.minimum, other.minimum)
             self.maximum = max(self.maximum, other.maximum)
-        self.digest.merge(other.digest)
+            self.digest.merge(other.digest)
+        if not self.is_exact:
+            self._leave_exact(mine)
+            self._leave_exact(theirs)
         self.frequent.merge(other.frequent)
         union = datasketches.hll_union(DISTINCT_LG)
         union.update(self.distinct)
@@ -146,29 +183,30 @@ class ColumnProfile:
 
     def quantile(self, share: float) -> float:
         """Value below which `share` (in [0, 1]) of the values lie; NaN without values."""
-        return float(self.digest.get_quantile(share)) if not self.digest.is_empty() else float("nan")
+        return self.digest.quantile(share)
 
-    def cdf(self, points: Iterable[float]) -> NDArray[np.float64]:
-        """Share of values below each of the sorted points, ties counted half."""
-        return np.array([self.digest.get_rank(point) for point in points])
+    def distribution(self) -> Distribution | None:
+        """How the numbers are distributed; None without values."""
+        return Distribution.of(self.digest, self.minimum, self.maximum)
 
     def counts(self) -> dict[str, int]:
-        """Frequent values and their counts, most frequent first, ties by value."""
-        items = self.frequent.get_frequent_items(datasketches.frequent_items_error_type.NO_FALSE_NEGATIVES, 0)
-        return dict(sorted(((item[0], int(item[1])) for item in items), key=lambda pair: (-pair[1], pair[0])))
+        """Frequent texts, booleans or whole numbers and their counts, most frequent first, ties by value."""
+        if self.type == "int" and self.is_exact:
+            items = [(str(int(value)), int(count)) for value, count in zip(self.digest.means, self.digest.weights, strict=True)]
+        else:
+            kind = datasketches.frequent_items_error_type.NO_FALSE_NEGATIVES
+            items = [(item[0], int(item[1])) for item in self.frequent.get_frequent_items(kind, 0)]
+        return dict(sorted(items, key=lambda pair: (-pair[1], pair[0])))
 
     def to_dict(self) -> dict[str, Any]:
-        plain: dict[str, Any] = {
-            "type": self.type,
-            "rows": self.rows,
-            "nulls": self.nulls,
-            "distinct": _text(self.distinct.serialize_compact()),
-        }
+        plain: dict[str, Any] = {"type": self.type, "rows": self.rows, "nulls": self.nulls}
         if self.is_number:
             plain |= {"mean": self.mean, "m2": self.m2, "minimum": self.minimum, "maximum": self.maximum}
-            plain["digest"] = _text(self.digest.serialize())
-        if self.type not in ("float", "timestamp"):
-            plain["frequent"] = self.counts()
+            plain["digest"] = self.digest.to_dict()
+        if not self.is_exact:
+            plain["distinct"] = base64.b64encode(self.distinct.serialize_compact()).decode()
+            if self.type not in ("float", "timestamp"):
+                plain["frequent"] = self.counts()
         return plain
 
     @classmethod
@@ -178,11 +216,19 @@ class ColumnProfile:
             profile.mean, profile.m2 = plain["mean"], plain["m2"]
             profile.minimum = math.inf if plain["minimum"] is None else plain["minimum"]
             profile.maximum = -math.inf if plain["maximum"] is None else plain["maximum"]
-            profile.digest = datasketches.tdigest_double.deserialize(_bytes(plain["digest"]))
+            profile.digest = Digest.from_dict(plain["digest"])
         for value, count in plain.get("frequent", {}).items():
             profile.frequent.update(value, count)
-        profile.distinct = datasketches.hll_sketch.deserialize(_bytes(plain["distinct"]))
+        if "distinct" in plain:
+            profile.distinct = datasketches.hll_sketch.deserialize(base64.b64decode(plain["distinct"]))
         return profile
+
+
+def _feed(sketch: Any, values: Floats) -> None:
+    """Distinct numbers into a distinct sketch, which takes one at a time."""
+    update = sketch.update
+    for value in values.tolist():
+        update(value)
 
 
 @dataclass
@@ -228,11 +274,3 @@ def merged(profiles: Iterable[Profile]) -> Profile:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
         level = [pair[0].merge(pair[1]) if len(pair) == 2 else pair[0] for pair in pairs]
     return level[0]
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text)

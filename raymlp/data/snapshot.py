@@ -38,7 +38,7 @@ from raymlp.data.split import SPLITS, assign
 from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 ROW_GROUP = 65_536
 
 

@@ -27,7 +27,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 

@@ -19,8 +19,8 @@ from scipy.special import chdtrc, kolmogorov
 
 from raymlp.config.monitor import Monitor
 from raymlp.core.records import Finding
+from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.monitor.distribution import Distribution
 
 Floats = NDArray[np.float64]
 NUM_BINS = 10
@@ -165,7 +165,7 @@ def shares_in(distribution: Distribution, cuts: Sequence[tuple[float, bool]]) ->
 
 
 def _compare_numbers(baseline: ColumnProfile, live: ColumnProfile) -> Change:
-    before, now = Distribution.of(baseline), Distribution.of(live)
+    before, now = baseline.distribution(), live.distribution()
     reference = before or now
     cuts = bins_of(reference) if reference else []
     expected, found = (_counts(d, column, cuts) for d, column in ((before, baseline), (now, live)))

@@ -17,7 +17,6 @@ from raymlp.core.metrics import METRICS, gain, margin, readable, readable_interv
 from raymlp.core.records import Finding, Task
 from raymlp.data.profile import ColumnProfile
 from raymlp.data.target import Target
-from raymlp.monitor.distribution import Distribution
 from raymlp.monitor.drift import chi_square_test, shown
 
 Floats = NDArray[np.float64]
@@ -42,7 +41,7 @@ class Labels:
         if target.task == "regression":
             return cls(column.values, mean=column.mean, std=column.std)
         if target.positive_above is not None:
-            distribution = Distribution.of(column)
+            distribution = column.distribution()
             assert distribution is not None
             negative = float(distribution.up_to(np.array([target.positive_above]))[0])
             return cls(column.values, (negative, 1 - negative))

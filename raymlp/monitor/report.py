@@ -12,8 +12,8 @@ import numpy as np
 from raymlp.config.monitor import Monitor
 from raymlp.core.files import to_json, write_text
 from raymlp.core.records import Finding, MonitorReport, as_plain
+from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.monitor.distribution import Distribution
 from raymlp.runtime.page import FAINT, INK, MODEL, OTHER, axes, drawing, plain, render
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -66,7 +66,7 @@ def _bar(finding: Finding) -> dict[str, Any]:
 
 def _plot(finding: Finding, baseline: ColumnProfile, live: ColumnProfile) -> dict[str, Any]:
     figure, ax = axes(width=4.4, height=2.6)
-    before, now = Distribution.of(baseline) if baseline.is_number else None, Distribution.of(live) if live.is_number else None
+    before, now = baseline.distribution() if baseline.is_number else None, live.distribution() if live.is_number else None
     if before and now:
         _histograms(ax, before, now)
     elif not baseline.is_number:

@@ -132,7 +132,7 @@ def test_another_format_and_no_bundle_are_refused(tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "b")
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(BundleError, match="format 99; expected 1"):
+    with pytest.raises(BundleError, match="format 99; expected 2"):
         verify(path)
     with pytest.raises(BundleError, match="is no bundle"):
         verify(tmp_path)

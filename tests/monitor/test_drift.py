@@ -15,7 +15,6 @@ from scipy import stats
 from raymlp.config.monitor import Monitor
 from raymlp.core.records import Finding
 from raymlp.data.profile import Profile
-from raymlp.monitor.distribution import Distribution
 from raymlp.monitor.drift import chi_square_test, compare, drift, holm, ks_test, psi
 
 CHANGE_POINT = 17_424
@@ -56,7 +55,7 @@ def test_what_psi_subtracts_is_what_chance_gives() -> None:
 def test_kolmogorov_smirnov_is_scipys(shift: float) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=150), rng.normal(shift, 1, 120)
-    before, now = (Distribution.of(profile(x=values).columns["x"]) for values in (a, b))
+    before, now = (profile(x=values).columns["x"].distribution() for values in (a, b))
     assert before
     assert now
     distance, p_value = ks_test(before, now, n=150, m=120)
@@ -69,7 +68,7 @@ def test_kolmogorov_smirnov_is_scipys(shift: float) -> None:
 def test_kolmogorov_smirnov_on_whole_numbers_is_exact() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.integers(0, 20, 5_000), rng.integers(0, 21, 3_000)
-    before, now = (Distribution.of(profile(x=values).columns["x"]) for values in (a, b))
+    before, now = (profile(x=values).columns["x"].distribution() for values in (a, b))
     assert before
     assert now
     assert ks_test(before, now, n=5_000, m=3_000)[0] == pytest.approx(stats.ks_2samp(a, b).statistic)
@@ -183,7 +182,7 @@ def test_values_and_their_absence_are_two_tests_of_one_column() -> None:
     rng = np.random.default_rng(4)
     before = profile(x=pa.array(rng.normal(size=1_000), mask=rng.random(1_000) < 0.3)).columns["x"]
     now = profile(x=pa.array(rng.normal(0.1, 1, 600), mask=rng.random(600) < 0.34)).columns["x"]
-    values, live = Distribution.of(before), Distribution.of(now)
+    values, live = before.distribution(), now.distribution()
     assert values
     assert live
     moved = ks_test(values, live, n=before.values, m=now.values)[1]

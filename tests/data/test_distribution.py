@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.monitor.distribution import Distribution
 
 
 def profile(values: object) -> ColumnProfile:
@@ -17,7 +17,7 @@ def profile(values: object) -> ColumnProfile:
 
 
 def of(values: object) -> Distribution:
-    found = Distribution.of(profile(values))
+    found = profile(values).distribution()
     assert found is not None
     return found
 
@@ -54,7 +54,7 @@ def test_a_constant_and_one_value() -> None:
 
 
 def test_no_values_have_no_distribution() -> None:
-    assert Distribution.of(profile(pa.nulls(5, pa.float64()))) is None
+    assert profile(pa.nulls(5, pa.float64())).distribution() is None
 
 
 def test_many_rows_are_within_one_percent() -> None:
