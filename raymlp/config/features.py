@@ -2,16 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raymlp.config.section import Section
 
 DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days"]
+Impute = Literal["mean", "median", "most_frequent", "constant"]
+Scaling = Literal["auto", "none", "standard", "robust", "minmax", "quantile", "log", "yeo_johnson", "piecewise", "bucketise"]
+Encoding = Literal["auto", "ordinal", "onehot", "frequency", "hash", "target"]
 
 
-class Features(Section):
+class ColumnRules(Section):
+    """How a column becomes numbers or an id."""
+
+    impute: Impute = "median"
+    """Value that stands for a missing number; `constant` takes `fill`. A missing category has an id of its own."""
+
+    fill: float = 0.0
+    """The constant of `impute: constant`."""
+
+    missing_indicators: bool = True
+    """Add a 0/1 column for every number that was ever missing in training."""
+
+    clip: tuple[float, float] | None = None
+    """Shares of the training distribution, as [0.01, 0.99], beyond which a number is cut to the value there."""
+
+    clip_deviations: float | None = Field(default=None, gt=0)
+    """Standard deviations from the mean beyond which a number is cut."""
+
+    scaling: Scaling = "standard"
+    """`standard` is (x - mean) / deviation, `robust` (x - median) / interquartile range, `minmax` 0 to 1. `quantile` maps x
+    through its training distribution to a normal one. `log` is sign(x) log(1 + |x|) and `yeo_johnson` the power that comes
+    closest to a normal distribution (Yeo and Johnson 2000), both then standardised. `piecewise` spreads x over `bins`
+    outputs, linear in its bin (Gorishniy et al. 2022). `bucketise` makes a category of the bin. `auto` chooses
+    `standard`, `yeo_johnson` for a skewed column, or `quantile` for one with long tails."""
+
+    quantiles: int = Field(default=100, ge=4, le=1000)
+    """Knots of quantile scaling."""
+
+    bins: int = Field(default=16, ge=2, le=256)
+    """Bins of `piecewise` and `bucketise`, with equal shares of the training rows."""
+
+    encoding: Encoding = "ordinal"
+    """`ordinal` is an id, which the net embeds; `onehot` a 0/1 column a category; `frequency` its share of the training rows,
+    standardised; `hash` an id out of `hash_size`, without a vocabulary; `target` the smoothed mean of the answer,
+    out of fold in training (Micci-Barreca 2001). `auto` is `ordinal` up to `max_categories` distinct values, then `hash`."""
+
+    max_categories: int = Field(default=256, ge=1)
+    """Categories kept a column, most frequent first; the rest share the unseen slot."""
+
+    min_count: int = Field(default=10, ge=1)
+    """Rows a category must have in training to get a slot of its own."""
+
+    hash_size: int = Field(default=1024, ge=2, le=1 << 22)
+    """Ids that hashed categories and crosses are spread over."""
+
+    smoothing: float = Field(default=20.0, ge=0)
+    """Rows of the overall mean that target encoding mixes into each category."""
+
+    folds: int = Field(default=5, ge=2, le=20)
+    """Folds of target encoding: a training row is encoded from the other folds."""
+
+    @model_validator(mode="after")
+    def _clip_is_a_range(self) -> Self:
+        if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] <= 1:
+            raise ValueError(f"clip is {list(self.clip)}; expected two rising shares in [0, 1]")
+        if self.clip is not None and self.clip_deviations is not None:
+            raise ValueError("clip and clip_deviations are both set; expected one of them")
+        return self
+
+
+class ColumnFeatures(ColumnRules):
+    """What differs for one column; the rest is as for all."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
+
+
+class Features(ColumnRules):
     """Null lists are filled by column type and profile; the plan writes down the reason of each choice."""
 
     numeric: tuple[str, ...] | None = None
@@ -23,23 +94,22 @@ class Features(Section):
     dates: dict[str, tuple[DatePart, ...]] | None = None
     """Timestamp columns and the parts to take from each (in UTC); null takes weekday and hour of every one."""
 
+    date_encoding: Literal["ordinal", "cyclic"] = "ordinal"
+    """Parts that come round (month, day, weekday, hour, minute, dayofyear) as an id each, or as sine and cosine."""
+
+    text: tuple[str, ...] = ()
+    """Text columns of which the length in characters is a number."""
+
+    crosses: tuple[tuple[str, ...], ...] = ()
+    """Categories that count together, as [[origin, dest]]; each cross is hashed into `hash_size` ids."""
+
     drop: tuple[str, ...] = ()
     """Columns that stay in the snapshot but are no features."""
 
-    impute: Literal["mean", "median"] = "median"
-    """Value that stands for a missing number."""
+    columns: dict[str, ColumnFeatures] = {}
+    """What differs for single columns: `{temp: {scaling: robust, clip: [0.01, 0.99]}}`."""
 
-    scaling: Literal["standard", "quantile"] = "standard"
-    """`standard` is (x - mean) / deviation; `quantile` maps x through its training distribution to a normal one."""
-
-    quantiles: int = Field(default=100, ge=4, le=1000)
-    """Knots of quantile scaling."""
-
-    missing_indicators: bool = True
-    """Add a 0/1 column for every number that was ever missing in training."""
-
-    max_categories: int = Field(default=256, ge=1)
-    """Categories kept a column, most frequent first; the rest share the unseen slot."""
-
-    min_count: int = Field(default=10, ge=1)
-    """Rows a category must have in training to get a slot of its own."""
+    def rules(self, column: str) -> ColumnRules:
+        """The rules of one column."""
+        given = self.columns.get(column)
+        return self if given is None else self.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})

@@ -65,8 +65,8 @@ def to_text(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 @dataclass
 class ColumnProfile:
-    """Statistics of one column. `mean`, `m2`, `minimum`, `maximum` and quantiles exist for numbers and timestamps,
-    frequent values for text, booleans and integers."""
+    """Statistics of one column. `mean`, `m2`, `minimum`, `maximum` and quantiles are those of numbers and timestamps, and of
+    the length in characters of texts; frequent values are those of texts, booleans and integers."""
 
     type: ColumnType
     rows: int = 0
@@ -101,34 +101,49 @@ class ColumnProfile:
 
     @property
     def num_distinct(self) -> int:
-        """Number of distinct values, null not counted; an estimate beyond what is exact."""
-        return len(self.digest.means) if self.is_exact else round(float(self.distinct.get_estimate()))
+        """Number of distinct values, null not counted; an estimate beyond 1,024 numbers or 12,000 texts."""
+        if self.is_exact:
+            return len(self.digest.means)
+        undercounted = self.frequent.get_upper_bound("") - self.frequent.get_lower_bound("")
+        if self.type in ("string", "bool") and not undercounted:
+            return int(self.frequent.num_active_items)
+        return round(float(self.distinct.get_estimate()))
 
     def update(self, array: pa.ChunkedArray) -> None:
         """Take in more rows."""
         self.rows += len(array)
-        if not self.is_number:
-            self.nulls += array.null_count
-            self._count(pc.value_counts(to_text(array)))
+        if self.is_number:
+            self._update_numbers(array)
             return
+        self.nulls += array.null_count
+        known = to_text(array).drop_null()
+        self._count(pc.value_counts(known))
+        if self.type == "string":
+            self._measure(to_float(pc.utf8_length(known)))
+
+    def _update_numbers(self, array: pa.ChunkedArray) -> None:
         numbers = to_float(array)
         numbers = numbers[~np.isnan(numbers)]
         self.nulls += len(array) - len(numbers)
-        if not len(numbers):
-            return
         before = self._table()
-        values, counts = np.unique(numbers, return_counts=True)
-        mean = float(counts @ (values / len(numbers)))
-        self._add_moments(len(numbers), mean, float(counts @ (values - mean) ** 2))
-        self.minimum, self.maximum = min(self.minimum, float(values[0])), max(self.maximum, float(values[-1]))
-        self.digest.add(values, counts)
+        values = self._measure(numbers)
         if self.is_exact:
             return
         self._leave_exact(before)
         if self.type == "int":
-            self._count(pc.value_counts(array))
+            self._count(pc.value_counts(array.drop_null()))
         else:
             _feed(self.distinct, values)
+
+    def _measure(self, numbers: Floats) -> Floats:
+        """Moments, extremes and digest take in finite numbers; gives their distinct values, rising. `rows` and `nulls` are up to date."""
+        values, counts = np.unique(numbers, return_counts=True)
+        if len(values):
+            mean = float(counts @ (values / len(numbers)))
+            self._add_moments(len(numbers), mean, float(counts @ (values - mean) ** 2))
+            self.minimum, self.maximum = min(self.minimum, float(values[0])), max(self.maximum, float(values[-1]))
+            self.digest.add(values, counts)
+        return values
 
     def _table(self) -> Digest | None:
         """The numbers so far and their counts, while they are exact."""
@@ -148,9 +163,8 @@ class ColumnProfile:
     def _count(self, counted: pa.StructArray) -> None:
         values = pc.cast(counted.field("values"), pa.string()).to_pylist()
         for value, count in zip(values, counted.field("counts").to_pylist(), strict=True):
-            if value is not None:
-                self.frequent.update(value, count)
-                self.distinct.update(value)
+            self.frequent.update(value, count)
+            self.distinct.update(value)
 
     def _add_moments(self, count: int, mean: float, m2: float) -> None:
         """Pairwise update of mean and sum of squared deviations (Chan, Golub, LeVeque 1979). `nulls` is up to date."""
@@ -167,7 +181,7 @@ class ColumnProfile:
         mine, theirs = self._table(), other._table()
         self.rows += other.rows
         self.nulls += other.nulls
-        if other.values and self.is_number:
+        if other.values and self.type != "bool":
             self._add_moments(other.values, other.mean, other.m2)
             self.minimum = min(self.minimum, other.minimum)
             self.maximum = max(self.maximum, other.maximum)
@@ -200,7 +214,7 @@ class ColumnProfile:
 
     def to_dict(self) -> dict[str, Any]:
         plain: dict[str, Any] = {"type": self.type, "rows": self.rows, "nulls": self.nulls}
-        if self.is_number:
+        if self.type != "bool":
             plain |= {"mean": self.mean, "m2": self.m2, "minimum": self.minimum, "maximum": self.maximum}
             plain["digest"] = self.digest.to_dict()
         if not self.is_exact:
@@ -212,7 +226,7 @@ class ColumnProfile:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         profile = cls(plain["type"], plain["rows"], plain["nulls"])
-        if profile.is_number:
+        if profile.type != "bool":
             profile.mean, profile.m2 = plain["mean"], plain["m2"]
             profile.minimum = math.inf if plain["minimum"] is None else plain["minimum"]
             profile.maximum = -math.inf if plain["maximum"] is None else plain["maximum"]

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from raymlp.data.profile import to_float
+from raymlp.features.ids import FIRST, MISSING, UNSEEN, Buckets
 from raymlp.features.plan import FeaturePlan
-from raymlp.features.steps import FIRST, MISSING, UNSEEN, Category
+from raymlp.features.steps import Number, NumberStep
 
 Floats = NDArray[np.float64]
 ROUNDS = 200
@@ -88,7 +89,7 @@ def _gradient_boosting(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa
         "max_iter": ROUNDS,
         "learning_rate": 0.1,
         "early_stopping": plan.target.task == "multiclass",
-        "categorical_features": np.array([isinstance(step, Category) for step in plan.steps]),
+        "categorical_features": np.array(_are_categories(plan)),
         "random_state": seed,
     }
     x, x_scored = _raw(plan, train), _raw(plan, scored)
@@ -119,15 +120,28 @@ def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
 
 
 def _raw(plan: FeaturePlan, table: pa.Table) -> Floats:
-    """One column a step, float64 (N, F): numbers unscaled with NaN for missing, categories as ids up to `MAX_BINS`."""
-    columns = []
+    """Inputs as trees take them, float64 (N, F): plain numbers unscaled with NaN for missing, categories as ids up to `MAX_BINS`."""
+    columns: list[Floats] = []
     for step in plan.steps:
-        if isinstance(step, Category):
+        if isinstance(step, Number) and step.part is None:
+            columns.append(to_float(table.column(step.column)))
+        elif isinstance(step, NumberStep):
+            columns += [numbers.astype(np.float64) for numbers in step.batch(table)]
+        else:
             ids = step.batch(table).astype(np.float64)
             ids[ids >= MAX_BINS] = UNSEEN
             columns.append(np.where(ids == MISSING, np.nan, np.where(ids < FIRST, UNSEEN, ids)))
-        elif step.part is None:
-            columns.append(to_float(table.column(step.column)))
-        else:
-            columns.append(step.batch(table)[0].astype(np.float64))
     return np.stack(columns, axis=1)
+
+
+def _are_categories(plan: FeaturePlan) -> list[bool]:
+    """For each column of `_raw` whether it holds categories; a bin of a number is one that has an order."""
+    found: list[bool] = []
+    for step in plan.steps:
+        if isinstance(step, Number) and step.part is None:
+            found.append(False)
+        elif isinstance(step, NumberStep):
+            found += [False] * len(step.names)
+        else:
+            found.append(not isinstance(step, Buckets))
+    return found

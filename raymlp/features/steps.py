@@ -1,211 +1,214 @@
-"""Fitted steps. Each is a small frozen record that runs over an Arrow column or over one value, with equal results.
+"""Fitted steps that give numbers. Each is a small frozen record that runs over an Arrow column or over one value, with equal results.
 
-A step reads a column, or one part of a timestamp column, and gives float32 numbers or one int64 category id.
+Legend: B rows, F folds, I ids, W outputs.
 """
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
 from raymlp.config.features import DatePart
 from raymlp.config.section import Section
-from raymlp.data.profile import to_float, to_text
+from raymlp.features.ids import FIRST, MISSING, Buckets, Category, Hashed, IdStep
+from raymlp.features.reading import Part, label, number_reader, numbers
+from raymlp.features.scalers import LARGEST, Piecewise, Scaler
 
-UNSEEN, MISSING, FIRST = 0, 1, 2
-"""Category ids: 0 a value without a slot, 1 no value, 2 and up the vocabulary."""
-SECONDS_PER_DAY = 86_400
-LARGEST = float(np.finfo(np.float32).max)
-"""Scaled numbers stay finite in float32."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Standard(Section):
-    """(x - mean) / scale."""
-
-    kind: Literal["standard"] = "standard"
-    mean: float
-    """Mean over the training values."""
-    scale: float
-    """Standard deviation over the training values; 1 for a constant."""
-
-    def batch(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray((values - self.mean) / self.scale)
-
-    def one(self) -> Callable[[float], float]:
-        mean, scale = self.mean, self.scale
-        return lambda value: (value - mean) / scale
-
-
-class Quantile(Section):
-    """x through its training distribution to a standard normal one, linear between knots, flat beyond them."""
-
-    kind: Literal["quantile"] = "quantile"
-    knots: tuple[float, ...] = Field(min_length=1)
-    """Distinct training quantiles, rising."""
-    heights: tuple[float, ...] = Field(min_length=1)
-    """Normal score of each knot."""
-
-    def batch(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.interp(values, self.knots, self.heights)
-
-    def one(self) -> Callable[[float], float]:
-        knots, heights = list(self.knots), list(self.heights)
-        last = len(knots) - 1
-
-        def scale(value: float) -> float:
-            right = bisect.bisect_right(knots, value)
-            if right == 0:
-                return heights[0]
-            if right > last:
-                return heights[last]
-            left = right - 1
-            slope = (heights[right] - heights[left]) / (knots[right] - knots[left])
-            return slope * (value - knots[left]) + heights[left]
-
-        return scale
-
-
-Scaler = Annotated[Standard | Quantile, Field(discriminator="kind")]
+Floats = NDArray[np.float32]
+Folds = NDArray[np.int64] | None
+"""Fold of each training row, int64 (B,); None when rows were not trained on."""
+RowNumbers = Callable[[dict[str, Any], list[float]], None]
+"""Appends a row's numbers to a list."""
 
 
 class Number(Section):
-    """A number: missing values filled, scaled, and said to be missing by a second output where asked."""
+    """A number: missing values filled, cut, scaled, and said to be missing by a last output where asked."""
 
     kind: Literal["number"] = "number"
     column: str
     """Column read."""
-    part: DatePart | None = None
-    """Part of a timestamp column."""
+    part: Part | None = None
+    """Part of a timestamp column, or the length of a text."""
     fill: float
     """Value that stands for a missing one, before scaling."""
+    low: float | None = None
+    """Smaller values are taken as this one."""
+    high: float | None = None
+    """Larger values are taken as this one."""
     scaler: Scaler
     """How values are scaled."""
     indicator: bool = False
     """Whether a 0/1 output says that the value was missing."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        name = _name(self.column, self.part)
-        return (name, f"{name}_missing") if self.indicator else (name,)
+        name = label(self.column, self.part)
+        scaled = tuple(f"{name}_{i}" for i in range(self.scaler.outputs)) if isinstance(self.scaler, Piecewise) else (name,)
+        return (*scaled, f"{name}_missing") if self.indicator else scaled
 
-    def batch(self, table: pa.Table) -> list[NDArray[np.float32]]:
-        values = _numbers(table.column(self.column), self.part)
+    def batch(self, table: pa.Table, folds: Folds = None) -> list[Floats]:
+        """W arrays float32 (B,)."""
+        values = numbers(table.column(self.column), self.part)
         missing = np.isnan(values)
-        scaled = np.clip(self.scaler.batch(np.where(missing, self.fill, values)), -LARGEST, LARGEST).astype(np.float32)
-        return [scaled, missing.astype(np.float32)] if self.indicator else [scaled]
+        if missing.any():
+            values = np.where(missing, self.fill, values)
+        if self.low is not None or self.high is not None:
+            values = np.clip(values, self.low, self.high)
+        scaled = np.clip(self.scaler.batch(values), -LARGEST, LARGEST).astype(np.float32)
+        outputs = [scaled] if scaled.ndim == 1 else list(scaled.T)
+        return [*outputs, missing.astype(np.float32)] if self.indicator else outputs
 
-    def row(self) -> Callable[[dict[str, Any], list[float]], None]:
-        column, fill, indicator, scale = self.column, self.fill, self.indicator, self.scaler.one()
-        read = _number_reader(self.part)
+    def row(self) -> RowNumbers:
+        column, fill, indicator = self.column, self.fill, self.indicator
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        read, write, isfinite = number_reader(self.part), self._writer(), math.isfinite
 
         def run(row: dict[str, Any], out: list[float]) -> None:
             value = row[column]
             number = math.nan if value is None else read(value)
-            missing = not math.isfinite(number)
-            out.append(min(max(scale(fill if missing else number), -LARGEST), LARGEST))
+            missing = not isfinite(number)
+            number = fill if missing else number
+            write(low if number < low else high if number > high else number, out)
             if indicator:
                 out.append(1.0 if missing else 0.0)
 
         return run
 
+    def _writer(self) -> Callable[[float, list[float]], None]:
+        if isinstance(self.scaler, Piecewise):
+            many = self.scaler.many()
+            return lambda value, out: out.extend(min(max(part, -LARGEST), LARGEST) for part in many(value))
+        scale = self.scaler.one()
 
-class Category(Section):
-    """A category id from a vocabulary."""
+        def write(value: float, out: list[float]) -> None:
+            scaled = scale(value)
+            out.append(LARGEST if scaled > LARGEST else max(scaled, -LARGEST))
 
-    kind: Literal["category"] = "category"
+        return write
+
+
+class Cyclic(Section):
+    """A part of a timestamp that comes round, as a point on a circle: sine and cosine, both 0 when it is missing."""
+
+    kind: Literal["cyclic"] = "cyclic"
     column: str
     """Column read."""
-    part: DatePart | None = None
-    """Part of a timestamp column."""
-    vocabulary: tuple[str, ...]
-    """Values with a slot of their own, as text; the id is the position plus 2."""
+    part: DatePart
+    """Part of the timestamp."""
+    first: int
+    """Smallest value of the part."""
+    period: int = Field(ge=2)
+    """Number of its values."""
 
     @property
-    def name(self) -> str:
-        return _name(self.column, self.part)
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
 
     @property
-    def size(self) -> int:
-        """Number of ids."""
-        return len(self.vocabulary) + FIRST
+    def names(self) -> tuple[str, ...]:
+        return (f"{label(self.column, self.part)}_sin", f"{label(self.column, self.part)}_cos")
 
-    def batch(self, table: pa.Table) -> NDArray[np.int64]:
-        column = table.column(self.column)
-        texts = to_text(column) if self.part is None else _whole_text(_numbers(column, self.part))
-        found = pc.index_in(texts, value_set=pa.array(self.vocabulary, pa.string()))
-        ids = pc.add(pc.cast(found, pa.int64()), FIRST).fill_null(UNSEEN).to_numpy(zero_copy_only=False)
-        missing = texts.is_null().to_numpy(zero_copy_only=False)
-        return np.where(missing, MISSING, ids)
+    def batch(self, table: pa.Table, folds: Folds = None) -> list[Floats]:
+        """Two arrays float32 (B,)."""
+        angle = (numbers(table.column(self.column), self.part) - self.first) * (2 * math.pi / self.period)
+        return [np.nan_to_num(turn(angle)).astype(np.float32) for turn in (np.sin, np.cos)]
 
-    def row(self) -> Callable[[dict[str, Any]], int]:
-        column, part = self.column, self.part
-        ids = {value: index + FIRST for index, value in enumerate(self.vocabulary)}
-        read = _number_reader(part)
+    def row(self) -> RowNumbers:
+        column, first, step, read = self.column, self.first, 2 * math.pi / self.period, number_reader(self.part)
 
-        def run(row: dict[str, Any]) -> int:
+        def run(row: dict[str, Any], out: list[float]) -> None:
             value = row[column]
             if value is None:
-                return MISSING
-            if part is not None:
-                value = str(int(read(value)))
-            elif value is True or value is False:
-                value = "true" if value else "false"
-            elif type(value) is not str:
-                value = str(value)
-            return ids.get(value, UNSEEN)
+                out += (0.0, 0.0)
+            else:
+                angle = (read(value) - first) * step
+                out += (math.sin(angle), math.cos(angle))
 
         return run
 
 
-Step = Annotated[Number | Category, Field(discriminator="kind")]
+class OneHot(Section):
+    """A 0/1 number for each category, and one for `missing`; a value without a slot is all 0."""
+
+    kind: Literal["onehot"] = "onehot"
+    ids: IdStep
+    """Where ids come from."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.ids.columns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        slots = self.ids.vocabulary if isinstance(self.ids, Category) else map(str, range(self.ids.size - FIRST))
+        return tuple(f"{self.ids.name}={slot}" for slot in ("missing", *slots))
+
+    def batch(self, table: pa.Table, folds: Folds = None) -> list[Floats]:
+        """W arrays float32 (B,)."""
+        ids = self.ids.batch(table)
+        return [(ids == slot).astype(np.float32) for slot in range(MISSING, self.ids.size)]
+
+    def row(self) -> RowNumbers:
+        read, width = self.ids.row(), self.ids.size - MISSING
+
+        def run(row: dict[str, Any], out: list[float]) -> None:
+            hot = [0.0] * width
+            place = read(row) - MISSING
+            if place >= 0:
+                hot[place] = 1.0
+            out += hot
+
+        return run
 
 
-def _name(column: str, part: str | None) -> str:
-    return f"{column}_{part}" if part else column
+class Lookup(Section):
+    """Numbers that belong to a category: its frequency, or the mean answer of its rows."""
+
+    kind: Literal["lookup"] = "lookup"
+    ids: IdStep
+    """Where ids come from."""
+    labels: tuple[str, ...] = Field(min_length=1)
+    """What the numbers are, W of them."""
+    values: tuple[tuple[float, ...], ...]
+    """Numbers of each id, (I, W)."""
+    out_of_fold: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    """Numbers of each id for the training rows of a fold, from the rows of the other folds, (F, I, W); left out of a bundle."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.ids.columns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"{self.ids.name}_{what}" for what in self.labels)
+
+    def batch(self, table: pa.Table, folds: Folds = None) -> list[Floats]:
+        """W arrays float32 (B,); out of fold where the folds of training rows are given."""
+        ids = self.ids.batch(table)
+        if folds is not None and self.out_of_fold:
+            found = np.array(self.out_of_fold, dtype=np.float32)[folds % len(self.out_of_fold), ids]
+        else:
+            found = np.array(self.values, dtype=np.float32)[ids]
+        return list(found.T)
+
+    def row(self) -> RowNumbers:
+        read, values = self.ids.row(), self.values
+
+        def run(row: dict[str, Any], out: list[float]) -> None:
+            out += values[read(row)]
+
+        return run
 
 
-def _whole_text(values: NDArray[np.float64]) -> pa.Array:
-    whole = pa.array(np.where(np.isnan(values), 0, values).astype(np.int64), mask=np.isnan(values))
-    return pc.cast(whole, pa.string())
-
-
-def _numbers(column: pa.ChunkedArray, part: DatePart | None) -> NDArray[np.float64]:
-    if part is None:
-        return to_float(column)
-    parts: dict[DatePart, Callable[[Any], Any]] = {
-        "month": pc.month,
-        "day": pc.day,
-        "weekday": pc.day_of_week,
-        "hour": pc.hour,
-        "minute": pc.minute,
-        "dayofyear": pc.day_of_year,
-        "epoch_days": lambda array: pc.floor(
-            pc.divide(pc.cast(pc.cast(array, pa.timestamp("s"), safe=False), pa.int64()), float(SECONDS_PER_DAY))
-        ),
-    }
-    return to_float(parts[part](column))
-
-
-def _number_reader(part: DatePart | None) -> Callable[[Any], float]:
-    """Number of one typed value: int, float, bool, or datetime in UTC."""
-    readers: dict[DatePart | None, Callable[[Any], float]] = {
-        None: lambda value: value.timestamp() if isinstance(value, datetime) else float(value),
-        "month": lambda moment: moment.month,
-        "day": lambda moment: moment.day,
-        "weekday": lambda moment: moment.weekday(),
-        "hour": lambda moment: moment.hour,
-        "minute": lambda moment: moment.minute,
-        "dayofyear": lambda moment: moment.timetuple().tm_yday,
-        "epoch_days": lambda moment: (moment - EPOCH).days,
-    }
-    return readers[part]
+NumberStep = Number | Cyclic | OneHot | Lookup
+Step = Annotated[Number | Cyclic | OneHot | Lookup | Category | Buckets | Hashed, Field(discriminator="kind")]

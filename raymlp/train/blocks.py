@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
+from raymlp.features.target import folds_of
 
 PACK_ROWS = 65_536
 """Rows that are transformed at a time."""
@@ -86,12 +87,12 @@ def row_bytes(plan: FeaturePlan) -> int:
     return 4 * (plan.num_numeric + len(plan.cardinalities) + 1)
 
 
-def pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
-    """Transform rows into flat Arrow columns that travel between processes without copies."""
+def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = None) -> pa.Table:
+    """Transform rows into flat Arrow columns that travel between processes without copies. Training rows come with their folds."""
     answers, usable = _answers(table, plan.target)
     if not usable.all():
-        table, answers = table.filter(pa.array(usable)), answers[usable]
-    tensors = plan.transform(table)
+        table, answers, folds = table.filter(pa.array(usable)), answers[usable], None if folds is None else folds[usable]
+    tensors = plan.transform(table, folds=folds)
     columns: dict[str, Any] = {"target": pa.array(answers, pa.float32())}
     for name, kind in (("numeric", np.float32), ("categorical", np.int32)):
         values = tensors[name].astype(kind)
@@ -100,11 +101,13 @@ def pack(table: pa.Table, plan: FeaturePlan) -> pa.Table:
     return pa.table(columns)
 
 
-def packed_files(files: pa.Table, plan: FeaturePlan) -> Iterator[pa.Table]:
-    """Packed rows of the Parquet files named in the column `file`, a part at a time."""
+def packed_files(files: pa.Table, plan: FeaturePlan, *, training: bool) -> Iterator[pa.Table]:
+    """Packed rows of the Parquet files named in the column `file`, a part at a time; `training` ones are encoded out of fold."""
     for name in files.column("file").to_pylist():
+        start = 0
         for batch in pq.ParquetFile(name).iter_batches(PACK_ROWS, columns=columns_of(plan)):
-            yield pack(pa.Table.from_batches([batch]), plan)
+            yield pack(pa.Table.from_batches([batch]), plan, folds_of(name, start, batch.num_rows) if training else None)
+            start += batch.num_rows
 
 
 def usable_in_files(files: pa.Table, target: Target) -> Iterator[pa.Table]:

@@ -102,7 +102,8 @@ def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
 
 def local_blocks(path: Path, plan: FeaturePlan, split: str) -> Iterator[Block]:
     """Transformed rows of a split, without Ray."""
-    for table in packed_files(pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()})), plan):
+    files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
+    for table in packed_files(files, plan, training=split == "train"):
         yield from unpack(table, plan)
 
 
@@ -112,7 +113,8 @@ def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
 
 
 def _packed(path: Path, plan: FeaturePlan, split: str) -> Any:
-    return _files(path, split).map_batches(packed_files, batch_size=1, batch_format="pyarrow", fn_kwargs={"plan": plan})
+    options = {"plan": plan, "training": split == "train"}
+    return _files(path, split).map_batches(packed_files, batch_size=1, batch_format="pyarrow", fn_kwargs=options)
 
 
 def _count(path: Path, plan: FeaturePlan, split: str) -> int:

@@ -55,7 +55,7 @@ def train(
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
-    plan = FeaturePlan.fit(config.features, config.problem, profile)
+    plan = FeaturePlan.fit_snapshot(config.features, config.problem, snapshot.path)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
@@ -190,7 +190,7 @@ def _first_line(error: BaseException) -> str:
 
 def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:
     """The bundle of a trained net and its metrics on the validation split."""
-    plan, config = job.plan, job.config
+    plan, config = job.plan.sealed, job.config
     calibration, scores, metrics = outcome.scored(plan.target.task)
     if job.shuffle_labels:
         metrics["labels_shuffled"] = 1.0

@@ -19,7 +19,6 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
-from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
@@ -58,7 +57,7 @@ def outcome_alone(
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
     quiet(config.runtime.verbose)
-    plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot_path))
+    plan = FeaturePlan.fit_snapshot(config.features, config.problem, snapshot_path)
     splits = _splits(snapshot_path, plan.model_dump_json())
     job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()}, shuffle_labels=shuffle_labels)
     for split, rows in job.rows.items():

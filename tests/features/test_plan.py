@@ -17,8 +17,8 @@ from raymlp.config.problem import Problem
 from raymlp.core.errors import BundleError, ConfigError, DataError
 from raymlp.data.contract import Contract, table_of
 from raymlp.data.profile import Profile
+from raymlp.features.ids import FIRST, MISSING, UNSEEN
 from raymlp.features.plan import FeaturePlan
-from raymlp.features.steps import FIRST, MISSING, UNSEEN
 
 PROBLEM = Problem(name="p", task="binary", target="y")
 
