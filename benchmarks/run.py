@@ -1,103 +1,319 @@
 """Measure raymlp beside what people use instead, on the flights of 2013, in alternating rounds of one run.
 
-    make bench                      all of it
-    python benchmarks/run.py row    one part: features, row
+    make bench                          all of it
+    python benchmarks/run.py row        one part: features, row, scale, workers
 
-`features`: fit and transform 160,590 training rows (16 numbers, 7 categories) against Ray Data's own preprocessors and
-scikit-learn's ColumnTransformer. `row`: one row through the single-row executor against the same two. Medians; the ratio
-is what to read, since machines differ.
+`features`: read 3.4 million rows (flights ten times, 8 numbers and 4 categories) from Parquet, fit and transform, against
+Ray Data's own preprocessors, scikit-learn's ColumnTransformer and Polars. `row`: one row of 20 + 5 and of 200 + 5 columns.
+`scale`: snapshot, profile and tensors of flights ten and a hundred times, with the peak memory of all processes. `workers`:
+the same work on one CPU and on two. Medians; the ratio is what to read, since machines differ.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from raymlp.config.loader import load_config
+from raymlp.config.features import Features
+from raymlp.config.loader import build_config, load_config
+from raymlp.config.problem import Problem
+from raymlp.config.schema import Config
+from raymlp.data import sources
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import prepare, read_split, split_files
+from raymlp.data.snapshot import prepare, split_files
+from raymlp.features.on_ray import dataset_of, profile_dataset, transform_dataset
 from raymlp.features.plan import FeaturePlan
 from raymlp.runtime.session import ray_session
 
 ROUNDS = 3
 ROW_CALLS = 200
+NUMBERS = ["hour", "minute", "sched_dep_time", "sched_arr_time", "distance", "dep_time", "air_time", "dep_delay"]
+CATEGORIES = ["carrier", "origin", "dest", "tailnum"]
+TARGET = "arr_delay"
+PROBLEM = Problem(name="flights", task="regression", target=TARGET)
+FEATURES = Features(categorical=tuple(CATEGORIES), max_categories=10_000, min_count=1)
 
 
-class Subject:
-    """The same columns for everybody."""
+def flights(folder: Path, times: int) -> list[str]:
+    """Parquet files of all flights of the year, one file for each time they are repeated."""
+    table = sources.read_all(load_config("flights").data.source).select([*NUMBERS, *CATEGORIES, TARGET, "time_hour"])
+    files = [str(folder / f"flights-{i:03}.parquet") for i in range(times)]
+    for file in files:
+        pq.write_table(table, file, row_group_size=65_536)
+    return files
 
-    def __init__(self, folder: Path) -> None:
-        self.config = load_config("flights", [f"runtime.storage={folder}"])
-        self.path = prepare(self.config.problem, self.config.data, folder).path
-        table = read_split(self.path, "train")
-        plan = FeaturePlan.fit(self.config.features, self.config.problem, Profile().update(table))
-        self.numbers = [step.column for step in plan.numbers if step.part is None]
-        self.categories = [step.column for step in plan.categories if step.part is None]
-        self.table = table.select([*self.numbers, *self.categories, self.config.problem.target])
-        self.frame = self.table.drop_columns([self.config.problem.target]).to_pandas()
-        self.features = self.config.features.model_copy(update={"dates": {}, "categorical": tuple(self.categories)})
-        self.problem = self.config.problem.model_copy(update={"known_after": (), "id_columns": ()})
 
-    def plan(self, table: pa.Table) -> FeaturePlan:
-        return FeaturePlan.fit(self.features, self.problem, Profile().update(table))
+# ---------------------------------------------------------------------- fit and transform
 
-    def ours(self) -> None:
-        self.plan(self.table).transform(self.table)
 
-    def ours_on_ray(self) -> None:
-        import ray
+def in_memory(files: list[str]) -> None:
+    profile = Profile()
+    tables = [pq.read_table(file, columns=[*NUMBERS, *CATEGORIES, TARGET]) for file in files]
+    batches = [pa.Table.from_batches([batch]) for table in tables for batch in table.to_batches(max_chunksize=65_536)]
+    for batch in batches:
+        profile.update(batch)
+    plan = FeaturePlan.fit(FEATURES, PROBLEM, profile)
+    _ = [plan.transform(batch) for batch in batches]
 
-        files = split_files(self.path, "train")
-        data = ray.data.read_parquet(files).select_columns(self.table.column_names)
-        plan = self.plan(pa.concat_tables(list(data.iter_batches(batch_size=65_536, batch_format="pyarrow"))))
-        done = data.map_batches(plan.transform, batch_format="pyarrow", batch_size=65_536)
-        done.materialize()
 
-    def scikit_learn(self) -> Any:
-        from sklearn.compose import ColumnTransformer
-        from sklearn.impute import SimpleImputer
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+def on_ray(files: list[str]) -> None:
+    data = dataset_of(files, [*NUMBERS, *CATEGORIES, TARGET])
+    plan = FeaturePlan.fit(FEATURES, PROBLEM, profile_dataset(data))
+    transform_dataset(data, plan).materialize()
 
-        codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1)
-        steps = ColumnTransformer(
-            [("n", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), self.numbers), ("c", codes, self.categories)]
-        )
-        steps.fit_transform(self.frame)
-        return steps
 
-    def ray_chain(self) -> Any:
-        import ray
-        from ray.data.preprocessors import Chain, Concatenator, OrdinalEncoder, SimpleImputer, StandardScaler
+def scikit_learn(files: list[str]) -> Any:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
-        data = ray.data.read_parquet(split_files(self.path, "train")).select_columns([*self.numbers, *self.categories])
-        chain = Chain(
-            SimpleImputer(columns=self.numbers, strategy="mean"),
-            SimpleImputer(columns=self.categories, strategy="most_frequent"),
-            StandardScaler(columns=self.numbers),
-            OrdinalEncoder(columns=self.categories),
-            Concatenator(columns=[*self.numbers, *self.categories], output_column_name="x"),
-        )
-        chain.fit_transform(data).materialize()
-        return chain
+    codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1)
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    steps = ColumnTransformer([("n", numbers, NUMBERS), ("c", codes, CATEGORIES)])
+    steps.fit_transform(pq.ParquetDataset(files).read(columns=[*NUMBERS, *CATEGORIES]).to_pandas())
+    return steps
+
+
+def ray_chain(files: list[str]) -> Any:
+    import ray
+    from ray.data.preprocessors import Chain, Concatenator, OrdinalEncoder, SimpleImputer, StandardScaler
+
+    data = ray.data.read_parquet(files, columns=[*NUMBERS, *CATEGORIES])
+    chain = Chain(
+        SimpleImputer(columns=NUMBERS, strategy="mean"),
+        SimpleImputer(columns=CATEGORIES, strategy="most_frequent"),
+        StandardScaler(columns=NUMBERS),
+        OrdinalEncoder(columns=CATEGORIES),
+        Concatenator(columns=[*NUMBERS, *CATEGORIES], output_column_name="x"),
+    )
+    chain.fit_transform(data).materialize()
+    return chain
+
+
+def polars(files: list[str]) -> None:
+    """The same arithmetic, written by hand: medians, means, deviations and vocabularies, then one select."""
+    import polars as pl
+
+    frame = pl.read_parquet(files, columns=[*NUMBERS, *CATEGORIES])
+    facts = frame.select(
+        *(pl.col(name).median().alias(f"{name}.median") for name in NUMBERS),
+        *(pl.col(name).mean().alias(f"{name}.mean") for name in NUMBERS),
+        *(pl.col(name).std().alias(f"{name}.std") for name in NUMBERS),
+    ).row(0, named=True)
+    words = {name: frame[name].drop_nulls().value_counts(sort=True)[name] for name in CATEGORIES}
+    frame.select(
+        *(
+            ((pl.col(name).cast(pl.Float64).fill_null(facts[f"{name}.median"]) - facts[f"{name}.mean"]) / facts[f"{name}.std"])
+            .cast(pl.Float32)
+            .alias(name)
+            for name in NUMBERS
+        ),
+        *(pl.col(name).is_null().cast(pl.Float32).alias(f"{name}.missing") for name in NUMBERS),
+        *(
+            pl.col(name).replace_strict(words[name], pl.int_range(2, len(words[name]) + 2, eager=True), default=0).cast(pl.Int64)
+            for name in CATEGORIES
+        ),
+    )
+
+
+def features(folder: Path) -> None:
+    files = flights(folder, 10)
+    contenders: dict[str, Callable[[], Any]] = {
+        "raymlp, Arrow in memory": lambda: in_memory(files),
+        "raymlp, Ray Data": lambda: on_ray(files),
+        "Polars in memory, by hand": lambda: polars(files),
+        "scikit-learn ColumnTransformer": lambda: scikit_learn(files),
+        "Ray Data preprocessors": lambda: ray_chain(files),
+    }
+    with ray_session(load_config("flights").runtime):
+        seconds = measure(contenders, ROUNDS)
+    show("read + fit + transform, 3,367,760 rows", seconds, "s", 1.0)
+
+
+# ---------------------------------------------------------------------- one row
+
+
+def row(folder: Path) -> None:
+    for wide in (20, 200):
+        one_row(wide)
+
+
+def one_row(wide: int) -> None:
+    """`wide` numbers, a tenth of them missing, and 5 categories."""
+    rng = np.random.default_rng(0)
+    numbers = [f"x{i}" for i in range(wide)]
+    categories = [f"k{i}" for i in range(5)]
+    columns: dict[str, Any] = {name: pa.array(rng.normal(size=2_000), mask=rng.random(2_000) < 0.1) for name in numbers}
+    columns |= {name: rng.choice(list("abcdefgh"), 2_000) for name in categories}
+    table = pa.table({**columns, "y": rng.normal(size=2_000)})
+    plan = FeaturePlan.fit(Features(), Problem(name="row", task="regression", target="y"), Profile().update(table))
+    run, one, frame = plan.row_executor(), table.slice(3, 1).to_pylist()[0], table.to_pandas()
+    steps = columns_of_scikit_learn(frame, numbers, categories)
+    chain = chain_of_ray(frame, numbers, categories)
+    head = frame.head(1)
+    work = {
+        "raymlp": (lambda: run(one), ROW_CALLS * 50),
+        "scikit-learn ColumnTransformer": (lambda: steps.transform(head), ROW_CALLS),
+        "Ray Data preprocessors": (lambda: chain.transform_batch(head), ROW_CALLS // 10),
+    }
+    contenders = {name: repeated(call, times) for name, (call, times) in work.items()}
+    seconds = measure(contenders, ROUNDS)
+    show(f"one row, {wide} numbers + 5 categories", {name: value / work[name][1] for name, value in seconds.items()}, "microseconds", 1e6)
+
+
+def repeated(call: Callable[[], Any], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+def columns_of_scikit_learn(frame: Any, numbers: list[str], categories: list[str]) -> Any:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OrdinalEncoder, StandardScaler
+
+    scaled = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    return ColumnTransformer([("n", scaled, numbers), ("c", OrdinalEncoder(), categories)]).fit(frame)
+
+
+def chain_of_ray(frame: Any, numbers: list[str], categories: list[str]) -> Any:
+    import ray
+    from ray.data.preprocessors import Chain, Concatenator, OrdinalEncoder, SimpleImputer, StandardScaler
+
+    chain = Chain(
+        SimpleImputer(columns=numbers, strategy="mean"),
+        StandardScaler(columns=numbers),
+        OrdinalEncoder(columns=categories),
+        Concatenator(columns=[*numbers, *categories], output_column_name="x"),
+    )
+    with ray_session(load_config("flights").runtime):
+        chain.fit(ray.data.from_pandas(frame))
+    return chain
+
+
+# ---------------------------------------------------------------------- how it grows
+
+
+def scale(folder: Path) -> None:
+    files = flights(folder, 100)
+    table = Table(title="snapshot + profile + tensors", title_justify="left")
+    for name in ("rows", "s", "s / million rows", "peak memory of all processes, GB"):
+        table.add_column(name, justify="right")
+    for times in (10, 100):
+        rows, seconds, peak = apart(files[:times], folder, cpus=2)
+        table.add_row(f"{rows:,}", f"{seconds:,.1f}", f"{seconds / rows * 1e6:,.2f}", f"{peak / 1e9:,.2f}")
+    Console().print(table)
+
+
+def workers(folder: Path) -> None:
+    files = flights(folder, 10)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(ROUNDS):
+        for cpus, found in seconds.items():
+            found.append(apart(files, folder, cpus=cpus)[1])
+    medians = {f"{cpus} CPU{'s' * (cpus > 1)}": statistics.median(found) for cpus, found in reversed(seconds.items())}
+    show("snapshot + profile + tensors, 3,367,760 rows", medians, "s", 1.0)
+
+
+def apart(files: Sequence[str], folder: Path, *, cpus: int) -> tuple[int, float, int]:
+    """Rows, seconds of the work without Ray's start, and peak bytes of a process of its own with all its children."""
+    storage = tempfile.mkdtemp(dir=folder)
+    words = [sys.executable, __file__, "--work", storage, str(cpus), *files]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            peak = max(peak, sum(proportional_bytes(pid) for pid in family(process.pid)))
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    said = process.communicate()[0].split()
+    thread.join()
+    if process.returncode:
+        raise SystemExit(f"the work failed with exit code {process.returncode}")
+    return int(said[-2]), float(said[-1]), peak
+
+
+def family(pid: int) -> list[int]:
+    """A process and everything it started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [pid]
+    for parent in found:
+        found += [child for child, its in parents.items() if its == parent]
+    return found
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process; what it shares with others is divided among them."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def work(storage: str, cpus: str, *files: str) -> None:
+    """Run by `apart`: the work itself; prints rows and seconds."""
+    from raymlp.train.feed import _packed
+
+    config = scale_config(storage, int(cpus), files)
+    with ray_session(config.runtime):
+        started = time.perf_counter()
+        snapshot = prepare(config.problem, config.data, Path(storage))
+        plan = FeaturePlan.fit_snapshot(config.features, config.problem, snapshot.path)
+        tensors = _packed(snapshot.path, plan, "train")
+        rows = sum(batch.num_rows for batch in tensors.iter_batches(batch_size=None, batch_format="pyarrow"))
+        assert rows, split_files(snapshot.path, "train")
+        print(len(files) * 336_776, time.perf_counter() - started)
+
+
+def scale_config(storage: str, cpus: int, files: Sequence[str]) -> Config:
+    return build_config(
+        {
+            "problem": PROBLEM.model_dump(mode="json"),
+            "data": {"source": {"kind": "parquet", "path": list(files)}, "split": {"kind": "random", "valid": 0.1, "test": 0.0}},
+            "features": FEATURES.model_dump(mode="json"),
+            "runtime": {"storage": storage, "num_cpus": cpus},
+        }
+    )
+
+
+# ---------------------------------------------------------------------- measuring
 
 
 def measure(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each, in alternating rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, work in contenders.items():
+        for name, run in contenders.items():
             started = time.perf_counter()
-            work()
+            run()
             seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -105,53 +321,26 @@ def measure(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 def show(title: str, seconds: dict[str, float], unit: str, factor: float) -> None:
     base = next(iter(seconds.values()))
     table = Table(title=title, title_justify="left")
-    for name in ("contender", unit, "ratio to raymlp"):
+    for name in ("contender", unit, "ratio to the first"):
         table.add_column(name, justify="left" if name == "contender" else "right")
     for name, value in seconds.items():
-        table.add_row(name, f"{value * factor:,.2f}", f"{value / base:,.1f}")
+        table.add_row(name, f"{value * factor:,.2f}", f"{value / base:,.2f}")
     Console().print(table)
 
 
-def features(subject: Subject) -> None:
-    contenders = {
-        "raymlp, Arrow in memory": subject.ours,
-        "raymlp, Ray Data": subject.ours_on_ray,
-        "scikit-learn ColumnTransformer": subject.scikit_learn,
-        "Ray Data preprocessors": subject.ray_chain,
-    }
-    show(f"fit + transform, {subject.table.num_rows:,} rows", measure(contenders, ROUNDS), "s", 1.0)
-
-
-def row(subject: Subject) -> None:
-    run = subject.plan(subject.table).row_executor()
-    one = subject.table.slice(0, 1).to_pylist()[0]
-    frame = subject.frame.head(1)
-    steps, chain = subject.scikit_learn(), subject.ray_chain()
-
-    def repeat(call: Callable[[], Any], times: int) -> Callable[[], None]:
-        return lambda: [call() for _ in range(times)] and None
-
-    calls = {"raymlp": ROW_CALLS * 50, "scikit-learn ColumnTransformer": ROW_CALLS, "Ray Data preprocessors": ROW_CALLS // 10}
-    work = {
-        "raymlp": lambda: run(one),
-        "scikit-learn ColumnTransformer": lambda: steps.transform(frame),
-        "Ray Data preprocessors": lambda: chain.transform_batch(frame),
-    }
-    seconds = measure({name: repeat(call, calls[name]) for name, call in work.items()}, ROUNDS)
-    show("one row", {name: value / calls[name] for name, value in seconds.items()}, "microseconds", 1e6)
-
-
-PARTS = {"features": features, "row": row}
+PARTS = {"features": features, "row": row, "scale": scale, "workers": workers}
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(PARTS)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    if sys.argv[1:2] == ["--work"]:
+        work(*sys.argv[2:])
+        return
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config("flights", [f"runtime.storage={folder}"])
-        with ray_session(config.runtime):
-            subject = Subject(Path(folder))
-            for part in chosen:
-                PARTS[part](subject)
+        for part in sys.argv[1:] or list(PARTS):
+            home = Path(folder) / part
+            home.mkdir()
+            PARTS[part](home)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import yeojohnson_normmax
 
 from raymlp.config.features import ColumnRules, DatePart, Features
 from raymlp.config.problem import Problem
@@ -249,6 +248,8 @@ def _grid(column: ColumnProfile, low: float | None, high: float | None) -> Float
 
 
 def _yeo_johnson(grid: Floats) -> Scaler:
+    from scipy.stats import yeojohnson_normmax
+
     if grid[0] == grid[-1]:
         return Standard(mean=float(grid[0]), scale=1.0)
     power = float(np.clip(yeojohnson_normmax(grid), -5, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,7 +19,7 @@ from raymlp.core.errors import BundleError, ConfigError
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.features.ids import IdStep
-from raymlp.features.steps import Folds, Lookup, NumberStep, Step
+from raymlp.features.steps import Folds, Lookup, NumberStep, RowNumbers, Step, plain, plain_row
 
 
 class FeaturePlan(Section):
@@ -107,7 +108,10 @@ class FeaturePlan(Section):
 
     def row_executor(self) -> Callable[[Mapping[str, Any]], tuple[list[float], list[int]]]:
         """Single-row executor: a function from typed values (see `Contract.row_checker`) to N floats and C ids."""
-        number_runs = [step.row() for step in self.numbers]
+        number_runs: list[RowNumbers] = []
+        for is_plain, group in groupby(self.numbers, plain):
+            steps = list(group)
+            number_runs += [plain_row(steps)] if is_plain else [step.row() for step in steps]  # type: ignore[arg-type]
         category_runs = [step.row() for step in self.categories]
 
         def run(row: Mapping[str, Any]) -> tuple[list[float], list[int]]:

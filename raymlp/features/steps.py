@@ -6,7 +6,8 @@ Legend: B rows, F folds, I ids, W outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from raymlp.config.features import DatePart
 from raymlp.config.section import Section
 from raymlp.features.ids import FIRST, MISSING, Buckets, Category, Hashed, IdStep
 from raymlp.features.reading import Part, label, number_reader, numbers
-from raymlp.features.scalers import LARGEST, Piecewise, Scaler
+from raymlp.features.scalers import LARGEST, Piecewise, Scaler, Standard
 
 Floats = NDArray[np.float32]
 Folds = NDArray[np.int64] | None
@@ -95,6 +96,42 @@ class Number(Section):
             out.append(LARGEST if scaled > LARGEST else max(scaled, -LARGEST))
 
         return write
+
+
+def plain(step: NumberStep) -> bool:
+    """Whether a step only fills and standardises a number, as most do."""
+    return isinstance(step, Number) and step.part is None and step.low is None and step.high is None and isinstance(step.scaler, Standard)
+
+
+def plain_row(steps: Sequence[Number]) -> RowNumbers:
+    """What the steps' own `row` give one after the other, in one loop: a call for each would take most of the time."""
+    facts = []
+    for step in steps:
+        assert isinstance(step.scaler, Standard)
+        missing: list[float] = []
+        step.row()({step.column: None}, missing)
+        facts.append((step.column, step.scaler.mean, step.scaler.scale, step.indicator, missing))
+
+    def run(row: dict[str, Any], out: list[float]) -> None:
+        append = out.append
+        for column, mean, scale, indicator, missing in facts:
+            value = row[column]
+            if type(value) is not float:
+                value = math.nan if value is None else value.timestamp() if isinstance(value, datetime) else float(value)
+            scaled = (value - mean) / scale
+            if -LARGEST <= scaled <= LARGEST:
+                append(scaled)
+                if indicator:
+                    append(0.0)
+            elif isfinite(value):
+                append(LARGEST if scaled > 0 else -LARGEST)
+                if indicator:
+                    append(0.0)
+            else:
+                out += missing
+
+    isfinite = math.isfinite
+    return run
 
 
 class Cyclic(Section):
