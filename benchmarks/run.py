@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
@@ -49,8 +50,11 @@ FEATURES = Features(categorical=tuple(CATEGORIES), max_categories=10_000, min_co
 
 
 def flights(folder: Path, times: int) -> list[str]:
-    """Parquet files of all flights of the year, one file for each time they are repeated."""
-    table = sources.read_all(load_config("flights").data.source).select([*NUMBERS, *CATEGORIES, TARGET, "time_hour"])
+    """Parquet files of all flights of the year, one file for each time they are repeated. No category is missing: Ray's
+    preprocessors stop there."""
+    table = sources.read_all(load_config("flights").data.source).select([*NUMBERS, *CATEGORIES, TARGET])
+    place = table.schema.get_field_index("tailnum")
+    table = table.set_column(place, "tailnum", pc.fill_null(table.column("tailnum"), ""))
     files = [str(folder / f"flights-{i:03}.parquet") for i in range(times)]
     for file in files:
         pq.write_table(table, file, row_group_size=65_536)
@@ -96,7 +100,6 @@ def ray_chain(files: list[str]) -> Any:
     data = ray.data.read_parquet(files, columns=[*NUMBERS, *CATEGORIES])
     chain = Chain(
         SimpleImputer(columns=NUMBERS, strategy="mean"),
-        SimpleImputer(columns=CATEGORIES, strategy="most_frequent"),
         StandardScaler(columns=NUMBERS),
         OrdinalEncoder(columns=CATEGORIES),
         Concatenator(columns=[*NUMBERS, *CATEGORIES], output_column_name="x"),
