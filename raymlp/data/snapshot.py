@@ -62,7 +62,7 @@ def snapshot_key(problem: Problem, data: Data) -> str:
     facts: dict[str, Any] = {
         "format": FORMAT,
         "files": [sources.fingerprint(table) for table in tables],
-        "data": data.model_dump(mode="json", exclude={"batch_rows"}),
+        "data": data.model_dump(mode="json", exclude={"batch_rows": True, "source": {"retry"}}),
         "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
     }
@@ -192,7 +192,7 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     for join in data.joins:
         lookup, doubled = _lookup_table(join, columns)
         if doubled:
-            warnings.append(f"{doubled} rows of {join.source.path} repeat a key of an earlier row and were left out")
+            warnings.append(f"{doubled} rows of {join.source.name} repeat a key of an earlier row and were left out")
             log.warning(warnings[-1])
         lookups.append((join, lookup))
         columns.update(_types(lookup, exclude=join.keys))
@@ -229,7 +229,7 @@ def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     table = sources.read_all(join.source)
     missing = next((name for name in (*join.keys, *join.columns) if name not in table.column_names), None)
     if missing:
-        raise ConfigError(f"data.joins: {join.source.path} has no column '{missing}'.{nearest(missing, table.column_names)}")
+        raise ConfigError(f"data.joins: {join.source.name} has no column '{missing}'.{nearest(missing, table.column_names)}")
     absent = next((name for name in join.keys if name not in columns), None)
     if absent:
         raise ConfigError(f"data.joins: the main table has no column '{absent}' to join on.{nearest(absent, columns)}")
@@ -289,7 +289,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
-    return {"rows": rows, "bad": bad + len(bad_lines.reasons), "unlabelled": unlabelled, "first": first}
+    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first}
 
 
 def _divide(

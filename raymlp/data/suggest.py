@@ -138,7 +138,7 @@ def _sample(source: CsvSource | ParquetSource) -> pa.Table:
             if rows >= SAMPLE_ROWS:
                 return pa.concat_tables(tables)
     if not rows:
-        raise DataError(f"{source.path} has no rows; expected some.")
+        raise DataError(f"{source.name} has no rows; expected some.")
     return pa.concat_tables(tables)
 
 
