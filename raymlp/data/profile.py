@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -43,6 +44,8 @@ def column_type(arrow_type: pa.DataType) -> ColumnType | None:
         return "string"
     if pa.types.is_timestamp(arrow_type) or pa.types.is_date(arrow_type):
         return "timestamp"
+    if pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type):
+        return "bytes"
     return None
 
 
@@ -57,7 +60,9 @@ def to_float(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def to_text(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Text of categories: `true`/`false`, decimal integers, strings as they are; null stays null."""
+    """Text of categories: `true`/`false`, decimal integers, strings as they are, bytes by their CRC-32; null stays null."""
+    if column_type(array.type) == "bytes":
+        return pa.array([None if value is None else f"{zlib.crc32(value):08x}" for value in array.to_pylist()], pa.string())
     return array if pa.types.is_string(array.type) else pc.cast(array, pa.string())
 
 
@@ -116,6 +121,9 @@ class ColumnProfile:
                 self.distinct.update(float(value))
             return
         for item in pc.value_counts(to_text(array.drop_null())).to_pylist():
+            if self.type == "bytes":
+                self.distinct.update(item["values"])
+                continue
             self.frequent.update(item["values"], item["counts"])
             self.distinct.update(item["values"])
 

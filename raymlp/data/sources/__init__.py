@@ -12,14 +12,17 @@ from typing import Any
 import pyarrow as pa
 
 from raymlp.config.sources import ColumnType, Source
-from raymlp.data.sources import csv, parquet
+from raymlp.data.sources import csv, delta, iceberg, images, json, kafka, parquet, sql, text, tfrecord
 from raymlp.data.sources.files import open_stream
 from raymlp.data.sources.part import BadRows, Kind, Part
 from raymlp.data.sources.retry import persistent, persistent_rows
 
 __all__ = ["KINDS", "BadRows", "Part", "fingerprint", "open_stream", "parts_of", "read", "read_all", "schema_of"]
 
-KINDS: dict[str, Kind] = {"csv": csv, "parquet": parquet}
+KINDS: dict[str, Kind] = {
+    "csv": csv, "parquet": parquet, "json": json, "text": text, "images": images, "tfrecord": tfrecord,
+    "sql": sql, "delta": delta, "iceberg": iceberg, "kafka": kafka,
+}  # fmt: skip
 
 
 def parts_of(source: Source) -> list[Part]:

@@ -38,16 +38,16 @@ MAGIC = {
 UTF8 = ("utf-8", "utf-8-sig", "ascii")
 
 
-def find(path: str | tuple[str, ...], endings: tuple[str, ...]) -> list[Part]:
+def find(path: str | tuple[str, ...], endings: tuple[str, ...], *, empty: bool = False) -> list[Part]:
     """The files that paths name, in a fixed order; in folders those with the given endings.
 
-    Raises SourceUnavailable when a path names nothing, DataError when a file is empty.
+    Raises SourceUnavailable when a path names nothing, DataError when a file is empty and `empty` does not allow it.
     """
     paths = (path,) if isinstance(path, str) else path
     files = [file for item in paths for file in _files(item, endings)]
-    empty = next((file for file in files if file.size == 0), None)
-    if empty:
-        raise DataError(f"{empty.path} is empty; expected a file with rows. Remove it, or mend what writes it.")
+    hollow = next((file for file in files if file.size == 0), None)
+    if hollow and not empty:
+        raise DataError(f"{hollow.path} is empty; expected a file with rows. Remove it, or mend what writes it.")
     return files
 
 
@@ -117,6 +117,23 @@ def open_stream(part: Part, *, max_expansion: float = 200.0, encoding: str = "ut
     if encoding not in UTF8:
         pieces = _decoded(pieces, part, encoding)
     return io.BufferedReader(_Pieces(pieces), PIECE_BYTES)
+
+
+def numbered_lines(
+    part: Part, limit: int, *, max_expansion: float, encoding: str, bracket: bytes | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, without a byte-order mark. Raises DataError for a line longer than `limit` bytes, except
+    for one that starts with `bracket`, which is given cut off and is the last."""
+    stream = io.BufferedReader(open_stream(part, max_expansion=max_expansion, encoding=encoding), PIECE_BYTES)
+    number = 0
+    while line := stream.readline(limit + 1):
+        number += 1
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if len(line) > limit and not (bracket and line.startswith(bracket)):
+            raise DataError(
+                f"{part.path}, line {number} is longer than {limit / (1 << 20):g} MiB. Mend the file, or raise data.source.max_row_mb."
+            )
+        yield number, line
 
 
 def first_foreign_line(part: Part, *, max_expansion: float, encoding: str) -> int | None:
