@@ -101,6 +101,9 @@ class Data(Section):
     source: Source
     """The main table: one row a case."""
 
+    fallback: Source | None = None
+    """Table to read when `source` is not there or does not answer; the snapshot's warnings name both. Null stops the run."""
+
     joins: tuple[Join, ...] = ()
     """Tables whose columns are added, in order."""
 
@@ -118,3 +121,7 @@ class Data(Section):
 
     batch_rows: int = Field(default=65_536, ge=1)
     """Rows that are read, checked and written at a time; more is faster and takes more memory."""
+
+    def fallen_back(self) -> Self:
+        """These settings with the fallback as the source; it stays declared, so that the snapshot has a key of its own."""
+        return self.model_copy(update={"source": self.fallback})

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.config.problem import Problem
-from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
+from raymlp.core.errors import ConfigError, ContractError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
@@ -47,12 +47,34 @@ def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], 
 
     `say` hears one line a stage. Raises DataError or ContractError; then nothing is published.
     """
+    try:
+        return _prepare(problem, data, folder, say, [])
+    except SourceUnavailable as error:
+        if data.fallback is None:
+            raise
+        warning = f"{data.source.name} is unavailable, so {data.fallback.name} was read in its place ({error})"
+        log.warning(warning)
+        return _prepare(problem, data.fallen_back(), folder, say, [warning])
+
+
+def reachable(data: Data) -> Data:
+    """The settings, with the fallback as the source when the source is not there. Raises SourceUnavailable without a fallback."""
+    try:
+        sources.parts_of(data.source)
+    except SourceUnavailable:
+        if data.fallback is None:
+            raise
+        return data.fallen_back()
+    return data
+
+
+def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     key = snapshot_key(problem, data)
     target = folder / problem.name / key[:16]
     if (target / "manifest.json").is_file():
         return open_snapshot(target, reused=True)
     with published(target) as aside:
-        _build(problem, data, aside, key, say)
+        _build(problem, data, aside, key, say, warnings)
     return open_snapshot(target)
 
 
@@ -131,10 +153,11 @@ class Shape:
         return table
 
 
-def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None]) -> None:
+def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None], before: list[str]) -> None:
     started = time.time()
     parts = sources.parts_of(data.source)
     shape, warnings = _shape(problem, data)
+    warnings = [*before, *warnings]
     say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
     staging = aside / "staging"
     staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))

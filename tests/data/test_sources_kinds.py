@@ -17,6 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raymlp.config.data import Data, RandomSplit
+from raymlp.config.problem import Problem
+from raymlp.config.runtime import Runtime
 from raymlp.config.sources import (
     DeltaSource,
     IcebergSource,
@@ -27,8 +30,10 @@ from raymlp.config.sources import (
     TextSource,
     TfRecordSource,
 )
-from raymlp.core.errors import ConfigError, DataError, SourceUnavailable
+from raymlp.core.errors import ConfigError, DataError, RequestError, SourceUnavailable
 from raymlp.data import sources
+from raymlp.data.contract import Contract
+from raymlp.data.snapshot import load_profile, prepare, read_split
 
 ROWS = [{"id": 1, "city": "Köln", "score": 0.5}, {"id": 2, "city": None, "score": 2.0}, {"id": 3, "city": "Oslo", "score": None}]
 
@@ -330,8 +335,10 @@ def test_a_query_on_postgres_gives_the_same_rows_as_on_sqlite() -> None:
     assert rows(source) == [{**row, "at": datetime(2013, 7, 1, 9, tzinfo=UTC)} for row in ROWS]
     before = sources.fingerprint(source)
     assert before == sources.fingerprint(source)
-    with pytest.raises(DataError, match="read-only"):
-        rows(SqlSource(url=url, query="DELETE FROM raymlp_test RETURNING id"))
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE SEQUENCE IF NOT EXISTS raymlp_test_number")
+    with pytest.raises(DataError, match="read-only transaction"):
+        rows(SqlSource(url=url, query="SELECT nextval('raymlp_test_number') AS n"))
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE raymlp_test SET score = 1 WHERE id = 1")
     assert before != sources.fingerprint(source)
@@ -463,3 +470,57 @@ def test_every_kind_of_source_has_a_section_and_a_module() -> None:
     for kind in kinds:
         module = importlib.import_module(f"raymlp.data.sources.{kind}")
         assert all(callable(getattr(module, name)) for name in ("parts", "fingerprint", "schema", "batches"))
+
+
+# ------------------------------------------------------------------------------------------------- into a snapshot
+
+
+@pytest.mark.ray
+def test_images_reach_a_snapshot_as_bytes_and_false_ones_the_quarantine(ray_runtime: Runtime, tmp_path: Path) -> None:
+    for i in range(60):
+        folder = tmp_path / "in" / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([i, 255]))
+    (tmp_path / "in" / "cat" / "false.png").write_bytes(b"text")
+    problem = Problem(name="pets", task="binary", target="label", positive_class="cat")
+    data = Data(source=ImageSource(path=str(tmp_path / "in"), label=True), split=RandomSplit(), max_bad_share=0.1)
+    snapshot = prepare(problem, data, tmp_path / "out")
+    assert snapshot.quarantined == 1
+    train = read_split(snapshot.path, "train")
+    assert train.column("image").type == pa.binary()
+    assert {value[:8] for value in train.column("image").to_pylist()} == {b"\x89PNG\r\n\x1a\n"}
+    profile = load_profile(snapshot.path).columns["image"]
+    assert (profile.type, profile.nulls, profile.num_distinct) == ("bytes", 0, train.num_rows)
+
+
+@pytest.mark.ray
+def test_a_database_and_json_lines_of_the_same_rows_give_the_same_snapshot(ray_runtime: Runtime, tmp_path: Path) -> None:
+    values = [{"x": i, "k": f"k{i % 3}", "y": i % 2} for i in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(value) for value in values))
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("CREATE TABLE t (x INTEGER, k TEXT, y INTEGER)")
+        connection.executemany("INSERT INTO t VALUES (:x, :k, :y)", values)
+    connection.close()
+    problem = Problem(name="toy", task="binary", target="y", positive_class="1")
+    both = (JsonSource(path=str(tmp_path / "a.jsonl")), SqlSource(url=f"sqlite:///{tmp_path / 'a.db'}", query="SELECT * FROM t ORDER BY x"))
+    made = [prepare(problem, Data(source=source, split=RandomSplit()), tmp_path / "out") for source in both]
+    assert made[0].path != made[1].path
+    assert made[0].digest == made[1].digest
+
+
+def test_bytes_are_checked_as_base64_at_the_endpoint_and_kept_out_of_quarantine() -> None:
+    contract = Contract.model_validate({"columns": {"image": {"type": "bytes"}, "n": {"type": "int"}}})
+    check = contract.row_checker()
+    assert check({"image": "iVBORw==", "n": 1}, "instances[0]") == {"image": b"\x89PNG", "n": 1}
+    with pytest.raises(RequestError, match=r"instances\[0\]\.image is .*; expected base64 text or null"):
+        check({"image": "not base64!", "n": 1}, "instances[0]")
+    good, broken = contract.check_table(pa.table({"image": [b"\x89", b"\xff"], "n": ["1", "oops"]}))
+    assert good.to_pylist() == [{"image": b"\x89", "n": 1}]
+    assert broken.column("image").to_pylist() == ["ff000000"]
+
+
+def test_a_whole_number_beyond_64_bits_is_a_bad_row_and_no_crash() -> None:
+    contract = Contract.model_validate({"columns": {"n": {"type": "int"}}})
+    good, broken = contract.check_table(pa.table({"n": ["1", "99999999999999999999", "-9223372036854775808"]}))
+    assert good.column("n").to_pylist() == [1, -(2**63)]
+    assert broken.num_rows == 1

@@ -33,7 +33,7 @@ def persistent(retry: Retry, work: Callable[[], Result]) -> Result:
     try:
         return work()
     except Unanswered as error:
-        raise Unanswered(f"{error} Tried {retry.attempts} times.") from error
+        raise _given_up(retry, error) from error
 
 
 def persistent_rows(retry: Retry, read: Callable[[], Iterator[pa.Table]], bad: BadRows) -> Iterator[pa.Table]:
@@ -52,8 +52,12 @@ def persistent_rows(retry: Retry, read: Callable[[], Iterator[pa.Table]], bad: B
             return
         except Unanswered as error:
             if attempt == retry.attempts:
-                raise Unanswered(f"{error} Tried {retry.attempts} times.") from error
+                raise _given_up(retry, error) from error
             _wait(retry, attempt, error)
+
+
+def _given_up(retry: Retry, error: Unanswered) -> Unanswered:
+    return Unanswered(f"{error} Tried {retry.attempts} time{'s' * (retry.attempts != 1)}.")
 
 
 def _wait(retry: Retry, attempt: int, error: Unanswered) -> None:
