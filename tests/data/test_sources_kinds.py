@@ -524,3 +524,10 @@ def test_a_whole_number_beyond_64_bits_is_a_bad_row_and_no_crash() -> None:
     good, broken = contract.check_table(pa.table({"n": ["1", "99999999999999999999", "-9223372036854775808"]}))
     assert good.column("n").to_pylist() == [1, -(2**63)]
     assert broken.num_rows == 1
+
+
+def test_init_suggests_a_json_source_for_a_json_file(tmp_path: Path) -> None:
+    from raymlp.data import suggest
+
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
+    assert suggest._source(tmp_path / "a.jsonl") == JsonSource(path=str(tmp_path / "a.jsonl"))

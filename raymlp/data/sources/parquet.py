@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import reduce
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -147,25 +148,32 @@ def _wordy_columns(file: pq.ParquetFile, part: Part, names: list[str], rows: int
     The footer does not tell: one value of 100 kB, a million times, is 2 kB on disk and 100 GB in memory. So the dictionary
     is looked at, which is as large as the column's chunk at most.
     """
+    coded = {group: _coded(file, group, names, rows) for group in part.piece}
+    peeked = sorted(set().union(*coded.values()))
     wordy: set[str] = set()
-    for group in part.piece:
-        coded = [
-            chunk.path_in_schema
-            for chunk in _chunks(file, group, names)
-            if chunk.physical_type == "BYTE_ARRAY"
-            and chunk.has_dictionary_page
-            and min(rows, chunk.num_values) * chunk.total_uncompressed_size > files.FREE_BYTES
-            and chunk.path_in_schema not in wordy
-        ]
-        if not coded:
-            continue
-        with pq.ParquetFile(part.path, filesystem=part.filesystem, read_dictionary=coded) as peek:
-            batch = next(peek.iter_batches(batch_size=1, row_groups=[group], columns=coded))
-        for name in coded:
-            longest = pc.max(pc.binary_length(batch.column(name).dictionary)).as_py() or 0
-            if longest * rows > files.FREE_BYTES:
-                wordy.add(name)
+    if not peeked:
+        return []
+    with pq.ParquetFile(part.path, filesystem=part.filesystem, metadata=file.metadata, read_dictionary=peeked) as peek:
+        for group, columns in coded.items():
+            left = [name for name in columns if name not in wordy]
+            for batch in islice(peek.iter_batches(batch_size=1, row_groups=[group], columns=left), bool(left)):
+                wordy |= {name for name in left if _longest(batch.column(name)) * rows > files.FREE_BYTES}
     return sorted(wordy)
+
+
+def _coded(file: pq.ParquetFile, group: int, names: list[str], rows: int) -> set[str]:
+    """Columns of text with a dictionary that is large enough to hold a value that could burst the memory."""
+    return {
+        chunk.path_in_schema
+        for chunk in _chunks(file, group, names)
+        if chunk.physical_type == "BYTE_ARRAY"
+        and chunk.has_dictionary_page
+        and min(rows, chunk.num_values) * chunk.total_uncompressed_size > files.FREE_BYTES
+    }
+
+
+def _longest(column: pa.DictionaryArray) -> int:
+    return pc.max(pc.binary_length(column.dictionary)).as_py() or 0
 
 
 def _checked(source: ParquetSource, part: Part, names: list[str], wordy: list[str], rows: int) -> Iterator[pa.Table]:
