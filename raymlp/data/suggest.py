@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from raymlp.config.sources import CsvSource, JsonSource, ParquetSource, Source
 from raymlp.config.problem import Problem
+from raymlp.config.sources import CsvSource, JsonSource, ParquetSource, Source
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import write_text
 from raymlp.core.records import Task
