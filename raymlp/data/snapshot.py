@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -80,10 +81,12 @@ def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], No
 
 def snapshot_key(problem: Problem, data: Data) -> str:
     """Digest of everything that decides what a snapshot holds: the files' content, and the settings of problem and data."""
-    tables = [data.source, *(join.source for join in data.joins)]
+    files = [sources.fingerprint(data.source)]
+    with _joining():
+        files += [sources.fingerprint(join.source) for join in data.joins]
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "files": [sources.fingerprint(table) for table in tables],
+        "files": files,
         "data": data.model_dump(mode="json", exclude={"batch_rows": True, "source": {"retry"}}),
         "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
@@ -91,6 +94,15 @@ def snapshot_key(problem: Problem, data: Data) -> str:
     if data.contract:
         facts["contract"] = _given_contract(data.contract).to_yaml()
     return digest_of(facts)
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    """A table to join that is unavailable is an error of its own: the fallback stands in for the main table alone."""
+    try:
+        yield
+    except SourceUnavailable as error:
+        raise DataError(f"data.joins: {error}") from error
 
 
 def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
@@ -249,7 +261,8 @@ def _given_contract(path: str) -> Contract:
 
 def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     """The table to join, one row a key, columns prefixed; and how many rows repeated a key."""
-    table = sources.read_all(join.source)
+    with _joining():
+        table = sources.read_all(join.source)
     missing = next((name for name in (*join.keys, *join.columns) if name not in table.column_names), None)
     if missing:
         raise ConfigError(f"data.joins: {join.source.name} has no column '{missing}'.{nearest(missing, table.column_names)}")

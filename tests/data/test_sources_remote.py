@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raymlp.config.data import CsvSource, Data, ParquetSource, RandomSplit
+from raymlp.config.data import CsvSource, Data, Join, ParquetSource, RandomSplit
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.sources import Retry
@@ -319,3 +319,12 @@ def test_a_plan_goes_by_the_fallback_when_the_source_is_gone(tmp_path: Path) -> 
     assert reachable(both.fallen_back()) == both.fallen_back()
     with pytest.raises(SourceUnavailable, match=r"gone\.csv"):
         reachable(both.model_copy(update={"fallback": None}))
+
+
+def test_a_table_to_join_that_is_gone_does_not_call_for_the_fallback(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,0\n2,1\n")
+    kept, gone = CsvSource(path=str(tmp_path / "a.csv")), CsvSource(path=str(tmp_path / "side.csv"))
+    data = Data(source=kept, fallback=kept, joins=(Join(source=gone, keys=("x",)),), split=RandomSplit())
+    with pytest.raises(DataError, match=r"data\.joins: .*side\.csv names no file") as error:
+        prepare(PROBLEM, data, tmp_path / "out")
+    assert not isinstance(error.value, SourceUnavailable)
