@@ -36,8 +36,9 @@ Say = Callable[[str], None]
 def _data(config: Config, problem: Say) -> dict[str, str]:
     from raymlp.data import snapshot, sources
 
-    parts = sources.parts_of(config.data.source)
-    columns = snapshot.columns_of(config.problem, config.data)
+    data = snapshot.reachable(config.data)
+    parts = sources.parts_of(data.source)
+    columns = snapshot.columns_of(config.problem, data)
     named = {
         "features.numeric": config.features.numeric or (),
         "features.categorical": config.features.categorical or (),
@@ -59,7 +60,8 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
     kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
     return {
         "problem": f"{target.name}: {target.task} on '{target.target}', judged by {target.main_metric}",
-        "source": f"{len(parts)} part{'s' * (len(parts) != 1)}, {size / 1e6:,.1f} MB, {len(config.data.joins)} joins",
+        "source": f"{len(parts)} part{'s' * (len(parts) != 1)}, {size / 1e6:,.1f} MB, {len(config.data.joins)} joins"
+        + (f"; the fallback {data.source.name}, since {config.data.source.name} is unavailable" if data != config.data else ""),
         "columns": f"{len(columns)} ({kinds})",
         "split": " ".join(f"{key}={value}" for key, value in config.data.split.model_dump(mode="json", exclude_none=True).items()),
     }

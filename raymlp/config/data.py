@@ -9,6 +9,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from raymlp.config.section import Section
+from raymlp.config.sources import ColumnType as ColumnType
+from raymlp.config.sources import CsvSource as CsvSource
+from raymlp.config.sources import ParquetSource as ParquetSource
+from raymlp.config.sources import Source as Source
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -17,41 +21,6 @@ def _in_utc(moment: datetime) -> datetime:
 
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 """A moment with a zone; none given means UTC."""
-ColumnType = Literal["bool", "int", "float", "string", "timestamp"]
-
-
-class CsvSource(Section):
-    """Delimited text files, also inside a .gz or a .zip with one member."""
-
-    kind: Literal["csv"] = "csv"
-
-    path: str | tuple[str, ...]
-    """A path, a glob, or a URI that pyarrow knows (`s3://`, `gs://`, ...); `package://NAME/FILE` is a file inside
-    an installed Python package, found without importing it. Several paths are read as one table."""
-
-    columns: tuple[str, ...] = ()
-    """Column names, for files without a header line; empty takes the first line as the header."""
-
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
-    """Character between fields."""
-
-    null_values: tuple[str, ...] = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "?")
-    """Texts that mean: no value. Spaces around a field are removed first."""
-
-    types: dict[str, ColumnType] = {}
-    """Column types that override what is inferred from the file."""
-
-
-class ParquetSource(Section):
-    """Parquet files."""
-
-    kind: Literal["parquet"] = "parquet"
-
-    path: str | tuple[str, ...]
-    """A path, a folder, a glob, or a URI that pyarrow knows. Several paths are read as one table."""
-
-
-Source = Annotated[CsvSource | ParquetSource, Field(discriminator="kind")]
 
 
 class Join(Section):
@@ -132,6 +101,9 @@ class Data(Section):
     source: Source
     """The main table: one row a case."""
 
+    fallback: Source | None = None
+    """Table to read when `source` is not there or does not answer; the snapshot's warnings name both. Null stops the run."""
+
     joins: tuple[Join, ...] = ()
     """Tables whose columns are added, in order."""
 
@@ -149,3 +121,7 @@ class Data(Section):
 
     batch_rows: int = Field(default=65_536, ge=1)
     """Rows that are read, checked and written at a time; more is faster and takes more memory."""
+
+    def fallen_back(self) -> Self:
+        """These settings with the fallback as the source; it stays declared, so that the snapshot has a key of its own."""
+        return self.model_copy(update={"source": self.fallback})

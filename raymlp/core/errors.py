@@ -3,7 +3,8 @@
     RaymlpError (1)
     |-- ConfigError (2)       a setting is wrong
     |-- DataError (1)         a file, row or column is wrong
-    |   `-- ContractError     too many rows break the contract
+    |   |-- ContractError     too many rows break the contract
+    |   `-- SourceUnavailable a source is not there or does not answer
     |-- BundleError (1)       a bundle is incomplete, tampered with, or of another format
     |-- TrainingError (1)     the training run failed
     |-- RegistryError (1)     a model, version or alias is missing
@@ -38,6 +39,10 @@ class DataError(RaymlpError):
 
 class ContractError(DataError):
     """More rows break the data contract than the budget allows."""
+
+
+class SourceUnavailable(DataError):
+    """A source is not there, or did not answer for as long as its `retry` allows; `data.fallback` stands in for it."""
 
 
 class BundleError(RaymlpError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from raymlp.config.data import ColumnType
 from raymlp.config.section import Section
 from raymlp.core.errors import ConfigError, DataError, RequestError, nearest
-from raymlp.data.profile import Profile, column_type
+from raymlp.data.profile import Profile, column_type, to_text
 
 ARROW: dict[ColumnType, pa.DataType] = {
     "bool": pa.bool_(),
@@ -23,6 +24,7 @@ ARROW: dict[ColumnType, pa.DataType] = {
     "float": pa.float64(),
     "string": pa.string(),
     "timestamp": pa.timestamp("us", tz="UTC"),
+    "bytes": pa.binary(),
 }
 REASON = "raymlp_reason"
 """Column that says, in quarantined rows, why the row is there."""
@@ -131,7 +133,7 @@ class Contract(Section):
         typed = pa.table(columns, names=list(self.columns))
         if not bad_rows.any():
             return typed, typed.slice(0, 0)
-        text = {name: pc.cast(table.column(name), pa.string()) for name in self.columns}
+        text = {name: _in_quarantine(table.column(name)) for name in self.columns}
         broken = pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(bad_rows))
         return typed.filter(pa.array(~bad_rows)), broken
 
@@ -175,7 +177,7 @@ class Contract(Section):
     def describe(self, name: str) -> str:
         """What a column expects, for people: `a number from 0 to 23`."""
         rule = self.columns[name]
-        noun = {"bool": "true or false", "int": "a whole number", "float": "a number", "string": "text"}
+        noun = {"bool": "true or false", "int": "a whole number", "float": "a number", "string": "text", "bytes": "base64 text"}
         words = noun.get(rule.type, "a timestamp in ISO 8601, as 2013-07-01T09:00:00Z")
         if rule.categories:
             words = "one of " + ", ".join(rule.categories)
@@ -187,6 +189,11 @@ class Contract(Section):
 def table_of(rows: list[Row], contract: Contract) -> pa.Table:
     """Typed rows as an Arrow table with the contract's types."""
     return pa.table({name: pa.array([row[name] for row in rows], ARROW[rule.type]) for name, rule in contract.columns.items()})
+
+
+def _in_quarantine(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values as text, bytes as a checksum of theirs."""
+    return to_text(array) if column_type(array.type) == "bytes" else pc.cast(array, pa.string())
 
 
 def _number(value: float | None, default: str) -> str:
@@ -228,6 +235,8 @@ def _text_reader(wanted: ColumnType) -> Callable[[Any], Any]:
                 return None
             if wanted == "string":
                 return str(value)
+            if wanted == "bytes":
+                return value if isinstance(value, bytes) else None
             if wanted == "timestamp":
                 return _moment(value)
             if wanted == "bool":
@@ -236,7 +245,7 @@ def _text_reader(wanted: ColumnType) -> Callable[[Any], Any]:
                 return None
             number = float(value)
             if wanted == "int":
-                return int(number) if number == int(number) else None
+                return int(number) if number == int(number) and -(2**63) <= number < 2**63 else None
             return number
         except (TypeError, ValueError, KeyError, OverflowError):
             return None
@@ -296,13 +305,18 @@ def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
             raise ValueError
         return value
 
+    def encoded(value: Any) -> bytes:
+        if type(value) is not str:
+            raise TypeError
+        return base64.b64decode(value, validate=True)
+
     def truth(value: Any) -> bool:
         if type(value) is not bool:
             raise TypeError
         return value
 
     checkers: dict[ColumnType, Callable[[Any], Any]] = {
-        "bool": truth, "int": whole, "float": floating, "string": text, "timestamp": _moment,
+        "bool": truth, "int": whole, "float": floating, "string": text, "timestamp": _moment, "bytes": encoded,
     }  # fmt: skip
     return checkers[rule.type]
 

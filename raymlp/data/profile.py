@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -45,6 +46,8 @@ def column_type(arrow_type: pa.DataType) -> ColumnType | None:
         return "string"
     if pa.types.is_timestamp(arrow_type) or pa.types.is_date(arrow_type):
         return "timestamp"
+    if pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type):
+        return "bytes"
     return None
 
 
@@ -59,7 +62,9 @@ def to_float(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def to_text(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Text of categories: `true`/`false`, decimal integers, strings as they are; null stays null."""
+    """Text of categories: `true`/`false`, decimal integers, strings as they are, bytes by their CRC-32; null stays null."""
+    if column_type(array.type) == "bytes":
+        return pa.array([None if value is None else f"{zlib.crc32(value):08x}" for value in array.to_pylist()], pa.string())
     return array if pa.types.is_string(array.type) else pc.cast(array, pa.string())
 
 
@@ -82,6 +87,11 @@ class ColumnProfile:
     @property
     def is_number(self) -> bool:
         return self.type in ("int", "float", "timestamp")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it has moments and quantiles: of its numbers, or of the lengths of its texts."""
+        return self.is_number or self.type == "string"
 
     @property
     def values(self) -> int:
@@ -163,8 +173,9 @@ class ColumnProfile:
     def _count(self, counted: pa.StructArray) -> None:
         values = pc.cast(counted.field("values"), pa.string()).to_pylist()
         for value, count in zip(values, counted.field("counts").to_pylist(), strict=True):
-            self.frequent.update(value, count)
             self.distinct.update(value)
+            if self.type != "bytes":
+                self.frequent.update(value, count)
 
     def _add_moments(self, count: int, mean: float, m2: float) -> None:
         """Pairwise update of mean and sum of squared deviations (Chan, Golub, LeVeque 1979). `nulls` is up to date."""
@@ -181,7 +192,7 @@ class ColumnProfile:
         mine, theirs = self._table(), other._table()
         self.rows += other.rows
         self.nulls += other.nulls
-        if other.values and self.type != "bool":
+        if other.values and self.is_measured:
             self._add_moments(other.values, other.mean, other.m2)
             self.minimum = min(self.minimum, other.minimum)
             self.maximum = max(self.maximum, other.maximum)
@@ -214,7 +225,7 @@ class ColumnProfile:
 
     def to_dict(self) -> dict[str, Any]:
         plain: dict[str, Any] = {"type": self.type, "rows": self.rows, "nulls": self.nulls}
-        if self.type != "bool":
+        if self.is_measured:
             plain |= {"mean": self.mean, "m2": self.m2, "minimum": self.minimum, "maximum": self.maximum}
             plain["digest"] = self.digest.to_dict()
         if not self.is_exact:
@@ -226,7 +237,7 @@ class ColumnProfile:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
         profile = cls(plain["type"], plain["rows"], plain["nulls"])
-        if profile.type != "bool":
+        if profile.is_measured:
             profile.mean, profile.m2 = plain["mean"], plain["m2"]
             profile.minimum = math.inf if plain["minimum"] is None else plain["minimum"]
             profile.maximum = -math.inf if plain["maximum"] is None else plain["maximum"]

@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.config.problem import Problem
-from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
+from raymlp.core.errors import ConfigError, ContractError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
@@ -47,28 +48,61 @@ def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], 
 
     `say` hears one line a stage. Raises DataError or ContractError; then nothing is published.
     """
+    try:
+        return _prepare(problem, data, folder, say, [])
+    except SourceUnavailable as error:
+        if data.fallback is None:
+            raise
+        warning = f"{data.source.name} is unavailable, so {data.fallback.name} was read in its place ({error})"
+        log.warning(warning)
+        return _prepare(problem, data.fallen_back(), folder, say, [warning])
+
+
+def reachable(data: Data) -> Data:
+    """The settings, with the fallback as the source when the source is not there. Raises SourceUnavailable without a fallback."""
+    try:
+        sources.parts_of(data.source)
+    except SourceUnavailable:
+        if data.fallback is None:
+            raise
+        return data.fallen_back()
+    return data
+
+
+def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     key = snapshot_key(problem, data)
     target = folder / problem.name / key[:16]
     if (target / "manifest.json").is_file():
         return open_snapshot(target, reused=True)
     with published(target) as aside:
-        _build(problem, data, aside, key, say)
+        _build(problem, data, aside, key, say, warnings)
     return open_snapshot(target)
 
 
 def snapshot_key(problem: Problem, data: Data) -> str:
     """Digest of everything that decides what a snapshot holds: the files' content, and the settings of problem and data."""
-    tables = [data.source, *(join.source for join in data.joins)]
+    files = [sources.fingerprint(data.source)]
+    with _joining():
+        files += [sources.fingerprint(join.source) for join in data.joins]
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "files": [sources.fingerprint(table) for table in tables],
-        "data": data.model_dump(mode="json", exclude={"batch_rows"}),
+        "files": files,
+        "data": data.model_dump(mode="json", exclude={"batch_rows": True, "source": {"retry"}}),
         "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
     }
     if data.contract:
         facts["contract"] = _given_contract(data.contract).to_yaml()
     return digest_of(facts)
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    """A table to join that is unavailable is an error of its own: the fallback stands in for the main table alone."""
+    try:
+        yield
+    except SourceUnavailable as error:
+        raise DataError(f"data.joins: {error}") from error
 
 
 def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
@@ -131,10 +165,11 @@ class Shape:
         return table
 
 
-def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None]) -> None:
+def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None], before: list[str]) -> None:
     started = time.time()
     parts = sources.parts_of(data.source)
     shape, warnings = _shape(problem, data)
+    warnings = [*before, *warnings]
     say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
     staging = aside / "staging"
     staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))
@@ -192,7 +227,7 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     for join in data.joins:
         lookup, doubled = _lookup_table(join, columns)
         if doubled:
-            warnings.append(f"{doubled} rows of {join.source.path} repeat a key of an earlier row and were left out")
+            warnings.append(f"{doubled} rows of {join.source.name} repeat a key of an earlier row and were left out")
             log.warning(warnings[-1])
         lookups.append((join, lookup))
         columns.update(_types(lookup, exclude=join.keys))
@@ -226,10 +261,11 @@ def _given_contract(path: str) -> Contract:
 
 def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     """The table to join, one row a key, columns prefixed; and how many rows repeated a key."""
-    table = sources.read_all(join.source)
+    with _joining():
+        table = sources.read_all(join.source)
     missing = next((name for name in (*join.keys, *join.columns) if name not in table.column_names), None)
     if missing:
-        raise ConfigError(f"data.joins: {join.source.path} has no column '{missing}'.{nearest(missing, table.column_names)}")
+        raise ConfigError(f"data.joins: {join.source.name} has no column '{missing}'.{nearest(missing, table.column_names)}")
     absent = next((name for name in join.keys if name not in columns), None)
     if absent:
         raise ConfigError(f"data.joins: the main table has no column '{absent}' to join on.{nearest(absent, columns)}")
@@ -289,7 +325,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
-    return {"rows": rows, "bad": bad + len(bad_lines.reasons), "unlabelled": unlabelled, "first": first}
+    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first}
 
 
 def _divide(

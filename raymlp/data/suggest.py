@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from raymlp.config.data import CsvSource, ParquetSource
 from raymlp.config.problem import Problem
+from raymlp.config.sources import CsvSource, JsonSource, ParquetSource, Source
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import write_text
 from raymlp.core.records import Task
@@ -103,10 +103,12 @@ def left_out(table: pa.Table, profile: Profile, problem: Problem) -> dict[str, s
     return out
 
 
-def _source(data_file: Path) -> CsvSource | ParquetSource:
+def _source(data_file: Path) -> Source:
     path = str(data_file.resolve())
     if data_file.suffix in (".parquet", ".pq"):
         return ParquetSource(path=path)
+    if data_file.suffix in (".json", ".jsonl", ".ndjson"):
+        return JsonSource(path=path)
     part = sources.parts_of(CsvSource(path=path))[0]
     with io.TextIOWrapper(sources.open_stream(part), encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = [line for line, _ in zip(file, range(20), strict=False)]
@@ -127,7 +129,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _sample(source: CsvSource | ParquetSource) -> pa.Table:
+def _sample(source: Source) -> pa.Table:
     types = sources.schema_of(source)
     contract = Contract(columns={name: ColumnContract(type=kind) for name, kind in types.items()})
     tables, rows = [], 0
@@ -138,11 +140,11 @@ def _sample(source: CsvSource | ParquetSource) -> pa.Table:
             if rows >= SAMPLE_ROWS:
                 return pa.concat_tables(tables)
     if not rows:
-        raise DataError(f"{source.path} has no rows; expected some.")
+        raise DataError(f"{source.name} has no rows; expected some.")
     return pa.concat_tables(tables)
 
 
-def _experiment(problem: Problem, source: CsvSource | ParquetSource, dropped: dict[str, str], why: str, data_file: Path, rows: int) -> str:
+def _experiment(problem: Problem, source: Source, dropped: dict[str, str], why: str, data_file: Path, rows: int) -> str:
     settings: dict[str, Any] = source.model_dump(mode="json", exclude_defaults=True)
     lines = [
         "# @package _global_",

@@ -125,17 +125,19 @@ def _left_out(name: str, column: ColumnProfile, features: Features, problem: Pro
 
 def _role(name: str, column: ColumnProfile, features: Features) -> tuple[Role | None, str]:
     if name in (features.numeric or ()):
-        if column.type == "string":
+        if column.type in ("string", "bytes"):
             raise ConfigError(f"features.numeric names '{name}', which holds text; expected numbers. Set features.numeric.")
         return "numeric", "named in features.numeric"
     if name in (features.categorical or ()):
-        if column.type in ("float", "timestamp"):
+        if column.type in ("float", "timestamp", "bytes"):
             raise ConfigError(f"features.categorical names '{name}', which holds {column.type} values; expected text, bool or int.")
         return "categorical", "named in features.categorical"
     if name in features.text:
         if column.type != "string":
             raise ConfigError(f"features.text names '{name}', which holds {column.type} values; expected text. Set features.text.")
         return "text", "named in features.text"
+    if column.type == "bytes":
+        return None, "bytes: no step takes them"
     if column.type == "timestamp":
         if features.dates is None:
             return ("weekday", "hour"), "timestamp: weekday and hour"
@@ -316,7 +318,7 @@ def _cross(names: tuple[str, ...], features: Features, profile: Profile) -> Hash
         raise ConfigError(f"features.crosses holds [{', '.join(names)}]; expected two or more different columns. Set features.crosses.")
     for name in names:
         kind = profile.columns[name].type
-        if kind in ("float", "timestamp"):
+        if kind in ("float", "timestamp", "bytes"):
             raise ConfigError(f"features.crosses names '{name}', which holds {kind} values; expected text, bool or int.")
     return Hashed(columns=names, buckets=features.hash_size)
 

@@ -120,7 +120,7 @@ def test_bad_rows_go_to_quarantine_within_the_budget_and_stop_the_run_beyond(ray
     snapshot = prepare(PROBLEM, wrong, tmp_path / "out")
     assert snapshot.quarantined == 2
     kept = pq.read_table(snapshot.path / "quarantine")
-    assert sorted(kept.column(REASON).to_pylist()) == ["id is not of type int", "the row has 2 fields; expected 5"]
+    assert sorted(kept.column(REASON).to_pylist()) == ["id is not of type int", "row 1003 has 2 fields; expected 5"]
     with pytest.raises(ContractError, match=r"2 of 1,002 rows .*at most 0.1%.*a.csv: id is not of type int"):
         prepare(PROBLEM, wrong.model_copy(update={"max_bad_share": 0.001}), tmp_path / "strict")
     assert list((tmp_path / "strict" / "p").iterdir()) == []

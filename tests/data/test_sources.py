@@ -63,7 +63,7 @@ def test_ragged_rows_are_kept_aside_with_a_reason(tmp_path: Path) -> None:
     part = sources.parts_of(source)[0]
     tables = list(sources.read(source, part, sources.schema_of(source), batch_rows=10, bad=bad))
     assert pa.concat_tables(tables).num_rows == 2
-    assert bad.reasons == ["the row has 1 fields; expected 2"]
+    assert bad.reasons == ["row 3 has 1 fields; expected 2"]
 
 
 def test_a_late_value_of_another_type_comes_back_as_text(tmp_path: Path) -> None:
