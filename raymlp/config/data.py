@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from raymlp.config.privacy import Privacy
 from raymlp.config.section import Section
 
 
@@ -140,6 +141,9 @@ class Data(Section):
 
     split: Split
     """How rows are divided."""
+
+    privacy: Privacy = Privacy()
+    """What happens to personal data before a row reaches any file."""
 
     contract: str | None = None
     """A contract file (YAML) to enforce; null infers one from the training split."""

@@ -33,6 +33,7 @@ from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
 from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import Profile, column_type, merged, to_text
 from raymlp.data.split import SPLITS, assign
 from raymlp.data.target import Target
@@ -68,6 +69,9 @@ def snapshot_key(problem: Problem, data: Data) -> str:
     }
     if data.contract:
         facts["contract"] = _given_contract(data.contract).to_yaml()
+    privacy_key = key_for(data.privacy.columns)
+    if privacy_key is not None:
+        facts["privacy_key"] = privacy_key.check
     return digest_of(facts)
 
 
@@ -123,6 +127,7 @@ class Shape:
     columns: tuple[str, ...]
     contract: Contract
     target: str
+    key: PrivacyKey | None
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Joined and without the columns that are left out."""
@@ -151,8 +156,10 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
     contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
+    contract = contract.with_privacy(data.privacy.columns, shape.key)
     say(f"checking {len(contract.columns)} columns against the contract")
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract), len(parts))
+    seen = contract.without_privacy()
+    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
@@ -185,7 +192,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
-    types = sources.schema_of(data.source)
+    types = _as_written(sources.schema_of(data.source), data)
     lookups = []
     warnings = []
     columns = dict(types)
@@ -196,20 +203,38 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
             log.warning(warnings[-1])
         lookups.append((join, lookup))
         columns.update(_types(lookup, exclude=join.keys))
-    dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop}
+    rules = data.privacy.columns
+    given_up = tuple(name for name, rule in rules.items() if rule.kind == "drop")
+    dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop, "data.privacy.columns": given_up}
     named = {**dropped, "problem.target": (problem.target,), "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
         named["problem.time_column"] = (problem.time_column,)
     if hasattr(data.split, "column"):
         named["data.split.column"] = (data.split.column,)
+    named["data.privacy.columns"] = tuple(rules)
     for setting, names in named.items():
         missing = next((name for name in names if name not in columns), None)
         if missing:
             raise ConfigError(f"{setting} names '{missing}', which the data does not have.{nearest(missing, columns)} Set {setting}.")
+    if problem.target in rules and rules[problem.target].kind != "keep":
+        raise ConfigError(
+            f"data.privacy.columns names '{problem.target}', the target; expected other columns. Set data.privacy.columns."
+        )
     gone = {name for names in dropped.values() for name in names} - {problem.target}
     kept = tuple(name for name in columns if name not in gone)
-    contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=columns[n]) for n in kept})
-    return Shape(data, types, tuple(lookups), kept, contract, problem.target), warnings
+    after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
+    contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    key = key_for(rules)
+    contract = contract.with_privacy(rules, key)
+    return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key)), warnings
+
+
+def _as_written(types: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Column types of the source. What becomes a token is read from CSV as it is written: `0171` is not the number 171."""
+    if data.source.kind != "csv":
+        return types
+    tokens = [name for name, rule in data.privacy.columns.items() if makes_text(rule)]
+    return types | {name: "string" for name in tokens if types.get(name) in ("int", "float", "bool")}
 
 
 def _types(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
@@ -271,7 +296,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         if known is not None:
             unlabelled += shaped.num_rows - pc.sum(known).as_py()
             shaped = shaped.filter(known)
-        good, broken = shape.contract.check_table(shaped, where=part.path)
+        good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:
             first = f"{part.path}: {broken.column(REASON)[0].as_py()}"
