@@ -61,6 +61,8 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
         step.result(
             f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
         )
+        for warning in snapshot.warnings_of(made.path):
+            step.note(warning)
     return made
 
 

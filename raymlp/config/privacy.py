@@ -76,3 +76,26 @@ class Privacy(Section):
     columns: dict[str, Rule] = {}
     """Column to rule: keep, drop, mask, hash, pseudonymise or generalise, in short or with settings
     (`phone: {kind: mask, keep_last: 2}`). The bundle carries the rules, so that the endpoint does the same to a request."""
+
+    quasi_identifiers: tuple[str, ...] = ()
+    """Columns that together may point to a person (zip code, birth, sex): k-anonymity over them is counted after the rules
+    above and reported in the manifest. Empty counts none."""
+
+    min_k: int = Field(default=5, ge=2)
+    """Rows that each group of equal quasi-identifiers should have at least."""
+
+    min_k_action: Literal["warn", "stop"] = "warn"
+    """What happens when a group has fewer rows than `min_k`."""
+
+    retention_days: int | None = Field(default=None, ge=1)
+    """Days that a row is kept: older ones, and rows without a time, stay out of new snapshots, which are made anew each day (UTC).
+    `raymlp forget --expired` removes them from those there are. Null keeps all."""
+
+    retention_column: str = ""
+    """Timestamp column that tells the age of a row; needed with `retention_days`."""
+
+    @model_validator(mode="after")
+    def _retention_has_a_column(self) -> Self:
+        if self.retention_days is not None and not self.retention_column:
+            raise ValueError("retention_days is set without retention_column; expected the timestamp column that tells a row's age")
+        return self

@@ -33,6 +33,7 @@ from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
 from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.door import Door, Passage, oldest_kept, verdict
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import Profile, column_type, merged, to_text
 from raymlp.data.split import SPLITS, assign
@@ -72,6 +73,9 @@ def snapshot_key(problem: Problem, data: Data) -> str:
     privacy_key = key_for(data.privacy.columns)
     if privacy_key is not None:
         facts["privacy_key"] = privacy_key.check
+    oldest = oldest_kept(data.privacy)
+    if oldest is not None:
+        facts["oldest"] = oldest.isoformat()
     return digest_of(facts)
 
 
@@ -82,6 +86,11 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
     return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused)
+
+
+def warnings_of(path: Path) -> list[str]:
+    """What was noticed while a snapshot was made."""
+    return list(json.loads((path / "manifest.json").read_text())["warnings"])
 
 
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
@@ -142,10 +151,12 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     shape, warnings = _shape(problem, data)
     say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
     staging = aside / "staging"
-    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))
+    door = Door.of(data.privacy, len(parts))
+    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine", door.open(index)), len(parts))
     rows = sum(item["rows"] for item in staged)
     bad = sum(item["bad"] for item in staged)
     _hold_budget(data, bad, rows + bad, staged)
+    private, noticed = verdict(data.privacy, staged)
     if not rows:
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")
@@ -163,7 +174,9 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
-    _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started)
+    _finish(
+        problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings + noticed, started, private
+    )
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -217,16 +230,28 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
         if missing:
             raise ConfigError(f"{setting} names '{missing}', which the data does not have.{nearest(missing, columns)} Set {setting}.")
     if problem.target in rules and rules[problem.target].kind != "keep":
-        raise ConfigError(
-            f"data.privacy.columns names '{problem.target}', the target; expected other columns. Set data.privacy.columns."
-        )
+        raise ConfigError(f"data.privacy.columns names '{problem.target}', the target; expected other columns. Set data.privacy.columns.")
     gone = {name for names in dropped.values() for name in names} - {problem.target}
     kept = tuple(name for name in columns if name not in gone)
+    _require(kept, "data.privacy.quasi_identifiers", data.privacy.quasi_identifiers)
+    aged_by = data.privacy.retention_column if data.privacy.retention_days else ""
+    _require(kept, "data.privacy.retention_column", (aged_by,) if aged_by else ())
+    if aged_by and columns[aged_by] != "timestamp":
+        raise ConfigError(
+            f"data.privacy.retention_column '{aged_by}' is of type {columns[aged_by]}; expected timestamp. "
+            f"Set data.source.types.{aged_by}=timestamp, or data.privacy.retention_column."
+        )
     after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
     contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
     key = key_for(rules)
     contract = contract.with_privacy(rules, key)
     return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key)), warnings
+
+
+def _require(kept: Sequence[str], setting: str, names: Sequence[str]) -> None:
+    missing = next((name for name in names if name not in kept), None)
+    if missing is not None:
+        raise ConfigError(f"{setting} names '{missing}', which the snapshot does not have.{nearest(missing, kept)} Set {setting}.")
 
 
 def _as_written(types: dict[str, Any], data: Data) -> dict[str, Any]:
@@ -284,7 +309,7 @@ def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     return table
 
 
-def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quarantine: Path) -> dict[str, Any]:
+def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quarantine: Path, way: Passage) -> dict[str, Any]:
     """Read one part, write its good rows to staging and its bad rows to quarantine."""
     bad_lines = sources.BadRows()
     rows = bad = unlabelled = 0
@@ -297,6 +322,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
             unlabelled += shaped.num_rows - pc.sum(known).as_py()
             shaped = shaped.filter(known)
         good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
+        good = way.let_in(good)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:
             first = f"{part.path}: {broken.column(REASON)[0].as_py()}"
@@ -314,7 +340,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
-    return {"rows": rows, "bad": bad + len(bad_lines.reasons), "unlabelled": unlabelled, "first": first}
+    return {"rows": rows, "bad": bad + len(bad_lines.reasons), "unlabelled": unlabelled, "first": first, **way.facts()}
 
 
 def _divide(
@@ -423,6 +449,7 @@ def _finish(
     unlabelled: int,
     warnings: list[str],
     started: float,
+    private: dict[str, Any],
 ) -> None:
     (aside / "profile.json").write_text(to_json(profile.to_dict(), indent=None))
     (aside / "contract.yaml").write_text(contract.to_yaml())
@@ -441,6 +468,7 @@ def _finish(
         "unlabelled": unlabelled,
         "quarantined": bad,
         "warnings": warnings,
+        **private,
         "schema": {name: rule.type for name, rule in contract.columns.items()},
         "files": files,
     }
