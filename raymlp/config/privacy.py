@@ -94,6 +94,11 @@ class Privacy(Section):
     retention_column: str = ""
     """Timestamp column that tells the age of a row; needed with `retention_days`."""
 
+    encrypt_snapshots: bool = False
+    """Write the Parquet files and the profile of a snapshot encrypted, with the key in `RAYMLP_SNAPSHOT_KEY` (32 characters or
+    more), which every process that reads them then needs. The manifest and the contract stay readable; two snapshots of the same
+    rows have different digests."""
+
     @model_validator(mode="after")
     def _retention_has_a_column(self) -> Self:
         if self.retention_days is not None and not self.retention_column:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
@@ -31,7 +30,7 @@ from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
-from raymlp.data import sources
+from raymlp.data import parquet, sources
 from raymlp.data.contract import REASON, ColumnContract, Contract
 from raymlp.data.door import Door, Passage, oldest_kept, verdict
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
@@ -41,7 +40,6 @@ from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-ROW_GROUP = 65_536
 
 
 def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
@@ -110,12 +108,12 @@ def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> 
     wanted = list(columns) if columns is not None else None
     if not files:
         raise DataError(f"{path} has no rows in the split '{split}'; expected some.")
-    return pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+    return pa.concat_tables([parquet.read(file, wanted) for file in files])
 
 
 def load_profile(path: Path) -> Profile:
     """Profile of the training split."""
-    return Profile.from_dict(json.loads((path / "profile.json").read_text()))
+    return Profile.from_dict(json.loads(parquet.unsealed_text(path / "profile.json")))
 
 
 def load_contract(path: Path) -> Contract:
@@ -137,6 +135,7 @@ class Shape:
     contract: Contract
     target: str
     key: PrivacyKey | None
+    seal: parquet.SnapshotKey | None
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Joined and without the columns that are left out."""
@@ -163,14 +162,14 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     codes = assign(data.split, _split_keys(problem, data, staging, len(parts)))
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
-    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None), len(parts))
+    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, shape.seal), len(parts))
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
     contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
     contract = contract.with_privacy(data.privacy.columns, shape.key)
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen), len(parts))
+    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen, shape.seal), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
@@ -245,7 +244,7 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
     key = key_for(rules)
     contract = contract.with_privacy(rules, key)
-    return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key)), warnings
+    return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key), parquet.key_of(data.privacy)), warnings
 
 
 def _require(kept: Sequence[str], setting: str, names: Sequence[str]) -> None:
@@ -314,7 +313,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
     bad_lines = sources.BadRows()
     rows = bad = unlabelled = 0
     first = ""
-    good_file, bad_file = _Writer(staging / f"part-{index:05}.parquet"), _Writer(quarantine / f"part-{index:05}.parquet")
+    good_file, bad_file = (parquet.Writer(folder / f"part-{index:05}.parquet", shape.seal) for folder in (staging, quarantine))
     for table in sources.read(shape.data.source, part, shape.types, batch_rows=shape.data.batch_rows, bad=bad_lines):
         shaped = shape.rows(table)
         known = pc.is_valid(shaped.column(shape.target)) if shape.target in shaped.column_names else None
@@ -344,16 +343,22 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
 
 
 def _divide(
-    staging: Path, index: int, codes: NDArray[np.int8], aside: Path, splits: Sequence[str], contract: Contract | None
+    staging: Path,
+    index: int,
+    codes: NDArray[np.int8],
+    aside: Path,
+    splits: Sequence[str],
+    contract: Contract | None,
+    seal: parquet.SnapshotKey | None,
 ) -> dict[str, Any]:
     """Write the rows of some splits of one staged part. Training rows are profiled; held-out rows are checked."""
     profile = Profile()
     bad, first = 0, ""
     path = staging / f"part-{index:05}.parquet"
-    writers = {name: _Writer(aside / name / path.name) for name in splits}
-    bad_file = _Writer(aside / "quarantine" / f"held-out-{index:05}.parquet")
+    writers = {name: parquet.Writer(aside / name / path.name, seal) for name in splits}
+    bad_file = parquet.Writer(aside / "quarantine" / f"held-out-{index:05}.parquet", seal)
     start = 0
-    for table in _batches(path):
+    for table in parquet.batches(path, key=seal) if path.exists() else ():
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
         for name, writer in writers.items():
@@ -371,38 +376,11 @@ def _divide(
     return {"profile": to_json(profile.to_dict(), indent=None), "bad": bad, "first": first}
 
 
-class _Writer:
-    """A Parquet file that exists only if rows were written to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file: pq.ParquetWriter | None = None
-
-    def write(self, table: pa.Table) -> None:
-        if not table.num_rows:
-            return
-        if self.file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = pq.ParquetWriter(self.path, table.schema, compression="zstd")
-        self.file.write_table(table, row_group_size=ROW_GROUP)
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _batches(path: Path) -> Iterator[pa.Table]:
-    if path.exists():
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP):
-                yield pa.Table.from_batches([batch])
-
-
 def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDArray[Any]:
     rule = data.split
     name = getattr(rule, "column", problem.target)
     files = [staging / f"part-{index:05}.parquet" for index in range(parts)]
-    column = pa.concat_tables([pq.read_table(file, columns=[name]) for file in files if file.exists()]).column(0)
+    column = pa.concat_tables([parquet.read(file, [name]) for file in files if file.exists()]).column(0)
     if type(rule) is RandomSplit:
         return np.zeros(len(column))
     if column.null_count:
@@ -451,10 +429,11 @@ def _finish(
     started: float,
     private: dict[str, Any],
 ) -> None:
-    (aside / "profile.json").write_text(to_json(profile.to_dict(), indent=None))
+    text = to_json(profile.to_dict(), indent=None)
+    (aside / "profile.json").write_text(parquet.sealed_text(text, parquet.key_of(data.privacy)))
     (aside / "contract.yaml").write_text(contract.to_yaml())
     files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
-    rows = {name: sum(pq.read_metadata(file).num_rows for file in split_files(aside, name)) for name in SPLITS}
+    rows = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
     manifest = {
         "format": FORMAT,
         "problem": problem.name,
