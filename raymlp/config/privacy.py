@@ -96,7 +96,7 @@ class Privacy(Section):
 
     encrypt_snapshots: bool = False
     """Write the Parquet files and the profile of a snapshot encrypted, with the key in `RAYMLP_SNAPSHOT_KEY` (32 characters or
-    more), which every process that reads them then needs. The manifest and the contract stay readable; two snapshots of the same
+    more), which every process that reads them then needs. The manifest and the contract (types and ranges, no example) stay readable; two snapshots of the same
     rows have different digests."""
 
     @model_validator(mode="after")

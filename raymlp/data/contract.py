@@ -115,6 +115,10 @@ class Contract(Section):
         """The same for rows that are already transformed."""
         return Contract(columns={name: rule.model_copy(update={"privacy": None}) for name, rule in self.columns.items()})
 
+    def without_examples(self) -> Contract:
+        """The same without values of rows."""
+        return Contract(columns={name: rule.model_copy(update={"example": None}) for name, rule in self.columns.items()})
+
     def key(self, given: PrivacyKey | None = None) -> PrivacyKey | None:
         """The key that the rules need: the given one, or the environment's. Raises ConfigError when it is missing or another."""
         rules = {name: rule.privacy for name, rule in self.columns.items() if rule.privacy is not None}

@@ -234,13 +234,14 @@ def _lower_end(number: Any, width: float) -> Any:
         return number // int(width) * int(width)
     if type(number) not in (int, float):
         raise TypeError
-    if not math.isfinite(number):
-        return number
-    return math.floor(number / width + EDGE) * width
+    place = number / width
+    return math.floor(place + EDGE + abs(place) * ROUNDING) * width if abs(place) < MOST_WIDTHS else number
 
 
-EDGE = 1e-9
-"""Share of a width by which a number may lie below an edge and still count as on it: an edge must map to itself after rounding."""
+EDGE, ROUNDING = 1e-9, 4.5e-16
+"""By how much, absolutely and relatively, a place may lie below an edge and still be on it: an edge must map to itself again."""
+MOST_WIDTHS = 2**40
+"""A number of more widths stays as it is, as do infinity and NaN: such ranges are as fine as the number's own digits."""
 
 
 def _period_start(moment: Any, rule: Generalise) -> datetime:
@@ -261,7 +262,7 @@ def _generalised(array: pa.ChunkedArray, rule: Generalise) -> pa.ChunkedArray:
         step = int(width)
         whole = [pa.array(_floored(chunk, step), pa.int64(), mask=_nulls(chunk)) for chunk in array.chunks]
         return pa.chunked_array(whole, pa.int64())
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         chunks = [pa.array(_lower_ends(chunk, width), pa.float64(), mask=_nulls(chunk)) for chunk in array.chunks]
     return pa.chunked_array(chunks, pa.float64())
 
@@ -272,7 +273,8 @@ def _floored(chunk: pa.Array, step: int) -> Any:
 
 def _lower_ends(chunk: pa.Array, width: float) -> Any:
     values = pc.cast(chunk, pa.float64()).to_numpy(zero_copy_only=False)
-    return np.where(np.isfinite(values), np.floor(values / width + EDGE) * width, values)
+    places = values / width
+    return np.where(np.abs(places) < MOST_WIDTHS, np.floor(places + EDGE + np.abs(places) * ROUNDING) * width, values)
 
 
 def _nulls(chunk: pa.Array) -> Any:

@@ -167,6 +167,7 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     Target.fit(problem, profile)
     contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
     contract = contract.with_privacy(data.privacy.columns, shape.key)
+    contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
     held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen, shape.seal), len(parts))
