@@ -96,8 +96,8 @@ class Privacy(Section):
 
     encrypt_snapshots: bool = False
     """Write the Parquet files and the profile of a snapshot encrypted, with the key in `RAYMLP_SNAPSHOT_KEY` (32 characters or
-    more), which every process that reads them then needs. The manifest and the contract (types and ranges, no example) stay readable; two snapshots of the same
-    rows have different digests."""
+    more), which every process that reads them then needs. The manifest and the contract (types and ranges, no example) stay
+    readable; two snapshots of the same rows have different digests."""
 
     @model_validator(mode="after")
     def _retention_has_a_column(self) -> Self:

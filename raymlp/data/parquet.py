@@ -25,6 +25,8 @@ KEY_VARIABLE = "RAYMLP_SNAPSHOT_KEY"
 MIN_KEY_CHARACTERS = 32
 ENCRYPTED = b"PARE"
 """First bytes of a Parquet file whose footer is encrypted."""
+SEALED = '{"encrypted":'
+"""First characters of an encrypted text file."""
 MASTER = "snapshot"
 ROW_GROUP = 65_536
 NONCE_BYTES = 12
@@ -143,13 +145,18 @@ def sealed_text(text: str, key: SnapshotKey | None) -> str:
     return text if key is None else json.dumps({"encrypted": key.wrap(text.encode())})
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether a text file is an encrypted one."""
+    with path.open() as file:
+        return file.read(len(SEALED)) == SEALED
+
+
 def unsealed_text(path: Path, key: SnapshotKey | None = None) -> str:
     """The text that `sealed_text` was given. Raises ConfigError without a key, DataError for another key."""
-    text = path.read_text()
-    if not text.startswith('{"encrypted":'):
-        return text
+    if not is_sealed(path):
+        return path.read_text()
     try:
-        return (key or environment_key()).unwrap(json.loads(text)["encrypted"]).decode()
+        return (key or environment_key()).unwrap(json.loads(path.read_text())["encrypted"]).decode()
     except OSError as error:
         raise DataError(f"{path} cannot be decrypted: {error}. Set {KEY_VARIABLE} to the key it was written with.") from None
 
