@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raymlp.pipeline import (
         deploy,
         evaluate,
+        forget,
         load_predictor,
         monitor,
         plan,
@@ -47,6 +48,7 @@ _HOMES = {
         (
             "deploy",
             "evaluate",
+            "forget",
             "load_predictor",
             "monitor",
             "plan",
@@ -66,6 +68,7 @@ __all__ = [
     "Config",
     "deploy",
     "evaluate",
+    "forget",
     "load_config",
     "load_predictor",
     "monitor",

@@ -175,6 +175,27 @@ def retrain(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
+def forget(
+    overrides: Overrides = None,
+    key: Annotated[str, typer.Option(help="COLUMN=VALUE: remove the rows whose raw value this is.")] = "",
+    expired: Annotated[bool, typer.Option("--expired", help="Remove the rows older than data.privacy.retention_days.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and remove nothing.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Remove a person's rows from snapshots, prediction log and labels, and name the models trained on them."""
+    from raymlp import pipeline
+    from raymlp.core.errors import ConfigError
+
+    config = _config(overrides, verbose)
+    column, sign, value = key.partition("=")
+    if key and not (column and sign and value):
+        raise ConfigError("--key has no COLUMN=VALUE; expected, for example, --key email=ann@example.org.")
+    with _running(config) as story:
+        result = pipeline.forget(config, (column, value) if key else None, expired=expired, dry_run=dry_run, story=story)
+    _done({"models to retrain": ", ".join(result.models) or "none", "snapshots": ", ".join(result.snapshots) or "none"})
+
+
+@app.command()
 def run(overrides: Overrides = None, verbose: Verbose = False) -> None:
     """The whole life: prepare, train, evaluate, register, deploy, replay, monitor, retrain, roll out."""
     from raymlp import life

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from raymlp.config.data import TimeSplit
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config
-from raymlp.core.errors import GateRefused
+from raymlp.core.errors import ConfigError, GateRefused
 from raymlp.core.records import (
     Decision,
     Endpoint,
     Evaluation,
+    ForgetResult,
     MonitorReport,
     PlanReport,
     Registration,
@@ -61,6 +62,8 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
         step.result(
             f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
         )
+        for warning in snapshot.warnings_of(made.path):
+            step.note(warning)
     return made
 
 
@@ -318,6 +321,40 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
         )
         step.note(str(decision))
     return RolloutResult(decision, requests, evidence.challenger.requests)
+
+
+def forget(
+    config: Config, key: tuple[str, str] | None = None, *, expired: bool = False, dry_run: bool = False, story: Story | None = None
+) -> ForgetResult:
+    """Remove the rows of a person (`key` is a column and a value) or, with `expired`, those older than `data.privacy.retention_days`,
+    from all snapshots of the problem, the prediction log and the labels; name the registered models that saw them.
+
+    Not while a job reads a snapshot. The source is not touched: remove the rows there first, or `prepare` reads them again.
+    """
+    from raymlp.data import forget as forgetting
+    from raymlp.data.door import oldest_kept
+
+    root, name, privacy = storage_root(config.runtime), config.problem.name, config.data.privacy
+    places = {"snapshots": root / "snapshots" / name, "log": root / "predictions" / name, "labels": label_folder(config)}
+    if (key is None) != expired:
+        raise ConfigError("forget needs either a column with a value or expired; expected one of them. Set --key or --expired.")
+    with (story or SilentStory()).step("forget") as step:
+        if key is not None:
+            wanted = forgetting.person(places["snapshots"], *key, privacy.columns)
+        elif privacy.retention_days is None:
+            raise ConfigError("data.privacy.retention_days is not set; expected the days that a row is kept. Set it with retention_column.")
+        else:
+            wanted = forgetting.Wanted(privacy.retention_column, oldest=oldest_kept(privacy))
+        found = forgetting.forget(wanted, **places, dry_run=dry_run)
+        models = _store(config).trained_on(name, found.digests) if found.snapshots else ()
+        rows = sum(found.snapshots.values())
+        step.result(
+            f"{'would remove ' if dry_run else ''}{rows:,} rows of {len(found.snapshots)} snapshots, {found.log_rows:,} of the log, "
+            f"{found.labels:,} labels; {len(models)} models were trained on those snapshots"
+        )
+        for note in found.notes:
+            step.note(note)
+    return ForgetResult(found.snapshots, found.log_rows, found.labels, models, found.notes, dry_run)
 
 
 def undeploy(config: Config) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from raymlp.config.privacy import Privacy
 from raymlp.config.section import Section
 from raymlp.config.sources import ColumnType as ColumnType
 from raymlp.config.sources import CsvSource as CsvSource
@@ -112,6 +113,9 @@ class Data(Section):
 
     split: Split
     """How rows are divided."""
+
+    privacy: Privacy = Privacy()
+    """What happens to personal data before a row reaches any file."""
 
     contract: str | None = None
     """A contract file (YAML) to enforce; null infers one from the training split."""

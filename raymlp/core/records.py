@@ -165,6 +165,19 @@ class PlanReport:
 
 
 @dataclass(frozen=True)
+class ForgetResult:
+    """What was removed: rows by snapshot, rows of the prediction log, labels; the registered versions that were trained on the
+    touched snapshots; and what was passed over. With `dry_run`, what would be."""
+
+    snapshots: Mapping[str, int]
+    log_rows: int
+    labels: int
+    models: tuple[str, ...]
+    notes: tuple[str, ...]
+    dry_run: bool
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """The whole life of a model: title, seconds and outcome of each step; where the results lie; when what happened."""
 

@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError, model_validator
 
 from raymlp.config.data import ColumnType
+from raymlp.config.privacy import Rule
 from raymlp.config.section import Section
 from raymlp.core.errors import ConfigError, DataError, RequestError, nearest
+from raymlp.data.privacy import KEY_VARIABLE, PrivacyKey, key_for, makes_text, needs_key, single, transformed
 from raymlp.data.profile import Profile, column_type, to_text
 
 ARROW: dict[ColumnType, pa.DataType] = {
@@ -46,11 +48,17 @@ class ColumnContract(Section):
     """Values allowed, as text; empty allows any. Only a person closes a set of categories; inference leaves it open."""
     example: bool | int | float | str | None = None
     """A typical value, shown in the endpoint's documentation."""
+    privacy: Rule | None = None
+    """What is done to a raw value before anything else; the rest of the contract speaks of the result."""
+    privacy_key: str = ""
+    """Check value of the key that `privacy` needs, so that another key is refused."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"minimum is {self.minimum:g}; expected at most maximum ({self.maximum:g})")
+        if self.privacy is not None and makes_text(self.privacy) and self.type != "string":
+            raise ValueError(f"type is {self.type} with privacy {self.privacy.kind}; expected string")
         return self
 
 
@@ -92,10 +100,49 @@ class Contract(Section):
         """The contract of some columns, in the given order."""
         return Contract(columns={name: self.columns[name] for name in names})
 
+    def with_privacy(self, rules: Mapping[str, Rule], key: PrivacyKey | None) -> Contract:
+        """The same with privacy rules on some columns. A value of a person is no example."""
+        columns = dict(self.columns)
+        for name, rule in rules.items():
+            if name in columns:
+                changes: dict[str, Any] = {"privacy": rule, "privacy_key": key.check if key is not None and needs_key(rule) else ""}
+                if rule.kind != "keep":
+                    changes["example"] = None
+                if makes_text(rule):
+                    changes |= {"type": "string", "minimum": None, "maximum": None}
+                columns[name] = columns[name].model_copy(update=changes)
+        return Contract(columns=columns)
+
+    def without_privacy(self) -> Contract:
+        """The same for rows that are already transformed."""
+        return Contract(columns={name: rule.model_copy(update={"privacy": None}) for name, rule in self.columns.items()})
+
+    def without_examples(self) -> Contract:
+        """The same without values of rows."""
+        return Contract(columns={name: rule.model_copy(update={"example": None}) for name, rule in self.columns.items()})
+
+    def key(self, given: PrivacyKey | None = None) -> PrivacyKey | None:
+        """The key that the rules need: the given one, or the environment's. Raises ConfigError when it is missing or another."""
+        rules = {name: rule.privacy for name, rule in self.columns.items() if rule.privacy is not None}
+        if not any(map(needs_key, rules.values())):
+            return None
+        key = given or key_for(rules)
+        for name, rule in self.columns.items():
+            if key is not None and rule.privacy_key and rule.privacy_key != key.check:
+                raise ConfigError(
+                    f"{KEY_VARIABLE} is another key than the one that '{name}' was transformed with: its check value is {key.check}; "
+                    f"expected {rule.privacy_key}. Set {KEY_VARIABLE} to the key of the training data."
+                )
+        return key
+
     def to_yaml(self) -> str:
         import yaml
 
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        for name, rule in self.columns.items():
+            if rule.privacy is not None:
+                plain["columns"][name]["privacy"] = rule.privacy.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "contract") -> Self:
@@ -111,9 +158,12 @@ class Contract(Section):
 
     # ------------------------------------------------------------------ whole batches
 
-    def check_table(self, table: pa.Table, *, where: str = "the source") -> tuple[pa.Table, pa.Table]:
+    def check_table(self, table: pa.Table, *, where: str = "the source", key: PrivacyKey | None = None) -> tuple[pa.Table, pa.Table]:
         """Split a batch into rows that keep the contract (cast to its types) and rows that break it (as text,
-        with the reason in `raymlp_reason`). Raises DataError when a column is missing."""
+        with the reason in `raymlp_reason`), both with the privacy rules applied. `key` is the environment's when not given.
+
+        Raises DataError when a column is missing, ConfigError when a rule needs a key and there is none."""
+        key = self.key(key)
         missing = [name for name in self.columns if name not in table.column_names]
         if missing:
             raise DataError(
@@ -123,9 +173,14 @@ class Contract(Section):
         reasons = np.full(table.num_rows, None, dtype=object)
         bad_rows = np.zeros(table.num_rows, dtype=bool)
         columns = []
+        hidden: dict[str, pa.ChunkedArray] = {}
         for name, rule in self.columns.items():
             array = table.column(name)
-            cast, unreadable = _cast(array, rule.type)
+            if rule.privacy is None or rule.privacy.kind == "keep":
+                cast, unreadable = _cast(array, rule.type)
+            else:
+                cast, unreadable = _cast_raw(array, rule.type)
+                cast = hidden[name] = transformed(cast, name, rule.privacy, key)
             columns.append(cast)
             for bad, reason in ((unreadable, f"{name} is not of type {rule.type}"), *_broken(name, cast, unreadable, rule)):
                 reasons[bad & ~bad_rows] = reason
@@ -133,18 +188,21 @@ class Contract(Section):
         typed = pa.table(columns, names=list(self.columns))
         if not bad_rows.any():
             return typed, typed.slice(0, 0)
-        text = {name: _in_quarantine(table.column(name)) for name in self.columns}
+        text = {name: _in_quarantine(hidden.get(name, table.column(name))) for name in self.columns}
         broken = pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(bad_rows))
         return typed.filter(pa.array(~bad_rows)), broken
 
     # ------------------------------------------------------------------ one row, as the endpoint meets it
 
-    def row_checker(self) -> Callable[[Any, str], Row]:
-        """A function that turns one JSON row into typed values or raises RequestError naming the field.
+    def row_checker(self, *, key: PrivacyKey | None = None) -> Callable[[Any, str], Row]:
+        """A function that turns one JSON row into typed values, privacy rules applied, or raises RequestError naming the field.
 
         Every column must be there (null where nullable), no other may be; numbers are not read from text.
+        Raises ConfigError when a rule needs a key and there is none.
         """
-        checks = {name: _value_checker(rule) for name, rule in self.columns.items()}
+        key = self.key(key)
+        checks = {name: _private_checker(name, rule, key) for name, rule in self.columns.items()}
+        private = {name for name, rule in self.columns.items() if rule.privacy is not None}
         nullable = {name for name, rule in self.columns.items() if rule.nullable}
         names = list(checks)
 
@@ -163,7 +221,8 @@ class Contract(Section):
                 try:
                     typed[name] = convert(value)
                 except (TypeError, ValueError, OverflowError):
-                    raise RequestError(f"{where}.{name}", _show(value), self.describe(name)) from None
+                    found = f"a value ({type(value).__name__})" if name in private else _show(value)
+                    raise RequestError(f"{where}.{name}", found, self.describe(name)) from None
             if len(row) > len(names) or not row.keys() <= checks.keys():
                 extra = next((str(key) for key in row if key not in checks), None)
                 if extra is not None:
@@ -179,6 +238,8 @@ class Contract(Section):
         rule = self.columns[name]
         noun = {"bool": "true or false", "int": "a whole number", "float": "a number", "string": "text", "bytes": "base64 text"}
         words = noun.get(rule.type, "a timestamp in ISO 8601, as 2013-07-01T09:00:00Z")
+        if rule.privacy is not None and makes_text(rule.privacy):
+            words = "text or a whole number"
         if rule.categories:
             words = "one of " + ", ".join(rule.categories)
         if rule.minimum is not None or rule.maximum is not None:
@@ -228,6 +289,14 @@ def _cast(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, 
         return pa.chunked_array([pa.array(read, ARROW[wanted])]), lost
 
 
+def _cast_raw(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, Any]:
+    """`_cast` of a raw column to be transformed: 7.0 is the text `7`, as a whole number with nulls often comes as a float."""
+    if wanted != "string" or not pa.types.is_floating(array.type):
+        return _cast(array, wanted)
+    whole, unreadable = _cast(array, "int")
+    return _cast(whole, "string")[0], unreadable
+
+
 def _text_reader(wanted: ColumnType) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         try:
@@ -270,6 +339,18 @@ def _broken(name: str, array: pa.ChunkedArray, unreadable: Any, rule: ColumnCont
         unknown = ~known.to_numpy(zero_copy_only=False) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
         found.append((unknown, f"{name} is not one of its categories"))
     return found
+
+
+def _private_checker(name: str, rule: ColumnContract, key: PrivacyKey | None) -> Callable[[Any], Any]:
+    """One value of a request: the raw value's type, then the transform, then what the contract says of the result."""
+    check = _value_checker(rule)
+    if rule.privacy is None:
+        return check
+    convert = single(name, rule.privacy, key)
+    if rule.type == "string":
+        return lambda value: check(convert(value))
+    readable = _value_checker(ColumnContract(type=rule.type))
+    return lambda value: check(convert(readable(value)))
 
 
 def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:

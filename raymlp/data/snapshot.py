@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
@@ -32,15 +31,16 @@ from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, ContractError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
-from raymlp.data import sources
+from raymlp.data import parquet, sources
 from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.door import Door, Passage, oldest_kept, verdict
+from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import Profile, column_type, merged, to_text
 from raymlp.data.split import SPLITS, assign
 from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
 FORMAT = 2
-ROW_GROUP = 65_536
 
 
 def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
@@ -93,6 +93,12 @@ def snapshot_key(problem: Problem, data: Data) -> str:
     }
     if data.contract:
         facts["contract"] = _given_contract(data.contract).to_yaml()
+    privacy_key = key_for(data.privacy.columns)
+    if privacy_key is not None:
+        facts["privacy_key"] = privacy_key.check
+    oldest = oldest_kept(data.privacy)
+    if oldest is not None:
+        facts["oldest"] = oldest.isoformat()
     return digest_of(facts)
 
 
@@ -114,6 +120,11 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
     return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused)
 
 
+def warnings_of(path: Path) -> list[str]:
+    """What was noticed while a snapshot was made."""
+    return list(json.loads((path / "manifest.json").read_text())["warnings"])
+
+
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
     """Columns a snapshot would have, with their types, without reading the rows. Raises as `prepare` would."""
     shape, _ = _shape(problem, data)
@@ -131,12 +142,12 @@ def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> 
     wanted = list(columns) if columns is not None else None
     if not files:
         raise DataError(f"{path} has no rows in the split '{split}'; expected some.")
-    return pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+    return pa.concat_tables([parquet.read(file, wanted) for file in files])
 
 
 def load_profile(path: Path) -> Profile:
     """Profile of the training split."""
-    return Profile.from_dict(json.loads((path / "profile.json").read_text()))
+    return Profile.from_dict(json.loads(parquet.unsealed_text(path / "profile.json")))
 
 
 def load_contract(path: Path) -> Contract:
@@ -157,6 +168,8 @@ class Shape:
     columns: tuple[str, ...]
     contract: Contract
     target: str
+    key: PrivacyKey | None
+    seal: parquet.SnapshotKey | None
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Joined and without the columns that are left out."""
@@ -172,26 +185,33 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     warnings = [*before, *warnings]
     say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
     staging = aside / "staging"
-    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))
+    door = Door.of(data.privacy, len(parts))
+    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine", door.open(index)), len(parts))
     rows = sum(item["rows"] for item in staged)
     bad = sum(item["bad"] for item in staged)
     _hold_budget(data, bad, rows + bad, staged)
+    private, noticed = verdict(data.privacy, staged)
     if not rows:
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")
     codes = assign(data.split, _split_keys(problem, data, staging, len(parts)))
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
-    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None), len(parts))
+    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, shape.seal), len(parts))
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
     contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
+    contract = contract.with_privacy(data.privacy.columns, shape.key)
+    contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract), len(parts))
+    seen = contract.without_privacy()
+    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen, shape.seal), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
-    _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started)
+    _finish(
+        problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings + noticed, started, private
+    )
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -220,7 +240,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
-    types = sources.schema_of(data.source)
+    types = _as_written(sources.schema_of(data.source), data)
     lookups = []
     warnings = []
     columns = dict(types)
@@ -231,20 +251,50 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
             log.warning(warnings[-1])
         lookups.append((join, lookup))
         columns.update(_types(lookup, exclude=join.keys))
-    dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop}
+    rules = data.privacy.columns
+    given_up = tuple(name for name, rule in rules.items() if rule.kind == "drop")
+    dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop, "data.privacy.columns": given_up}
     named = {**dropped, "problem.target": (problem.target,), "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
         named["problem.time_column"] = (problem.time_column,)
     if hasattr(data.split, "column"):
         named["data.split.column"] = (data.split.column,)
+    named["data.privacy.columns"] = tuple(rules)
     for setting, names in named.items():
         missing = next((name for name in names if name not in columns), None)
         if missing:
             raise ConfigError(f"{setting} names '{missing}', which the data does not have.{nearest(missing, columns)} Set {setting}.")
+    if problem.target in rules and rules[problem.target].kind != "keep":
+        raise ConfigError(f"data.privacy.columns names '{problem.target}', the target; expected other columns. Set data.privacy.columns.")
     gone = {name for names in dropped.values() for name in names} - {problem.target}
     kept = tuple(name for name in columns if name not in gone)
-    contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=columns[n]) for n in kept})
-    return Shape(data, types, tuple(lookups), kept, contract, problem.target), warnings
+    _require(kept, "data.privacy.quasi_identifiers", data.privacy.quasi_identifiers)
+    aged_by = data.privacy.retention_column if data.privacy.retention_days else ""
+    _require(kept, "data.privacy.retention_column", (aged_by,) if aged_by else ())
+    if aged_by and columns[aged_by] != "timestamp":
+        raise ConfigError(
+            f"data.privacy.retention_column '{aged_by}' is of type {columns[aged_by]}; expected timestamp. "
+            f"Set data.source.types.{aged_by}=timestamp, or data.privacy.retention_column."
+        )
+    after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
+    contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    key = key_for(rules)
+    contract = contract.with_privacy(rules, key)
+    return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key), parquet.key_of(data.privacy)), warnings
+
+
+def _require(kept: Sequence[str], setting: str, names: Sequence[str]) -> None:
+    missing = next((name for name in names if name not in kept), None)
+    if missing is not None:
+        raise ConfigError(f"{setting} names '{missing}', which the snapshot does not have.{nearest(missing, kept)} Set {setting}.")
+
+
+def _as_written(types: dict[str, Any], data: Data) -> dict[str, Any]:
+    """Column types of the source. What becomes a token is read from CSV as it is written: `0171` is not the number 171."""
+    if data.source.kind != "csv":
+        return types
+    tokens = [name for name, rule in data.privacy.columns.items() if makes_text(rule)]
+    return types | {name: "string" for name in tokens if types.get(name) in ("int", "float", "bool")}
 
 
 def _types(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
@@ -295,19 +345,20 @@ def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     return table
 
 
-def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quarantine: Path) -> dict[str, Any]:
+def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quarantine: Path, way: Passage) -> dict[str, Any]:
     """Read one part, write its good rows to staging and its bad rows to quarantine."""
     bad_lines = sources.BadRows()
     rows = bad = unlabelled = 0
     first = ""
-    good_file, bad_file = _Writer(staging / f"part-{index:05}.parquet"), _Writer(quarantine / f"part-{index:05}.parquet")
+    good_file, bad_file = (parquet.Writer(folder / f"part-{index:05}.parquet", shape.seal) for folder in (staging, quarantine))
     for table in sources.read(shape.data.source, part, shape.types, batch_rows=shape.data.batch_rows, bad=bad_lines):
         shaped = shape.rows(table)
         known = pc.is_valid(shaped.column(shape.target)) if shape.target in shaped.column_names else None
         if known is not None:
             unlabelled += shaped.num_rows - pc.sum(known).as_py()
             shaped = shaped.filter(known)
-        good, broken = shape.contract.check_table(shaped, where=part.path)
+        good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
+        good = way.let_in(good)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:
             first = f"{part.path}: {broken.column(REASON)[0].as_py()}"
@@ -325,20 +376,26 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
-    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first}
+    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first, **way.facts()}
 
 
 def _divide(
-    staging: Path, index: int, codes: NDArray[np.int8], aside: Path, splits: Sequence[str], contract: Contract | None
+    staging: Path,
+    index: int,
+    codes: NDArray[np.int8],
+    aside: Path,
+    splits: Sequence[str],
+    contract: Contract | None,
+    seal: parquet.SnapshotKey | None,
 ) -> dict[str, Any]:
     """Write the rows of some splits of one staged part. Training rows are profiled; held-out rows are checked."""
     profile = Profile()
     bad, first = 0, ""
     path = staging / f"part-{index:05}.parquet"
-    writers = {name: _Writer(aside / name / path.name) for name in splits}
-    bad_file = _Writer(aside / "quarantine" / f"held-out-{index:05}.parquet")
+    writers = {name: parquet.Writer(aside / name / path.name, seal) for name in splits}
+    bad_file = parquet.Writer(aside / "quarantine" / f"held-out-{index:05}.parquet", seal)
     start = 0
-    for table in _batches(path):
+    for table in parquet.batches(path, key=seal) if path.exists() else ():
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
         for name, writer in writers.items():
@@ -356,38 +413,11 @@ def _divide(
     return {"profile": to_json(profile.to_dict(), indent=None), "bad": bad, "first": first}
 
 
-class _Writer:
-    """A Parquet file that exists only if rows were written to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file: pq.ParquetWriter | None = None
-
-    def write(self, table: pa.Table) -> None:
-        if not table.num_rows:
-            return
-        if self.file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = pq.ParquetWriter(self.path, table.schema, compression="zstd")
-        self.file.write_table(table, row_group_size=ROW_GROUP)
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _batches(path: Path) -> Iterator[pa.Table]:
-    if path.exists():
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP):
-                yield pa.Table.from_batches([batch])
-
-
 def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDArray[Any]:
     rule = data.split
     name = getattr(rule, "column", problem.target)
     files = [staging / f"part-{index:05}.parquet" for index in range(parts)]
-    column = pa.concat_tables([pq.read_table(file, columns=[name]) for file in files if file.exists()]).column(0)
+    column = pa.concat_tables([parquet.read(file, [name]) for file in files if file.exists()]).column(0)
     if type(rule) is RandomSplit:
         return np.zeros(len(column))
     if column.null_count:
@@ -434,11 +464,13 @@ def _finish(
     unlabelled: int,
     warnings: list[str],
     started: float,
+    private: dict[str, Any],
 ) -> None:
-    (aside / "profile.json").write_text(to_json(profile.to_dict(), indent=None))
+    text = to_json(profile.to_dict(), indent=None)
+    (aside / "profile.json").write_text(parquet.sealed_text(text, parquet.key_of(data.privacy)))
     (aside / "contract.yaml").write_text(contract.to_yaml())
     files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
-    rows = {name: sum(pq.read_metadata(file).num_rows for file in split_files(aside, name)) for name in SPLITS}
+    rows = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
     manifest = {
         "format": FORMAT,
         "problem": problem.name,
@@ -452,6 +484,7 @@ def _finish(
         "unlabelled": unlabelled,
         "quarantined": bad,
         "warnings": warnings,
+        **private,
         "schema": {name: rule.type for name, rule in contract.columns.items()},
         "files": files,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from raymlp.config.sources import CsvSource, JsonSource, ParquetSource, Source
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import write_text
 from raymlp.core.records import Task
-from raymlp.data import sources
+from raymlp.data import pii, sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.leakage import LEAK, single_column_score
 from raymlp.data.profile import ColumnProfile, Profile
@@ -59,8 +60,10 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
     task, positive, why = guess_task(profile.columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
     dropped = left_out(table, profile, problem)
-    text = _experiment(problem, source, dropped, why, data_file, table.num_rows)
+    personal = pii.scan(table, known=(target,))
+    text = _experiment(problem, source, dropped, why, data_file, table.num_rows, personal)
     remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {reason}" for column, reason in dropped.items())]
+    remarks += [f"{found.column} looks like {found.words}: see data.privacy in the file" for found in personal]
     times = [column for column, facts in profile.columns.items() if facts.type == "timestamp"]
     if times:
         remarks.append(f"rows have a time ({times[0]}): if the future is to be predicted, use data.split.kind=time")
@@ -144,7 +147,15 @@ def _sample(source: Source) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _experiment(problem: Problem, source: Source, dropped: dict[str, str], why: str, data_file: Path, rows: int) -> str:
+def _experiment(
+    problem: Problem,
+    source: Source,
+    dropped: dict[str, str],
+    why: str,
+    data_file: Path,
+    rows: int,
+    personal: Sequence[pii.Finding],
+) -> str:
     settings: dict[str, Any] = source.model_dump(mode="json", exclude_defaults=True)
     lines = [
         "# @package _global_",
@@ -161,6 +172,9 @@ def _experiment(problem: Problem, source: Source, dropped: dict[str, str], why: 
     lines += [f"    {key}: {_flow(value)}" for key, value in settings.items() if key != "kind"]
     kind = "random" if problem.task == "regression" else "stratified"
     lines += ["  split:", f"    kind: {kind}  # random | stratified | group | time", "    valid: 0.15", "    test: 0.15"]
+    if personal:
+        lines += ["  # privacy:  # columns that look personal, and what could be done before a row reaches any file", "  #   columns:"]
+        lines += [f"  #     {_flow(found.column)}: {_flow(found.proposal)}  # {found.words}" for found in personal]
     if dropped or problem.task == "regression":
         lines += ["", "features:"]
     if problem.task == "regression":

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymlp.core.files import to_json
+from raymlp.data import parquet
 from raymlp.data.profile import Profile, merged
 from raymlp.features.plan import FeaturePlan
 
@@ -41,8 +41,7 @@ def transform_dataset(dataset: Any, plan: FeaturePlan) -> Any:
 
 def _read(files: pa.Table, columns: list[str]) -> Iterator[pa.Table]:
     for file in files.column("file").to_pylist():
-        for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
-            yield pa.Table.from_batches([batch])
+        yield from parquet.batches(file, columns, rows=BATCH_ROWS)
 
 
 def _profile(table: pa.Table) -> pa.Table:

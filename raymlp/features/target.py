@@ -10,16 +10,16 @@ Legend: F folds, I ids, K outputs (classes, or 1), B rows.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raymlp.data import parquet
 from raymlp.data.target import Target
 from raymlp.features.ids import IdStep
 from raymlp.features.steps import Lookup
@@ -90,9 +90,11 @@ def count(files: Sequence[str], steps: Sequence[tuple[IdStep, int]], target: Tar
     sums = [Sums.empty(folds, ids.size, target.outputs) for ids, folds in steps]
     columns = list(dict.fromkeys([*(name for ids, _ in steps for name in ids.columns), target.column]))
     for file in files:
-        for start, table in _batches(file, columns):
+        start = 0
+        for table in parquet.batches(file, columns, rows=BATCH_ROWS):
             answers, usable = one_hot(target, table)
-            table, folds = table.filter(pa.array(usable)), folds_of(file, start, len(usable))[usable]
+            folds = folds_of(file, start, len(usable))[usable]
+            start, table = start + len(usable), table.filter(pa.array(usable))
             for (ids, _), total in zip(steps, sums, strict=True):
                 total.add(folds, ids.batch(table), answers[usable])
     return sums
@@ -105,13 +107,6 @@ def one_hot(target: Target, table: pa.Table) -> tuple[Floats, NDArray[np.bool_]]
     if target.task == "multiclass":
         return (np.where(usable, values, -1)[:, None] == np.arange(target.outputs)).astype(np.float64), usable
     return values[:, None], usable
-
-
-def _batches(file: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-    start = 0
-    for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
-        yield start, pa.Table.from_batches([batch])
-        start += batch.num_rows
 
 
 def _means(answers: Floats, rows: Floats, smoothing: float) -> Floats:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raymlp.core.errors import BundleError, RequestError
 from raymlp.core.records import Task
 from raymlp.data.contract import REASON, Row, table_of
+from raymlp.data.privacy import routing_key_hider
 from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.model.nets import build_net
 
@@ -64,12 +65,14 @@ class Predictor:
         except RuntimeError as error:
             raise BundleError(f"the weights of {bundle.path} do not fit its net: {error}") from None
         self.net.eval().float()
-        self.check: Callable[[Any, str], Row] = bundle.contract.row_checker()
+        key = bundle.contract.key()
+        self.check: Callable[[Any, str], Row] = bundle.contract.row_checker(key=key)
+        self.hide_routing_key: Callable[[str], str] = routing_key_hider(key)
         self._row = bundle.plan.row_executor()
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Load a verified bundle. Raises BundleError."""
+        """Load a verified bundle. Raises BundleError, and ConfigError when its privacy rules need a key that is not there."""
         return cls(load_bundle(path))
 
     def predict(self, rows: Sequence[Row] | pa.Table) -> Prediction:

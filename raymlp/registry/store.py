@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,13 @@ class Store:
                 self._client.delete_registered_model_alias(name, alias)
             else:
                 self._client.set_registered_model_alias(name, alias, version)
+
+    def trained_on(self, name: str, snapshots: Collection[str]) -> tuple[str, ...]:
+        """Versions of a model, as `name/version`, whose training run used one of the snapshots (digests); oldest first."""
+        versions = self._client.search_model_versions(f"name='{name}'")
+        runs = {item.run_id for item in versions}
+        used = {run: self._client.get_run(run).data.tags.get("raymlp.snapshot") for run in runs}
+        return tuple(f"{name}/{number}" for number in sorted(int(item.version) for item in versions if used[item.run_id] in snapshots))
 
     def _fetch(self, version: Any) -> Path:
         """The version's bundle under the storage folder, downloaded once."""

@@ -203,6 +203,7 @@ class ModelServer:
             key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
             label = state.routes.choose(key)
             predictor = state.loaded[label].predictor
+            key = predictor.hide_routing_key(key)
             typed = [predictor.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
             answer = await _answers(predictor, typed)
             body = orjson.dumps({"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id})

@@ -6,6 +6,7 @@ from typing import Any
 
 from raymlp.core.records import Task
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.privacy import makes_text
 
 Json = dict[str, Any]
 TYPES: dict[str, Json] = {
@@ -79,6 +80,8 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
 
 def _column(rule: ColumnContract, description: str) -> Json:
     kind = dict(TYPES[rule.type])
+    if rule.privacy is not None and makes_text(rule.privacy):
+        return {"type": ["string", "integer", *(["null"] if rule.nullable else [])], "description": description}
     if rule.nullable:
         kind["type"] = [kind["type"], "null"]
     kind |= {part: value for part, value in (("minimum", rule.minimum), ("maximum", rule.maximum)) if value is not None}

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raymlp.data import parquet
 from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 from raymlp.features.target import folds_of
@@ -105,16 +105,16 @@ def packed_files(files: pa.Table, plan: FeaturePlan, *, training: bool) -> Itera
     """Packed rows of the Parquet files named in the column `file`, a part at a time; `training` ones are encoded out of fold."""
     for name in files.column("file").to_pylist():
         start = 0
-        for batch in pq.ParquetFile(name).iter_batches(PACK_ROWS, columns=columns_of(plan)):
-            yield pack(pa.Table.from_batches([batch]), plan, folds_of(name, start, batch.num_rows) if training else None)
-            start += batch.num_rows
+        for table in parquet.batches(name, columns_of(plan), rows=PACK_ROWS):
+            yield pack(table, plan, folds_of(name, start, table.num_rows) if training else None)
+            start += table.num_rows
 
 
 def usable_in_files(files: pa.Table, target: Target) -> Iterator[pa.Table]:
     """Number of rows with a usable answer, as `rows`, in parts of the Parquet files named in the column `file`."""
     for name in files.column("file").to_pylist():
-        for batch in pq.ParquetFile(name).iter_batches(PACK_ROWS, columns=[target.column]):
-            yield pa.table({"rows": [int(_answers(pa.Table.from_batches([batch]), target)[1].sum())]})
+        for table in parquet.batches(name, [target.column], rows=PACK_ROWS):
+            yield pa.table({"rows": [int(_answers(table, target)[1].sum())]})
 
 
 def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:

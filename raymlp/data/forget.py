@@ -1,0 +1,317 @@
+"""Rows taken out of snapshots, the prediction log and the labels: one person's, or those that are too old.
+
+A snapshot is otherwise never changed. Here it is written anew beside itself and swapped in; its manifest gets the new digests
+and a note of the event, without the value. Rows that still wait in a replica's memory, and reports made earlier, are not reached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymlp.config.privacy import Generalise, Hash, Mask, Pseudonymise, Rule
+from raymlp.core.errors import ConfigError, DataError, nearest
+from raymlp.core.files import digest_of, sha256_file, to_json
+from raymlp.data import parquet
+from raymlp.data.contract import Contract
+from raymlp.data.door import is_kept
+from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
+from raymlp.data.profile import Profile, to_text
+from raymlp.data.snapshot import load_contract, split_files
+from raymlp.data.split import SPLITS
+
+INPUT = "in."
+"""Prefix of the inputs' columns in the prediction log."""
+BEFORE = "before-forget"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to remove: rows whose `column` holds one of `forms`, or, with `oldest`, rows whose `column` is before it.
+    `routing_keys` are looked for in the prediction log as well, inputs there only when `by_input`."""
+
+    column: str
+    by_input: bool = True
+    forms: frozenset[str] = frozenset()
+    routing_keys: frozenset[str] = frozenset()
+    oldest: datetime | None = None
+
+    def rows(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Which values are wanted; null is none of them, but without a time a row is too old."""
+        if self.oldest is not None:
+            return pc.invert(is_kept(column, self.oldest)) if pa.types.is_timestamp(column.type) else _none_of(column)
+        return pc.fill_null(pc.is_in(to_text(column), value_set=_as_texts(self.forms, column.type)), False)
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was removed: snapshots by name with the rows and every digest they had; rows of the log; labels; what was passed over."""
+
+    snapshots: Mapping[str, int]
+    digests: frozenset[str]
+    log_rows: int
+    labels: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def person(folder: Path, column: str, value: str, rules: Mapping[str, Rule]) -> Wanted:
+    """The rows of one person: `value` as it is, and as every hash or pseudonym that the column has in a snapshot under `folder` or
+    in `rules`, the present settings.
+
+    Raises ConfigError when such a column needs a key that is missing or another, and when the column is masked or generalised
+    everywhere; DataError when no snapshot has the column.
+    """
+    contracts = [load_contract(path) for path in snapshots_in(folder)]
+    names = dict.fromkeys(name for contract in contracts for name in contract.columns)
+    if contracts and column not in names:
+        raise DataError(f"no snapshot has a column '{column}'; expected one of {', '.join(names)}.{nearest(column, names)} Set --key.")
+    used = [contract.columns[column].privacy for contract in contracts if column in contract.columns]
+    blurred = [isinstance(rule, Mask | Generalise) for rule in used]
+    if blurred and all(blurred):
+        raise ConfigError(
+            f"'{column}' is masked or generalised in every snapshot: several people share a value. Set --key to another column."
+        )
+    found = {repr(rule): rule for rule in [*used, rules.get(column)] if isinstance(rule, Hash | Pseudonymise)}
+    key = _key(contracts, [*found.values(), *rules.values()])
+    forms = {value, *(str(single(column, rule, key)(value)) for rule in found.values())}
+    return Wanted(column, not any(blurred), frozenset(forms), frozenset({value, routing_key_hider(key)(value)}))
+
+
+def forget(wanted: Wanted, *, snapshots: Path, log: Path, labels: Path, dry_run: bool = False) -> Forgotten:
+    """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, and the labels of those predictions.
+
+    `dry_run` only counts. Each snapshot and each file is either as before or as after; started again, it goes on where it stopped.
+    """
+    recover(snapshots)
+    counts: dict[str, int] = {}
+    digests: set[str] = set()
+    notes: list[str] = []
+    for path in snapshots_in(snapshots):
+        if wanted.column not in load_contract(path).columns:
+            notes.append(f"snapshot {path.name} has no column '{wanted.column}' and was left as it is")
+            continue
+        if wanted.oldest is None and isinstance(load_contract(path).columns[wanted.column].privacy, Mask | Generalise):
+            notes.append(f"snapshot {path.name} has '{wanted.column}' masked or generalised and was left as it is")
+            continue
+        rows, seen = _in_snapshot(path, wanted, dry_run=dry_run)
+        if rows:
+            counts[path.name] = rows
+            digests |= seen
+    log_rows, ids = _in_log(log, wanted, notes, dry_run=dry_run)
+    return Forgotten(counts, frozenset(digests), log_rows, _in_labels(labels, ids, dry_run=dry_run), tuple(notes))
+
+
+def snapshots_in(folder: Path) -> list[Path]:
+    """The snapshots of a problem, oldest first."""
+    found = [path.parent for path in folder.glob(f"[!.]*/{MANIFEST}")]
+    return sorted(found, key=lambda path: (json.loads((path / MANIFEST).read_text())["created"], path.name))
+
+
+# ---------------------------------------------------------------------- snapshots
+
+
+def _in_snapshot(path: Path, wanted: Wanted, *, dry_run: bool) -> tuple[int, set[str]]:
+    """Rows removed from a snapshot, and every digest it ever had."""
+    hits = {file: count for file in sorted(path.rglob("*.parquet")) if (count := _count(file, wanted.column, wanted.rows))}
+    rows = sum(hits.values())
+    manifest = json.loads((path / MANIFEST).read_text())
+    if rows and not dry_run:
+        with _swapped(path) as aside:
+            for file in sorted(item for item in path.rglob("*") if item.is_file()):
+                place = aside / file.relative_to(path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if file in hits:
+                    _rewrite(file, place, wanted.column, wanted.rows)
+                elif file.name != MANIFEST:
+                    _link(file, place)
+            if any(file.parent.name == "train" for file in hits):
+                _describe_again(aside, wanted)
+            manifest = _noted(manifest, aside, wanted, rows)
+            (aside / MANIFEST).write_text(to_json(manifest))
+    return rows, {manifest["digest"], *(event["digest_before"] for event in manifest.get("forgotten", ()))}
+
+
+def _describe_again(aside: Path, wanted: Wanted) -> None:
+    """Profile of the training rows that are left; an example that names the person goes."""
+    profile = Profile()
+    for file in split_files(aside, "train"):
+        for table in parquet.batches(file):
+            profile.update(table)
+    old = aside / "profile.json"
+    key = parquet.environment_key() if parquet.is_sealed(old) else None
+    old.unlink()
+    old.write_text(parquet.sealed_text(to_json(profile.to_dict(), indent=None), key))
+    contract = load_contract(aside)
+    if str(contract.columns[wanted.column].example) in wanted.forms:
+        (aside / "contract.yaml").unlink()
+        (aside / "contract.yaml").write_text(_without_example(contract, wanted.column).to_yaml())
+
+
+def _without_example(contract: Contract, column: str) -> Contract:
+    changed = contract.columns[column].model_copy(update={"example": None})
+    return Contract(columns={**contract.columns, column: changed})
+
+
+def _noted(manifest: dict[str, Any], aside: Path, wanted: Wanted, rows: int) -> dict[str, Any]:
+    """The manifest of what is left, with the event."""
+    files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
+    left = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
+    quarantined = sum(parquet.num_rows(file) for file in (aside / "quarantine").glob("*.parquet"))
+    event = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "column": wanted.column,
+        "why": "a person" if wanted.oldest is None else f"older than {wanted.oldest.date()}",
+        "rows": rows,
+        "digest_before": manifest["digest"],
+    }
+    return {
+        **manifest,
+        "files": files,
+        "digest": digest_of(files),
+        "rows": {name: count for name, count in left.items() if count},
+        "quarantined": quarantined,
+        "forgotten": [*manifest.get("forgotten", ()), event],
+    }
+
+
+@contextmanager
+def _swapped(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` when the body ends well. The old one is removed last."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    before = path.with_name(f".{path.name}.{BEFORE}")
+    aside.mkdir()
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
+    os.replace(path, before)
+    os.replace(aside, path)
+    shutil.rmtree(before)
+
+
+def recover(folder: Path) -> None:
+    """Finish what a process that died between two renames left: the old snapshot comes back, or goes when the new one is there."""
+    for before in folder.glob(f".*.{BEFORE}"):
+        path = before.with_name(before.name.removeprefix(".").removesuffix(f".{BEFORE}"))
+        if path.exists():
+            shutil.rmtree(before)
+        else:
+            os.replace(before, path)
+
+
+# ---------------------------------------------------------------------- the prediction log and the labels
+
+
+def _in_log(folder: Path, wanted: Wanted, notes: list[str], *, dry_run: bool) -> tuple[int, set[str]]:
+    """Rows removed from the log, and the predictions they belong to."""
+    removed, ids = 0, set[str]()
+    named = 0
+    files = sorted(folder.glob("[!.]*.parquet"))
+    for file in files:
+        table = parquet.read(file)
+        named += wanted.oldest is not None or (wanted.by_input and INPUT + wanted.column in table.column_names)
+        gone = _logged(table, wanted)
+        count = pc.sum(gone).as_py() or 0
+        if count:
+            removed += count
+            ids |= set(table.filter(gone).column("prediction_id").to_pylist())
+            if not dry_run:
+                _replace(file, table.filter(pc.invert(gone)))
+    if files and not named:
+        notes.append(f"the prediction log does not tell people apart by '{wanted.column}': its rows were looked for by routing key alone")
+    return removed, ids
+
+
+def _logged(table: pa.Table, wanted: Wanted) -> pa.ChunkedArray:
+    if wanted.oldest is not None:
+        return wanted.rows(table.column("time"))
+    keys = pa.array(sorted(wanted.routing_keys), pa.string())
+    gone = pc.fill_null(pc.is_in(table.column("routing_key"), value_set=keys), False)
+    name = INPUT + wanted.column
+    return pc.or_(gone, wanted.rows(table.column(name))) if wanted.by_input and name in table.column_names else gone
+
+
+def _in_labels(folder: Path, ids: set[str], *, dry_run: bool) -> int:
+    removed = 0
+    wanted = pa.array(sorted(ids), pa.string())
+    for file in sorted(folder.glob("[!.]*.parquet")) if ids else ():
+        table = parquet.read(file)
+        gone = pc.is_in(table.column("prediction_id"), value_set=wanted)
+        count = pc.sum(gone).as_py() or 0
+        removed += count
+        if count and not dry_run:
+            _replace(file, table.filter(pc.invert(gone)))
+    return removed
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _count(file: Path, column: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> int:
+    return sum(pc.sum(test(table.column(column))).as_py() or 0 for table in parquet.batches(file, [column]))
+
+
+def _rewrite(file: Path, place: Path, column: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> None:
+    """The rows of a file that do not pass the test, encrypted as the file is; no file when none is left."""
+    key = parquet.environment_key() if parquet.is_encrypted(file) else None
+    writer = parquet.Writer(place, key)
+    for table in parquet.batches(file):
+        writer.write(table.filter(pc.invert(test(table.column(column)))))
+    writer.close()
+
+
+def _replace(file: Path, table: pa.Table) -> None:
+    """The file with other rows, at once; without rows it goes."""
+    if not table.num_rows:
+        file.unlink()
+        return
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    writer = parquet.Writer(aside)
+    writer.write(table)
+    writer.close()
+    os.replace(aside, file)
+
+
+def _link(file: Path, place: Path) -> None:
+    """The same file in another folder, without a copy where the file system can."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copy2(file, place)
+
+
+def _as_texts(forms: frozenset[str], kind: pa.DataType) -> pa.Array:
+    """The forms as the texts that a column of a type has for them: `1.50` is `1.5` among numbers."""
+    texts = set(forms)
+    for form in forms:
+        try:
+            texts.add(pc.cast(pc.cast(pa.scalar(form), kind), pa.string()).as_py())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    return pa.array(sorted(texts), pa.string())
+
+
+def _none_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(np.zeros(len(column), dtype=bool))])
+
+
+def _key(contracts: Sequence[Contract], rules: Sequence[Rule]) -> PrivacyKey | None:
+    """The key, when anything needs one; it must be the one that every snapshot was made with."""
+    keys = [key for contract in contracts if (key := contract.key()) is not None]
+    if keys:
+        return keys[0]
+    return environment_key("a column is hashed or pseudonymised") if any(map(needs_key, rules)) else None

@@ -1,0 +1,193 @@
+"""The one door to the Parquet files of snapshots: written and read here, encrypted or not.
+
+Encrypted files use Parquet modular encryption with encrypted footers, so that not even the schema shows. Each file has keys of
+its own, wrapped (AES-256-GCM) by the key in `RAYMLP_SNAPSHOT_KEY`, which is in no file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlp.config.privacy import Privacy
+from raymlp.core.errors import ConfigError, DataError
+
+KEY_VARIABLE = "RAYMLP_SNAPSHOT_KEY"
+MIN_KEY_CHARACTERS = 32
+ENCRYPTED = b"PARE"
+"""First bytes of a Parquet file whose footer is encrypted."""
+SEALED = '{"encrypted":'
+"""First characters of an encrypted text file."""
+MASTER = "snapshot"
+ROW_GROUP = 65_536
+NONCE_BYTES = 12
+
+
+class SnapshotKey:
+    """The key that wraps the files' keys. Its representation says nothing about it."""
+
+    def __init__(self, secret: str) -> None:
+        self._key = hmac.digest(secret.encode(), b"raymlp snapshots: wrap", "sha256")
+
+    def __repr__(self) -> str:
+        return "SnapshotKey(***)"
+
+    def wrap(self, key: bytes) -> str:
+        """Bytes as text that only this key opens: a file's key, or a small file."""
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        nonce = os.urandom(NONCE_BYTES)
+        return base64.b64encode(nonce + AESGCM(self._key).encrypt(nonce, key, MASTER.encode())).decode()
+
+    def unwrap(self, wrapped: str | bytes) -> bytes:
+        """What was wrapped. Raises OSError, which is what pyarrow raises for broken files, when another key did it."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        data = base64.b64decode(wrapped)
+        try:
+            return AESGCM(self._key).decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], MASTER.encode())
+        except InvalidTag:
+            raise OSError("it was encrypted with another key, or was changed since") from None
+
+
+def environment_key() -> SnapshotKey:
+    """The key of this process. Raises ConfigError that names the variable when it is missing or short."""
+    secret = os.environ.get(KEY_VARIABLE, "")
+    if len(secret) < MIN_KEY_CHARACTERS:
+        found = f"has {len(secret)} characters" if secret else "is not set"
+        raise ConfigError(
+            f"{KEY_VARIABLE} {found}, and the snapshot is encrypted; expected a secret of at least {MIN_KEY_CHARACTERS} characters. "
+            f"Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))', keep it safe, and set {KEY_VARIABLE}."
+        )
+    return SnapshotKey(secret)
+
+
+def key_of(privacy: Privacy) -> SnapshotKey | None:
+    """The key to write with, when snapshots are to be encrypted. Raises ConfigError when it is missing or short."""
+    return environment_key() if privacy.encrypt_snapshots else None
+
+
+class Writer:
+    """A Parquet file that exists only if rows were written to it; encrypted when there is a key."""
+
+    def __init__(self, path: Path, key: SnapshotKey | None = None) -> None:
+        self.path, self.key = path, key
+        self.file: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = pq.ParquetWriter(self.path, table.schema, compression="zstd", encryption_properties=_encryption(self.key))
+        self.file.write_table(table, row_group_size=ROW_GROUP)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def is_encrypted(path: Path | str) -> bool:
+    """Whether a Parquet file cannot be read without the key."""
+    with open(path, "rb") as file:
+        return file.read(len(ENCRYPTED)) == ENCRYPTED
+
+
+@contextmanager
+def opened(path: Path | str, key: SnapshotKey | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read from; an encrypted one with the given key or the environment's.
+
+    Raises ConfigError when there is none, DataError that names the file when it is another one or the file is broken.
+    """
+    secret = (key or environment_key()) if is_encrypted(path) else None
+    try:
+        with pq.ParquetFile(path, decryption_properties=_decryption(secret)) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        if secret is None:
+            raise
+        raise DataError(f"{path} cannot be decrypted: {error}. Set {KEY_VARIABLE} to the key it was written with.") from error
+
+
+def batches(
+    path: Path | str, columns: Sequence[str] | None = None, *, rows: int = ROW_GROUP, key: SnapshotKey | None = None
+) -> Iterator[pa.Table]:
+    """The rows of a file, at most `rows` at a time."""
+    with opened(path, key) as file:
+        for batch in file.iter_batches(batch_size=rows, columns=None if columns is None else list(columns)):
+            yield pa.Table.from_batches([batch])
+
+
+def read(path: Path | str, columns: Sequence[str] | None = None, *, key: SnapshotKey | None = None) -> pa.Table:
+    """A whole file, in memory."""
+    with opened(path, key) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def num_rows(path: Path | str, *, key: SnapshotKey | None = None) -> int:
+    """Rows of a file, from its footer."""
+    with opened(path, key) as file:
+        return int(file.metadata.num_rows)
+
+
+def sealed_text(text: str, key: SnapshotKey | None) -> str:
+    """A small text file beside the Parquet files: as it is, or inside `{"encrypted": ...}` when there is a key."""
+    return text if key is None else json.dumps({"encrypted": key.wrap(text.encode())})
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a text file is an encrypted one."""
+    with path.open() as file:
+        return file.read(len(SEALED)) == SEALED
+
+
+def unsealed_text(path: Path, key: SnapshotKey | None = None) -> str:
+    """The text that `sealed_text` was given. Raises ConfigError without a key, DataError for another key."""
+    if not is_sealed(path):
+        return path.read_text()
+    try:
+        return (key or environment_key()).unwrap(json.loads(path.read_text())["encrypted"]).decode()
+    except OSError as error:
+        raise DataError(f"{path} cannot be decrypted: {error}. Set {KEY_VARIABLE} to the key it was written with.") from None
+
+
+def _factory(key: SnapshotKey) -> Any:
+    import pyarrow.parquet.encryption as pe
+
+    class Kms(pe.KmsClient):  # type: ignore[misc]
+        """Wraps and unwraps in this process."""
+
+        def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> str:
+            return key.wrap(key_bytes)
+
+        def unwrap_key(self, wrapped_key: str, master_key_identifier: str) -> bytes:
+            return key.unwrap(wrapped_key)
+
+    return pe.CryptoFactory(lambda _: Kms()), pe.KmsConnectionConfig()
+
+
+def _encryption(key: SnapshotKey | None) -> Any:
+    import pyarrow.parquet.encryption as pe
+
+    if key is None:
+        return None
+    factory, connection = _factory(key)
+    settings = pe.EncryptionConfiguration(footer_key=MASTER, uniform_encryption=True, plaintext_footer=False, data_key_length_bits=256)
+    return factory.file_encryption_properties(connection, settings)
+
+
+def _decryption(key: SnapshotKey | None) -> Any:
+    if key is None:
+        return None
+    factory, connection = _factory(key)
+    return factory.file_decryption_properties(connection)
