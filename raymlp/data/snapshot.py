@@ -6,6 +6,7 @@ second divides it by the split rule and profiles the training rows. Only the spl
     train/ valid/ test/ live/   Parquet parts
     quarantine/                 rows that broke the contract, as text, with the reason
     profile.json contract.yaml manifest.json
+    profile-SPLIT.json association.json   what the profile page shows beside the training profile
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
+from raymlp.data.association import Association, Outline, merged_associations
 from raymlp.data.contract import REASON, ColumnContract, Contract
 from raymlp.data.profile import Profile, column_type, merged, to_text
 from raymlp.data.split import SPLITS, assign
 from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 ROW_GROUP = 65_536
 
 
@@ -100,9 +102,18 @@ def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> 
     return pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
 
 
-def load_profile(path: Path) -> Profile:
-    """Profile of the training split."""
-    return Profile.from_dict(json.loads((path / "profile.json").read_text()))
+def load_profile(path: Path, split: str = "train") -> Profile:
+    """Profile of a split; that of a split without rows is empty."""
+    file = path / ("profile.json" if split == "train" else f"profile-{split}.json")
+    return Profile.from_dict(json.loads(file.read_text())) if split == "train" or file.is_file() else Profile()
+
+
+def load_association(path: Path) -> Association:
+    """How columns of the training split move with the target and with each other. Raises DataError when the snapshot has none."""
+    try:
+        return Association.from_json((path / "association.json").read_text())
+    except OSError:
+        raise DataError(f"{path} was made by an older version and has no association.json. Prepare the data again.") from None
 
 
 def load_contract(path: Path) -> Contract:
@@ -148,14 +159,15 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
     profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None), len(parts))
-    profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
-    Target.fit(problem, profile)
+    profile = _profile_of(profiled, "train")
+    outline = Outline.of(profile, Target.fit(problem, profile))
     contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
     say(f"checking {len(contract.columns)} columns against the contract")
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract), len(parts))
+    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract, outline), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
+    _write_page_data(aside, held_out)
     _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started)
 
 
@@ -293,10 +305,20 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
 
 
 def _divide(
-    staging: Path, index: int, codes: NDArray[np.int8], aside: Path, splits: Sequence[str], contract: Contract | None
+    staging: Path,
+    index: int,
+    codes: NDArray[np.int8],
+    aside: Path,
+    splits: Sequence[str],
+    contract: Contract | None,
+    outline: Outline | None = None,
 ) -> dict[str, Any]:
-    """Write the rows of some splits of one staged part. Training rows are profiled; held-out rows are checked."""
-    profile = Profile()
+    """Write and profile the rows of some splits of one staged part. Held-out rows are checked.
+
+    With an outline the training rows, which were written before, are read for how columns move together.
+    """
+    profiles = {name: Profile() for name in splits}
+    association = Association(outline) if outline else None
     bad, first = 0, ""
     path = staging / f"part-{index:05}.parquet"
     writers = {name: _Writer(aside / name / path.name) for name in splits}
@@ -305,6 +327,8 @@ def _divide(
     for table in _batches(path):
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
+        if association is not None:
+            association.update(table.filter(pa.array(piece == SPLITS.index("train"))))
         for name, writer in writers.items():
             chosen = table.filter(pa.array(piece == SPLITS.index(name)))
             if contract is not None and name != "live":
@@ -312,12 +336,31 @@ def _divide(
                 bad += broken.num_rows
                 first = first or (f"{name}: {broken.column(REASON)[0].as_py()}" if broken.num_rows else "")
                 bad_file.write(broken)
-            if name == "train":
-                profile.update(chosen)
+            if chosen.num_rows or name == "train":
+                profiles[name].update(chosen)
             writer.write(chosen)
     for writer in (*writers.values(), bad_file):
         writer.close()
-    return {"profile": to_json(profile.to_dict(), indent=None), "bad": bad, "first": first}
+    return {
+        "profiles": to_json({name: profile.to_dict() for name, profile in profiles.items()}, indent=None),
+        "association": to_json(association.to_dict(), indent=None) if association else "",
+        "bad": bad,
+        "first": first,
+    }
+
+
+def _profile_of(results: list[dict[str, Any]], split: str) -> Profile:
+    return merged(Profile.from_dict(json.loads(item["profiles"])[split]) for item in results)
+
+
+def _write_page_data(aside: Path, held_out: list[dict[str, Any]]) -> None:
+    """Profiles of the held-out splits that have rows, and the association of the training split."""
+    for split in SPLITS[1:]:
+        profile = _profile_of(held_out, split)
+        if profile.rows:
+            (aside / f"profile-{split}.json").write_text(to_json(profile.to_dict(), indent=None))
+    association = merged_associations(Association.from_json(item["association"]) for item in held_out)
+    (aside / "association.json").write_text(to_json(association.to_dict(), indent=None))
 
 
 class _Writer:

@@ -15,10 +15,10 @@ from scipy.special import erfc
 from raymlp.config.monitor import Monitor
 from raymlp.core.metrics import METRICS, gain, margin, readable, readable_interval, resample
 from raymlp.core.records import Finding, Task
+from raymlp.data.distribution import Distribution
+from raymlp.data.drift import chi_square_test, shown
 from raymlp.data.profile import ColumnProfile
 from raymlp.data.target import Target
-from raymlp.monitor.distribution import Distribution
-from raymlp.monitor.drift import chi_square_test, shown
 
 Floats = NDArray[np.float64]
 SAMPLES, SEED = 200, 0

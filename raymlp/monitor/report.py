@@ -12,8 +12,8 @@ import numpy as np
 from raymlp.config.monitor import Monitor
 from raymlp.core.files import to_json, write_text
 from raymlp.core.records import Finding, MonitorReport, as_plain
+from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.monitor.distribution import Distribution
 from raymlp.runtime.page import FAINT, INK, MODEL, OTHER, axes, drawing, plain, render
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.monitor.distribution import Distribution
 
 
 def profile(values: object) -> ColumnProfile:

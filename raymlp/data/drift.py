@@ -19,8 +19,8 @@ from scipy.special import chdtrc, kolmogorov
 
 from raymlp.config.monitor import Monitor
 from raymlp.core.records import Finding
+from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.monitor.distribution import Distribution
 
 Floats = NDArray[np.float64]
 NUM_BINS = 10
