@@ -38,6 +38,7 @@ def test_the_sdk_is_the_list_that_was_promised() -> None:
         "load_config",
         "plan",
         "prepare",
+        "profile",
         "train",
         "tune",
         "evaluate",

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -98,10 +98,11 @@ class Outline:
 
 @dataclass(frozen=True)
 class Answers:
-    """The target within one bin: upper edge or category (None for missing values, "" for all other categories), its rows,
-    the mean answer with its 95 % interval, or the shares of the classes, which sum to 1."""
+    """The target within one bin: its upper edge or category and its rows; the mean answer with its 95 % interval, or the
+    shares of the classes, which sum to 1."""
 
-    bin: float | str | None
+    of: Literal["values", "other", "missing"]
+    bin: float | str
     rows: int
     mean: float = float("nan")
     low: float = float("nan")
@@ -160,23 +161,24 @@ class Association:
 
     def answers(self, name: str) -> list[Answers]:
         """The target in each bin of a column that has rows, in the order of the bins; missing values last."""
-        labels: list[float | str | None] = (
-            [*self.outline.edges[name], float("inf"), None] if name in self.outline.edges else [*self.outline.categories[name], "", None]
-        )
-        return [self._answers(label, sums) for label, sums in zip(labels, self.tables[name], strict=True) if self._rows(sums)]
+        ends = [*self.outline.edges[name], float("inf")] if name in self.outline.edges else self.outline.categories[name]
+        places: list[tuple[Literal["values", "other", "missing"], float | str]] = [("values", end) for end in ends]
+        places += [("missing", "")] if name in self.outline.edges else [("other", ""), ("missing", "")]
+        return [self._answers(*place, sums) for place, sums in zip(places, self.tables[name], strict=True) if self._rows(sums)]
 
     def _rows(self, sums: Floats) -> int:
         return int(sums.sum() if self.outline.target.task == "multiclass" else sums[0])
 
-    def _answers(self, label: float | str | None, sums: Floats) -> Answers:
+    def _answers(self, of: Literal["values", "other", "missing"], end: float | str, sums: Floats) -> Answers:
         rows = self._rows(sums)
         if self.outline.target.task == "multiclass":
-            return Answers(label, rows, shares=tuple(float(share) for share in sums / rows))
+            return Answers(of, end, rows, shares=tuple(float(share) for share in sums / rows))
         centre, scale = self.outline.answer
         mean = sums[1] / rows
         variance = max(0.0, (sums[2] - rows * mean * mean) / max(rows - 1, 1))
         margin = Z_95 * float(np.sqrt(variance / rows))
-        return Answers(label, rows, *(float(centre + scale * value) for value in (mean, mean - margin, mean + margin)))
+        middle, spread = float(centre + scale * mean), scale * margin
+        return Answers(of, end, rows, middle, middle - spread, middle + spread)
 
     def strength(self, name: str) -> float:
         """How well the column's bins tell the target, in [0, 1], corrected for chance: the correlation ratio

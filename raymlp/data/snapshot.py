@@ -58,6 +58,12 @@ def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], 
     return open_snapshot(target)
 
 
+def find(problem: Problem, data: Data, folder: Path) -> Snapshot | None:
+    """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
+    target = folder / problem.name / snapshot_key(problem, data)[:16]
+    return open_snapshot(target, reused=True) if (target / "manifest.json").is_file() else None
+
+
 def snapshot_key(problem: Problem, data: Data) -> str:
     """Digest of everything that decides what a snapshot holds: the files' content, and the settings of problem and data."""
     tables = [data.source, *(join.source for join in data.joins)]

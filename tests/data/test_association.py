@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,14 +55,14 @@ def test_the_target_by_bin_is_what_a_group_by_gives() -> None:
     found = Association(outline_of(table)).update(table)
     frame = table.to_pandas()
     by_kind = frame.groupby(frame.kind.fillna("missing")).y.agg(["mean", "size"])
-    answers = {answer.bin or "missing": answer for answer in found.answers("kind")}
+    answers = {answer.bin if answer.of == "values" else answer.of: answer for answer in found.answers("kind")}
     assert {name: answer.rows for name, answer in answers.items()} == by_kind["size"].to_dict()
     assert {name: answer.mean for name, answer in answers.items()} == pytest.approx(by_kind["mean"].to_dict())
     edges = [-np.inf, *found.outline.edges["a"], np.inf]
     by_a = frame.groupby(pd.cut(frame.a, edges), observed=True).y.mean()
     *known, missing = found.answers("a")
     assert [answer.mean for answer in known] == pytest.approx(by_a.to_list())
-    assert (missing.bin, missing.rows) == (None, int(frame.a.isna().sum()))
+    assert (missing.of, missing.rows) == ("missing", int(frame.a.isna().sum()))
     assert [answer.bin for answer in found.answers("few")] == [0.0, 1.0, 2.0, np.inf]
 
 
@@ -79,7 +80,7 @@ def test_parts_in_any_grouping_give_what_one_pass_gives(cuts: list[int], seed: i
     outline = outline_of(table)
     whole = Association(outline).update(table)
     places = [0, *sorted(cuts), 400]
-    parts = [Association(outline).update(table.slice(start, end - start)) for start, end in zip(places, places[1:], strict=False)]
+    parts = [Association(outline).update(table.slice(start, end - start)) for start, end in pairwise(places)]
     again = [Association.from_json(to_json(part.to_dict())) for part in parts]
     found = merged_associations(again)
     assert found.outline == outline
