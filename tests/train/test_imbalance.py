@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from raymlp.train.imbalance import PARTITION_ROWS, Resampler, balanced_weights, 
 from raymlp.train.module import loss_sum
 from raymlp.train.trainer import check, fit_in_process
 from raymlp.train.worker import outcome_alone
-from tests.train.planted import config_of
+from tests.train.planted import config_of, write_snapshot
 
 Snapshots = Callable[[str], Snapshot]
 
@@ -220,6 +221,19 @@ def test_validation_is_untouched_and_probabilities_stay_those_of_the_true_shares
     found = scores.mean(axis=0) if task == "multiclass" else np.array([1 - scores.mean(), scores.mean()])
     assert found == pytest.approx(np.bincount(outcome.answers.astype(int)) / len(outcome.answers), abs=0.03)
     assert metrics["log_loss"] < plain.scored(kind)[2]["log_loss"] + 0.1
+
+
+@pytest.mark.parametrize("change", [{"class_weights": "balanced"}, {"resample": "oversample"}])
+def test_where_nothing_tells_the_classes_apart_the_probabilities_are_their_true_shares(change: dict[str, str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tables = [
+        pa.table({"a": rng.normal(size=rows), "y": rng.choice(["p", "q", "r"], rows, p=[0.8, 0.15, 0.05])}) for rows in (2_000, 1_000)
+    ]
+    snapshot = write_snapshot(tmp_path, dict(zip(("train", "valid"), tables, strict=True)))
+    job, outcome = outcome_alone(config_of("multiclass", **QUICK, **change), snapshot.path, lambda _: None)
+    _, scores, metrics = outcome.scored("multiclass", job.class_weights)
+    assert scores.mean(axis=0) == pytest.approx([0.8, 0.15, 0.05], abs=0.04)
+    assert metrics["log_loss"] == pytest.approx(-sum(p * np.log(p) for p in (0.8, 0.15, 0.05)), abs=0.05)
 
 
 def test_focal_loss_trains_and_its_settings_reach_the_loss(snapshots: Snapshots) -> None:
