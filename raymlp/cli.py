@@ -76,6 +76,17 @@ def prepare(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
+def profile(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Show what the data holds: one HTML page, prepared first where needed."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        result = pipeline.profile(config, story=story)
+    _done({"snapshot": str(result.snapshot.path), "page": str(result.report)})
+
+
+@app.command()
 def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Train a model into a bundle."""
     from raymlp import pipeline

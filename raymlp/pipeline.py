@@ -18,6 +18,7 @@ from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, GateRefused
 from raymlp.core.records import (
+    DataReport,
     Decision,
     Endpoint,
     Evaluation,
@@ -65,6 +66,19 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
         for warning in snapshot.warnings_of(made.path):
             step.note(warning)
     return made
+
+
+def profile(config: Config, *, snapshot: Snapshot | None = None, story: Story | None = None) -> DataReport:
+    """Show what the data holds as one HTML page, from the profiles that the snapshot keeps. Needs no Ray where there is one."""
+    from raymlp.data.profile_page import write_page
+    from raymlp.data.snapshot import find
+
+    snapshot = snapshot or find(config.problem, config.data, storage_root(config.runtime) / "snapshots") or prepare(config, story=story)
+    with (story or SilentStory()).step("profile") as step:
+        folder = storage_root(config.runtime) / "profiles" / config.problem.name / snapshot.digest[:12]
+        page = write_page(snapshot, config.problem, config.monitor, folder=folder)
+        step.result(f"{page.stat().st_size / 1e3:,.0f} kB")
+    return DataReport(snapshot, page)
 
 
 def train(

@@ -82,6 +82,8 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     train = config.train
     if train.strategy.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
+    if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
+        raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
     asked = train.num_workers * train.cpus_per_worker
     offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")

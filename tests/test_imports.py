@@ -16,7 +16,7 @@ LIGHT = {
     "raymlp.evaluate.gate": {"ray", "torch", "mlflow"},
     "raymlp.serve.rollout": {"ray", "torch", "mlflow"},
     "raymlp.serve.routing": {"ray", "torch", "mlflow"},
-    "raymlp.monitor.drift": {"ray", "torch", "mlflow"},
+    "raymlp.data.drift": {"ray", "torch", "mlflow"},
     "raymlp.monitor.quality": {"ray", "torch", "mlflow"},
     "raymlp.retrain.policy": {"ray", "torch", "mlflow"},
     "raymlp.registry.promotion": {"ray", "torch", "mlflow"},
@@ -38,6 +38,7 @@ def test_the_sdk_is_the_list_that_was_promised() -> None:
         "load_config",
         "plan",
         "prepare",
+        "profile",
         "train",
         "tune",
         "evaluate",
@@ -55,7 +56,7 @@ def test_the_sdk_is_the_list_that_was_promised() -> None:
 
 
 def test_a_submodule_does_not_hide_the_function_of_the_same_name() -> None:
-    code = "import raymlp, raymlp.monitor.drift, raymlp.train; print(raymlp.monitor.__module__, raymlp.train.__module__)"
+    code = "import raymlp, raymlp.monitor.quality, raymlp.train; print(raymlp.monitor.__module__, raymlp.train.__module__)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["raymlp.pipeline", "raymlp.pipeline"]
 

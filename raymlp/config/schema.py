@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import model_validator
+
 from raymlp.config.data import Data
 from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
@@ -47,3 +51,18 @@ class Config(Section):
     """Live traffic for `raymlp run`."""
     runtime: Runtime = Runtime()
     """Where Ray runs and where results go."""
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> Self:
+        asked = {
+            "train.class_weights": self.train.class_weights,
+            "train.resample": self.train.resample,
+            "train.loss.kind": self.train.loss.kind,
+        }
+        for key, value in asked.items():
+            plain = "cross_entropy" if key == "train.loss.kind" else "none"
+            if value != plain and self.problem.task == "regression":
+                raise ValueError(
+                    f"{key} is {value} with problem.task=regression, which has no classes; expected {plain}. Set {key}={plain}"
+                )
+        return self

@@ -27,6 +27,26 @@ class DeepSpeed(Section):
 Strategy = Annotated[Ddp | DeepSpeed, Field(discriminator="kind")]
 
 
+class CrossEntropy(Section):
+    """Negative log likelihood of the true class."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+
+class Focal(Section):
+    """Cross entropy times (1 - p) to the power gamma, p being the probability of the true class: rows that are easy count
+    less (Lin et al. 2017). Binary and multiclass."""
+
+    kind: Literal["focal"] = "focal"
+
+    gamma: float = Field(default=2.0, ge=0, le=10)
+    """Power: 0 is cross entropy, and more looks harder at rows that the net gets wrong."""
+
+
+Loss = Annotated[CrossEntropy | Focal, Field(discriminator="kind")]
+Resample = Literal["none", "undersample", "oversample", "smote"]
+
+
 class Train(Section):
     """One training run."""
 
@@ -69,6 +89,18 @@ class Train(Section):
     checkpoint_every_epochs: int = Field(default=1, ge=1)
     """Epochs between two checkpoints; the best and the last are kept."""
 
+    loss: Loss = CrossEntropy()
+    """What is minimised for classes; regression always takes the squared error."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs a row by rows / (classes x rows of its class) in the loss, so that all classes weigh the same. Probabilities
+    are calibrated back to the true shares on the validation split."""
+
+    resample: Resample = "none"
+    """Rows that a training epoch sees, of the training split alone: `undersample` takes as many of each class as the rarest has,
+    `oversample` repeats rows up to the most frequent, `smote` makes new ones between neighbours (needs raymlp[imbalance]) among
+    8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch."""
+
     max_failures: int = Field(default=2, ge=0)
     """Worker deaths survived by starting again from the last checkpoint."""
 
@@ -79,4 +111,8 @@ class Train(Section):
     def _supported(self) -> Self:
         if self.precision == "16" and not self.gpu:
             raise ValueError("precision=16 needs gpu=true; on CPU use bf16 or 32")
+        if self.class_weights != "none" and self.resample != "none":
+            raise ValueError(
+                f"class_weights={self.class_weights} with resample={self.resample} would make up for rare classes twice; set one of them"
+            )
         return self

@@ -34,6 +34,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class DataReport:
+    """The page that shows what a snapshot holds."""
+
+    snapshot: Snapshot
+    report: Path
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """A finished training run: the bundle on disk and its metrics on the validation split."""
 

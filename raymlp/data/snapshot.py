@@ -6,6 +6,7 @@ second divides it by the split rule and profiles the training rows. Only the spl
     train/ valid/ test/ live/   Parquet parts
     quarantine/                 rows that broke the contract, as text, with the reason
     profile.json contract.yaml manifest.json
+    profile-SPLIT.json association.json   what the profile page shows beside the training profile
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from raymlp.core.errors import ConfigError, ContractError, DataError, SourceUnav
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, sources
+from raymlp.data.association import Association, Outline, merged_associations
 from raymlp.data.contract import REASON, ColumnContract, Contract
 from raymlp.data.door import Door, Passage, oldest_kept, verdict
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
@@ -77,6 +79,12 @@ def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], No
     with published(target) as aside:
         _build(problem, data, aside, key, say, warnings)
     return open_snapshot(target)
+
+
+def find(problem: Problem, data: Data, folder: Path) -> Snapshot | None:
+    """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
+    target = folder / problem.name / snapshot_key(problem, data)[:16]
+    return open_snapshot(target, reused=True) if (target / "manifest.json").is_file() else None
 
 
 def snapshot_key(problem: Problem, data: Data) -> str:
@@ -145,9 +153,19 @@ def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> 
     return pa.concat_tables([parquet.read(file, wanted) for file in files])
 
 
-def load_profile(path: Path) -> Profile:
-    """Profile of the training split."""
-    return Profile.from_dict(json.loads(parquet.unsealed_text(path / "profile.json")))
+def load_profile(path: Path, split: str = "train") -> Profile:
+    """Profile of a split; that of a split without rows is empty."""
+    file = path / ("profile.json" if split == "train" else f"profile-{split}.json")
+    known = split == "train" or file.is_file()
+    return Profile.from_dict(json.loads(parquet.unsealed_text(file))) if known else Profile()
+
+
+def load_association(path: Path) -> Association:
+    """How columns of the training split move with the target and with each other. Raises DataError when the snapshot has none."""
+    try:
+        return Association.from_json(parquet.unsealed_text(path / "association.json"))
+    except FileNotFoundError:
+        raise DataError(f"{path} was made by an older version and has no association.json. Prepare the data again.") from None
 
 
 def load_contract(path: Path) -> Contract:
@@ -198,17 +216,18 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
     profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, shape.seal), len(parts))
-    profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
-    Target.fit(problem, profile)
+    profile = _profile_of(profiled, "train")
+    outline = Outline.of(profile, Target.fit(problem, profile))
     contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
     contract = contract.with_privacy(data.privacy.columns, shape.key)
     contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen, shape.seal), len(parts))
+    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen, shape.seal, outline), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
+    _write_page_data(aside, held_out, shape.seal)
     _finish(
         problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings + noticed, started, private
     )
@@ -387,9 +406,14 @@ def _divide(
     splits: Sequence[str],
     contract: Contract | None,
     seal: parquet.SnapshotKey | None,
+    outline: Outline | None = None,
 ) -> dict[str, Any]:
-    """Write the rows of some splits of one staged part. Training rows are profiled; held-out rows are checked."""
-    profile = Profile()
+    """Write and profile the rows of some splits of one staged part. Held-out rows are checked.
+
+    With an outline the training rows, which were written before, are read for how columns move together.
+    """
+    profiles = {name: Profile() for name in splits}
+    association = Association(outline) if outline else None
     bad, first = 0, ""
     path = staging / f"part-{index:05}.parquet"
     writers = {name: parquet.Writer(aside / name / path.name, seal) for name in splits}
@@ -398,6 +422,8 @@ def _divide(
     for table in parquet.batches(path, key=seal) if path.exists() else ():
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
+        if association is not None:
+            association.update(table.filter(pa.array(piece == SPLITS.index("train"))))
         for name, writer in writers.items():
             chosen = table.filter(pa.array(piece == SPLITS.index(name)))
             if contract is not None and name != "live":
@@ -405,12 +431,34 @@ def _divide(
                 bad += broken.num_rows
                 first = first or (f"{name}: {broken.column(REASON)[0].as_py()}" if broken.num_rows else "")
                 bad_file.write(broken)
-            if name == "train":
-                profile.update(chosen)
+            if chosen.num_rows or name == "train":
+                profiles[name].update(chosen)
             writer.write(chosen)
     for writer in (*writers.values(), bad_file):
         writer.close()
-    return {"profile": to_json(profile.to_dict(), indent=None), "bad": bad, "first": first}
+    return {
+        "profiles": to_json({name: profile.to_dict() for name, profile in profiles.items()}, indent=None),
+        "association": to_json(association.to_dict(), indent=None) if association else "",
+        "bad": bad,
+        "first": first,
+    }
+
+
+def _profile_of(results: list[dict[str, Any]], split: str) -> Profile:
+    return merged(Profile.from_dict(json.loads(item["profiles"])[split]) for item in results)
+
+
+def _write_page_data(aside: Path, held_out: list[dict[str, Any]], seal: parquet.SnapshotKey | None) -> None:
+    """Profiles of the held-out splits that have rows, and the association of the training split."""
+    texts = {}
+    for split in SPLITS[1:]:
+        profile = _profile_of(held_out, split)
+        if profile.rows:
+            texts[f"profile-{split}.json"] = to_json(profile.to_dict(), indent=None)
+    association = merged_associations(Association.from_json(item["association"]) for item in held_out)
+    texts["association.json"] = to_json(association.to_dict(), indent=None)
+    for name, text in texts.items():
+        (aside / name).write_text(parquet.sealed_text(text, seal))
 
 
 def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDArray[Any]:

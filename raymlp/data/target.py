@@ -17,7 +17,7 @@ from raymlp.config.problem import Problem
 from raymlp.config.section import Section
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.records import Task
-from raymlp.data.profile import Profile, to_float, to_text
+from raymlp.data.profile import ColumnProfile, Profile, to_float, to_text
 
 MAX_CLASSES = 1_000
 
@@ -94,6 +94,24 @@ class Target(Section):
     def outputs(self) -> int:
         """Numbers the net gives a row."""
         return len(self.classes) if self.task == "multiclass" else 1
+
+    def class_shares(self, column: ColumnProfile) -> tuple[float, ...]:
+        """Share of each of the K classes (binary: negative, positive) in a profile of the column, which has values. None for regression.
+
+        Exact for text, booleans and integers of few values; else as near as the profile's quantiles.
+        """
+        if self.task == "regression":
+            return ()
+        if self.positive_above is not None:
+            distribution = column.distribution()
+            assert distribution is not None, "a profile without values"
+            negative = float(distribution.up_to(np.array([self.positive_above]))[0])
+            return (negative, 1 - negative)
+        counts = column.counts()
+        if self.task == "binary":
+            positive = counts.get(self.classes[1], 0) / column.values
+            return (1 - positive, positive)
+        return tuple(counts.get(label, 0) / column.values for label in self.classes)
 
     def read(self, column: pa.ChunkedArray) -> NDArray[np.float64]:
         """Answers for scoring, float64 (N,): 0/1, class index, or value. NaN where there is none, -1 for a class unseen in training."""

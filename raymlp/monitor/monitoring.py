@@ -20,10 +20,10 @@ from raymlp.config.monitor import Monitor
 from raymlp.core.metrics import DEFAULT_METRIC
 from raymlp.core.records import Finding, MonitorReport
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.drift import drift
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.model.bundle import Bundle, load_bundle
-from raymlp.monitor.drift import drift
 from raymlp.monitor.quality import Labels, base_rate_shift, calibration_gap, metric_drop
 from raymlp.monitor.report import Window, write_report
 

@@ -15,9 +15,9 @@ from scipy.special import erfc
 from raymlp.config.monitor import Monitor
 from raymlp.core.metrics import METRICS, gain, margin, readable, readable_interval, resample
 from raymlp.core.records import Finding, Task
+from raymlp.data.drift import chi_square_test, shown
 from raymlp.data.profile import ColumnProfile
 from raymlp.data.target import Target
-from raymlp.monitor.drift import chi_square_test, shown
 
 Floats = NDArray[np.float64]
 SAMPLES, SEED = 200, 0
@@ -40,16 +40,7 @@ class Labels:
             return None
         if target.task == "regression":
             return cls(column.values, mean=column.mean, std=column.std)
-        if target.positive_above is not None:
-            distribution = column.distribution()
-            assert distribution is not None
-            negative = float(distribution.up_to(np.array([target.positive_above]))[0])
-            return cls(column.values, (negative, 1 - negative))
-        counts = column.counts()
-        if target.task == "binary":
-            positive = counts.get(target.classes[1], 0) / column.values
-            return cls(column.values, (1 - positive, positive))
-        return cls(column.values, tuple(counts.get(label, 0) / column.values for label in target.classes))
+        return cls(column.values, target.class_shares(column))
 
 
 def metric_drop(task: Task, y: Floats, p: NDArray[np.float64], *, metric: str, reference: float, settings: Monitor) -> Finding:

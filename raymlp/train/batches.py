@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymlp.train.blocks import Block, Source, joined
+from raymlp.train.imbalance import Resampler
 
 VALID_ROWS = 8_192
 
@@ -51,6 +52,7 @@ class TrainBatches:
     """The training batches of one worker. Each epoch draws another order from the seed, the epoch and the rank.
 
     Rows wait in a buffer of `buffer_rows`, and batches are drawn from it; 0 keeps the order. The last batch is smaller.
+    `rows` counts those of an epoch, after resampling where that is asked for.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class TrainBatches:
         seed: tuple[int, int],
         epoch: Callable[[], int],
         shuffle_labels: bool = False,
+        resample: Resampler | None = None,
     ) -> None:
         self._source, self._rows, self._batch_size, self._buffer_rows = source, rows, batch_size, buffer_rows
-        self._seed, self._epoch, self._shuffle_labels = seed, epoch, shuffle_labels
+        self._seed, self._epoch, self._shuffle_labels, self._resample = seed, epoch, shuffle_labels, resample
         self._running: Iterator[Batch] | None = None
         self.waited_s = 0.0
         """Seconds spent making batches since the last `reset_clock`."""
@@ -96,7 +99,10 @@ class TrainBatches:
         rng = np.random.default_rng([*self._seed, self._epoch()])
         waiting: list[Block] = []
         num_waiting = left = 0
-        for block in self._source(rng if self._buffer_rows else None):
+        blocks = self._source(rng if self._buffer_rows else None)
+        if self._resample:
+            blocks = self._resample(blocks, rng, keep_order=not self._buffer_rows)
+        for block in blocks:
             waiting.append(block)
             num_waiting += len(block)
             if num_waiting >= max(self._buffer_rows, self._batch_size):

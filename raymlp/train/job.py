@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +20,7 @@ from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape
+from raymlp.train.imbalance import Resampler, balanced_weights
 
 FREE = ("max_failures", "checkpoint_every_epochs", "patience")
 """Settings that may change between a checkpoint and the run that goes on from it."""
@@ -27,13 +28,25 @@ FREE = ("max_failures", "checkpoint_every_epochs", "patience")
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. `rows` counts usable rows by split over all workers."""
+    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class."""
 
     config: Config
     plan: FeaturePlan
     rows: Mapping[str, int]
     hold: bool = True
     shuffle_labels: bool = False
+    class_counts: tuple[float, ...] = ()
+
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """What training gives to each class (K,), through the loss or through the choice of rows; empty when it is left as it is."""
+        settings = self.config.train
+        return balanced_weights(self.class_counts) if settings.class_weights == "balanced" or settings.resample != "none" else ()
+
+    def resampler(self, world_size: int) -> Resampler | None:
+        """What chooses the training rows of an epoch, on each of so many workers."""
+        kind = self.config.train.resample
+        return None if kind == "none" else Resampler(kind, self.class_counts, world_size=world_size)
 
     @property
     def shape(self) -> NetShape:
@@ -115,12 +128,13 @@ class Outcome:
     answers: NDArray[np.float64]
     progress: Progress
 
-    def scored(self, task: Task) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
+    def scored(self, task: Task, class_weights: Sequence[float] = ()) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
         """The calibration, the calibrated scores (N,) or (N, K), and the metrics on the validation split.
 
+        `class_weights` (K,) are those of the job.
         `train_loss` and `valid_loss` are those of the best epoch; `epochs` counts all that were run.
         """
-        calibration = Calibration.fit(task, self.outputs, self.answers)
+        calibration = Calibration.fit(task, self.outputs, self.answers, class_weights=class_weights)
         scores = calibration.apply(self.outputs)
         best = self.progress.history[self.progress.best_epoch - 1]
         losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}

@@ -71,19 +71,26 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size))
+    resample = job.resampler(seat.world_size)
     batches = TrainBatches(
         train,
-        rows=job.train_rows(seat.world_size),
+        rows=resample.rows if resample else job.train_rows(seat.world_size),
         batch_size=settings.batch_size,
         buffer_rows=settings.shuffle_rows,
         seed=(settings.seed, seat.rank),
         epoch=lambda: progress.epochs,
         shuffle_labels=job.shuffle_labels,
+        resample=resample,
     )
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
         module = TableModule(
-            build_net(job.shape), job.plan.target.task, settings, total_steps=settings.epochs * len(batches), fused=_can_fuse(job, seat)
+            build_net(job.shape),
+            job.plan.target.task,
+            settings,
+            total_steps=settings.epochs * len(batches),
+            fused=_can_fuse(job, seat),
+            class_weights=job.class_weights,
         )
         with warnings.catch_warnings():
             if not job.config.runtime.verbose:
@@ -130,7 +137,7 @@ class EpochWatch(pl.Callback):
             "epoch": float(self._progress.epochs),
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
-            f"valid_{name}": METRICS[task][name](answers, Calibration(task=task).apply(outputs)),
+            f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
             "rows_per_s": train_rows / self._train_s,
             "data_wait_share": min(1.0, self._batches.waited_s / self._train_s),
         }

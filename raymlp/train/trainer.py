@@ -33,6 +33,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.train.feed import Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
+from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def train(
     make_folder(run_dir)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
-        job = Job(config, plan, feed.rows, hold, shuffle_labels)
+        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile))
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:
         raise explained(error) from error
@@ -77,13 +78,15 @@ def fit_in_process(config: Config, snapshot_path: Path, report: OnEpoch) -> dict
     from raymlp.train.worker import outcome_alone
 
     job, outcome = outcome_alone(config, snapshot_path, report)
-    return outcome.scored(job.plan.target.task)[2]
+    return outcome.scored(job.plan.target.task, job.class_weights)[2]
 
 
 def check(settings: Train) -> None:
     """Raise ConfigError when a part that the settings ask for is not installed."""
     if isinstance(settings.strategy, DeepSpeed) and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install raymlp[deepspeed]")
+    if settings.resample == "smote" and importlib.util.find_spec("imblearn") is None:
+        raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'")
 
 
 def wait_for_room(settings: Train, *, streams: bool) -> None:
@@ -191,7 +194,7 @@ def _first_line(error: BaseException) -> str:
 def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:
     """The bundle of a trained net and its metrics on the validation split."""
     plan, config = job.plan.sealed, job.config
-    calibration, scores, metrics = outcome.scored(plan.target.task)
+    calibration, scores, metrics = outcome.scored(plan.target.task, job.class_weights)
     if job.shuffle_labels:
         metrics["labels_shuffled"] = 1.0
     columns = {name: profile.columns[name] for name in [*plan.inputs, plan.target.column]}

@@ -19,9 +19,11 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
+from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
+from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
 from raymlp.train.loop import Save, Seat, alone, fit, quiet
 from raymlp.train.strategy import strategy_of
@@ -57,9 +59,11 @@ def outcome_alone(
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
     quiet(config.runtime.verbose)
+    profile = load_profile(snapshot_path)
     plan = FeaturePlan.fit_snapshot(config.features, config.problem, snapshot_path)
     splits = _splits(snapshot_path, plan.model_dump_json())
-    job = Job(config, plan, {split: sum(map(len, blocks)) for split, blocks in splits.items()}, shuffle_labels=shuffle_labels)
+    num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
+    job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile))
     for split, rows in job.rows.items():
         if not rows:
             raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from raymlp.config.data import CsvSource, Data, GroupSplit, Join, ParquetSource,
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError
+from raymlp.core.records import DataReport
 from raymlp.data.contract import REASON
-from raymlp.data.snapshot import load_contract, load_profile, open_snapshot, prepare, read_split, split_files
+from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
 
 pytestmark = pytest.mark.ray
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", known_after=("after",))
@@ -66,6 +68,31 @@ def test_the_same_data_is_found_again_and_changed_data_is_not(ray_runtime: Runti
     write_csv(tmp_path, rows=ROWS + 1)
     assert prepare(PROBLEM, data(path), tmp_path / "out").path != first.path
     assert prepare(PROBLEM, data(path, split=RandomSplit(seed=1)), tmp_path / "out").digest != first.digest
+
+
+def test_the_profile_page_shows_what_the_splits_hold_and_reads_no_row(ray_runtime: Runtime, tmp_path: Path) -> None:
+    import raymlp
+    from raymlp.config.schema import Config
+    from raymlp.config.tune import Choice, Tune
+
+    for i in range(2):
+        write_csv(tmp_path, f"part{i}.csv", id=np.arange(ROWS) + ROWS * i)
+    settings = data(tmp_path / "part*.csv", split=RandomSplit(valid=0.3, test=0.1))
+    config = Config(problem=PROBLEM, data=settings, runtime=ray_runtime, tune=Tune(space={"train.epochs": Choice(values=(1,))}))
+    made = raymlp.profile(config)
+    path = made.snapshot.path
+    for split in ("valid", "test"):
+        assert load_profile(path, split).columns["x"].mean == pytest.approx(read_split(path, split).column("x").to_numpy().mean())
+    assert load_profile(path, "live").rows == 0
+    frame = read_split(path, "train").to_pandas()
+    association = load_association(path)
+    rates = (frame.y == "yes").groupby(frame.k).mean()
+    assert {answer.bin: answer.mean for answer in association.answers("k")} == pytest.approx(rates.to_dict())
+    assert association.correlations()[1] == pytest.approx(frame[["id", "x"]].corr().to_numpy())
+    for split in made.snapshot.rows:
+        for file in split_files(path, split):
+            Path(file).unlink()
+    assert raymlp.profile(config) == DataReport(replace(made.snapshot, reused=True), made.report)
 
 
 def test_several_parts_give_the_rows_of_all_in_order(ray_runtime: Runtime, tmp_path: Path) -> None:

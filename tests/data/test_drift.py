@@ -14,8 +14,8 @@ from scipy import stats
 
 from raymlp.config.monitor import Monitor
 from raymlp.core.records import Finding
+from raymlp.data.drift import chi_square_test, compare, drift, holm, ks_test, psi
 from raymlp.data.profile import Profile
-from raymlp.monitor.drift import chi_square_test, compare, drift, holm, ks_test, psi
 
 CHANGE_POINT = 17_424
 
