@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlp.config.data import TimeSplit
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config
+from raymlp.config.split import TimeSplit
 from raymlp.core.errors import GateRefused
 from raymlp.core.records import (
     Decision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -89,6 +89,10 @@ class Contract(Section):
     def only(self, names: list[str]) -> Contract:
         """The contract of some columns, in the given order."""
         return Contract(columns={name: self.columns[name] for name in names})
+
+    def without(self, names: Collection[str]) -> Contract:
+        """The contract without some columns."""
+        return self.model_copy(update={"columns": {name: rule for name, rule in self.columns.items() if name not in names}})
 
     def to_yaml(self) -> str:
         import yaml

@@ -26,15 +26,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
+from raymlp.config.data import ColumnType, Data, Join
 from raymlp.config.problem import Problem
+from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, Split, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
 from raymlp.data.contract import REASON, ColumnContract, Contract
 from raymlp.data.profile import Profile, column_type, merged, to_text
-from raymlp.data.split import SPLITS, assign
+from raymlp.data.split import PURGED, SPLITS, assign, key_hashes
 from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
@@ -147,16 +148,18 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     codes = assign(data.split, _split_keys(problem, data, staging, len(parts)))
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
-    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None), len(parts))
+    aside_column = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
+    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, aside_column), len(parts))
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
-    contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
+    contract = _given_contract(data.contract).without(aside_column) if data.contract else Contract.infer(profile)
     say(f"checking {len(contract.columns)} columns against the contract")
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract), len(parts))
+    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract, aside_column), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
-    _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started)
+    found = {"purged": int(np.sum(codes == PURGED))}
+    _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started, found)
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -200,8 +203,8 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     named = {**dropped, "problem.target": (problem.target,), "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
         named["problem.time_column"] = (problem.time_column,)
-    if hasattr(data.split, "column"):
-        named["data.split.column"] = (data.split.column,)
+    if data.split.key_columns:
+        named[f"data.split.column{'s' if isinstance(data.split, HashSplit) else ''}"] = data.split.key_columns
     for setting, names in named.items():
         missing = next((name for name in names if name not in columns), None)
         if missing:
@@ -209,6 +212,9 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     gone = {name for names in dropped.values() for name in names} - {problem.target}
     kept = tuple(name for name in columns if name not in gone)
     contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=columns[n]) for n in kept})
+    lost = next((name for name in data.split.key_columns if name not in contract.columns), None)
+    if lost:
+        raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")
     return Shape(data, types, tuple(lookups), kept, contract, problem.target), warnings
 
 
@@ -293,7 +299,13 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
 
 
 def _divide(
-    staging: Path, index: int, codes: NDArray[np.int8], aside: Path, splits: Sequence[str], contract: Contract | None
+    staging: Path,
+    index: int,
+    codes: NDArray[np.int8],
+    aside: Path,
+    splits: Sequence[str],
+    contract: Contract | None,
+    leave_out: Sequence[str],
 ) -> dict[str, Any]:
     """Write the rows of some splits of one staged part. Training rows are profiled; held-out rows are checked."""
     profile = Profile()
@@ -305,6 +317,7 @@ def _divide(
     for table in _batches(path):
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
+        table = table.drop_columns(list(leave_out))
         for name, writer in writers.items():
             chosen = table.filter(pa.array(piece == SPLITS.index(name)))
             if contract is not None and name != "live":
@@ -348,24 +361,38 @@ def _batches(path: Path) -> Iterator[pa.Table]:
 
 
 def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDArray[Any]:
+    """Keys of all rows as `assign` wants them; only hashes, moments or classes are held, not the rows."""
     rule = data.split
-    name = getattr(rule, "column", problem.target)
-    files = [staging / f"part-{index:05}.parquet" for index in range(parts)]
-    column = pa.concat_tables([pq.read_table(file, columns=[name]) for file in files if file.exists()]).column(0)
+    files = [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file.exists()]
     if type(rule) is RandomSplit:
-        return np.zeros(len(column))
-    if column.null_count:
-        raise DataError(f"data.split.column '{name}' is null in {column.null_count:,} rows; expected a value in each.")
+        return np.zeros(sum(pq.read_metadata(file).num_rows for file in files))
+    if isinstance(rule, StratifiedSplit) and problem.task == "regression":
+        raise ConfigError(
+            "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
+        )
+    return np.concatenate([_keys_of(rule, problem, pq.read_table(file, columns=_key_names(rule, problem))) for file in files])
+
+
+def _key_names(rule: Split, problem: Problem) -> list[str]:
+    return list(rule.key_columns) or [problem.target]
+
+
+def _keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+    for name in table.column_names:
+        if table.column(name).null_count:
+            raise DataError(
+                f"the column '{name}' of data.split is null in {table.column(name).null_count:,} rows; expected a value in each."
+            )
+    column = table.column(0)
     if isinstance(rule, TimeSplit):
         if not pa.types.is_timestamp(column.type):
             raise DataError(
-                f"data.split.column '{name}' holds {column.type} values; expected timestamps. Set data.source.types.{name}=timestamp."
+                f"data.split.column '{rule.column}' holds {column.type} values; expected timestamps. "
+                f"Set data.source.types.{rule.column}=timestamp."
             )
         return np.asarray(column.cast(pa.int64()).to_numpy())
-    if isinstance(rule, StratifiedSplit) and problem.task == "regression":
-        raise ConfigError(
-            "data.split.kind is stratified with problem.task=regression; expected random, group or time. Set data.split.kind."
-        )
+    if isinstance(rule, GroupSplit | HashSplit):
+        return key_hashes([to_text(part).to_pylist() for part in table.columns], seed=rule.seed)
     if isinstance(rule, StratifiedSplit) and problem.positive_above is not None:
         return np.asarray(pc.greater(column, problem.positive_above).to_numpy(zero_copy_only=False))
     return np.asarray(to_text(column).to_numpy(zero_copy_only=False).astype(str))
@@ -398,6 +425,7 @@ def _finish(
     unlabelled: int,
     warnings: list[str],
     started: float,
+    found: dict[str, Any],
 ) -> None:
     (aside / "profile.json").write_text(to_json(profile.to_dict(), indent=None))
     (aside / "contract.yaml").write_text(contract.to_yaml())
@@ -418,5 +446,6 @@ def _finish(
         "warnings": warnings,
         "schema": {name: rule.type for name, rule in contract.columns.items()},
         "files": files,
+        **found,
     }
     (aside / "manifest.json").write_text(to_json(manifest))

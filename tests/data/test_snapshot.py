@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymlp.config.data import CsvSource, Data, GroupSplit, Join, ParquetSource, RandomSplit, StratifiedSplit, TimeSplit
+from raymlp.config.data import CsvSource, Data, Join, ParquetSource
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
+from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError
 from raymlp.data.contract import REASON
 from raymlp.data.snapshot import load_contract, load_profile, open_snapshot, prepare, read_split, split_files
@@ -93,6 +94,34 @@ def test_splits_by_class_group_and_time_hold_what_they_promise(ray_runtime: Runt
     assert months == {"train": {1, 2, 3, 4, 5, 6}, "valid": {7, 8}, "live": {9, 10, 11, 12}}
 
 
+def test_a_row_keeps_its_hash_split_when_the_data_grows(ray_runtime: Runtime, tmp_path: Path) -> None:
+    rule = HashSplit(columns=("id", "k"))
+    before = prepare(PROBLEM, data(write_csv(tmp_path), split=rule), tmp_path / "out")
+    homes = {i: name for name in before.rows for i in read_split(before.path, name).column("id").to_pylist()}
+    with (tmp_path / "a.csv").open("a") as file:
+        file.writelines(f"{i},1.5,a,3,no\n" for i in range(ROWS, 2 * ROWS))
+    after = prepare(PROBLEM, data(tmp_path / "a.csv", split=rule), tmp_path / "out")
+    later = {i: name for name in after.rows for i in read_split(after.path, name).column("id").to_pylist()}
+    assert len(homes) == ROWS
+    assert {i: later[i] for i in homes} == homes
+
+
+def test_a_column_that_names_the_split_is_no_feature(ray_runtime: Runtime, tmp_path: Path) -> None:
+    names = ["train" if i % 4 else ("valid" if i % 8 else "test") for i in range(ROWS)]
+    snapshot = prepare(PROBLEM, data(write_csv(tmp_path, s=names), split=ColumnSplit(column="s")), tmp_path / "out")
+    assert snapshot.rows == {"train": 750, "valid": 125, "test": 125}
+    assert "s" not in read_split(snapshot.path, "train").column_names
+    assert "s" not in load_contract(snapshot.path).columns
+
+
+def test_rows_in_the_gap_before_validation_are_counted(ray_runtime: Runtime, tmp_path: Path) -> None:
+    stamps = [f"2013-01-{1 + i // 100:02}T00:00:00Z" for i in range(ROWS)]
+    rule = TimeSplit(column="t", valid_start="2013-01-08", purge="2d")
+    snapshot = prepare(PROBLEM, data(write_csv(tmp_path, t=stamps), split=rule), tmp_path / "out")
+    assert snapshot.rows["train"] == 500
+    assert json.loads((snapshot.path / "manifest.json").read_text())["purged"] == 200
+
+
 def test_a_join_adds_columns_keeps_order_and_counts_repeated_keys(ray_runtime: Runtime, tmp_path: Path) -> None:
     path = write_csv(tmp_path)
     (tmp_path / "side.csv").write_text("k,size,year\na,1,2001\nb,2,2002\na,99,2099\n")
@@ -144,6 +173,8 @@ def test_a_given_contract_is_enforced(ray_runtime: Runtime, tmp_path: Path) -> N
         ({"target": "z"}, {}, ConfigError, "problem.target names 'z'"),
         ({"known_after": ("aftr",)}, {}, ConfigError, r"problem.known_after names 'aftr'.*Did you mean 'after'"),
         ({}, {"drop": ("kk",)}, ConfigError, "data.drop names 'kk'"),
+        ({}, {"drop": ("k",), "split": GroupSplit(column="k")}, ConfigError, "data.split needs the column 'k'"),
+        ({}, {"split": HashSplit(columns=("id", "kk"))}, ConfigError, "data.split.columns names 'kk'"),
         ({}, {"split": TimeSplit(column="x", valid_start="2013-01-01")}, DataError, "holds double values; expected timestamps"),
         ({"positive_class": "maybe"}, {}, ConfigError, "positive_class is 'maybe'; expected one of no, yes"),
     ],
