@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config
 from raymlp.config.split import TimeSplit
-from raymlp.core.errors import GateRefused
+from raymlp.core.errors import ConfigError, GateRefused
 from raymlp.core.records import (
     Decision,
     Endpoint,
@@ -37,6 +37,7 @@ from raymlp.runtime.session import ray_session, storage_root
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raymlp.data.rules import BrokenRule
     from raymlp.model.predictor import Predictor
     from raymlp.registry.store import Store
 
@@ -61,7 +62,32 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
         step.result(
             f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
         )
+        for note in () if made.reused else made.notes:
+            step.note(note)
     return made
+
+
+def infer_contract(config: Config, out: Path, *, force: bool = False, story: Story | None = None) -> Path:
+    """Write the contract that the training rows keep to `out`, for a person to edit. Raises ConfigError when it exists."""
+    from raymlp.core.files import write_text
+    from raymlp.data.snapshot import load_contract
+
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; expected a new file. Choose another --out, or overwrite it with --force.")
+    snapshot = prepare(with_overrides(config, {"data.contract": None}), story=story)
+    return write_text(out, load_contract(snapshot.path).to_yaml())
+
+
+def check_contract(config: Config, contract: Path, *, story: Story | None = None) -> list[BrokenRule]:
+    """Rules of a contract file that the source breaks; empty when it keeps them. Publishes nothing."""
+    from raymlp.data.conformance import check_source
+
+    given = with_overrides(config, {"data.contract": str(contract)})
+    with ray_session(config.runtime), (story or SilentStory()).step("contract") as step:
+        step.say("checking every row")
+        broken = check_source(given.problem, given.data, storage_root(config.runtime) / "snapshots")
+        step.result(f"{len(broken)} rules broken" if broken else "every row keeps the contract")
+    return broken
 
 
 def train(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from raymlp.config.section import AsText, Section
 
@@ -32,9 +32,19 @@ def _not_negative(length: timedelta) -> timedelta:
     return length
 
 
+def _written(length: timedelta) -> str:
+    """As a person writes it: the largest unit that leaves no fraction."""
+    seconds = length.total_seconds()
+    sizes = {"d": 86_400, "h": 3_600, "m": 60}
+    unit = next((unit for unit, size in sizes.items() if seconds and seconds % size == 0), "s")
+    return f"{seconds / sizes.get(unit, 1):g}{unit}"
+
+
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 """A moment with a zone; none given means UTC."""
-Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_not_negative)]
+Duration = Annotated[
+    timedelta, BeforeValidator(_duration), AfterValidator(_not_negative), PlainSerializer(_written, return_type=str, when_used="json")
+]
 """A length of time: `3d`, `12h`, `30m`, ISO 8601, or a number of hours."""
 Names = tuple[Annotated[str, AsText], ...]
 

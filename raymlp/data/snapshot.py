@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -33,9 +33,11 @@ from raymlp.core.errors import ConfigError, ContractError, DataError, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import sources
+from raymlp.data.changes import Change, changes_since_last
 from raymlp.data.contract import REASON, ColumnContract, Contract
 from raymlp.data.profile import Profile, column_type, merged, to_text
-from raymlp.data.split import PURGED, SPLITS, assign, key_hashes
+from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, repeat_reasons, repeats
+from raymlp.data.split import PURGED, REPEATED, SPLITS, assign, key_hashes
 from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], 
     key = snapshot_key(problem, data)
     target = folder / problem.name / key[:16]
     if (target / "manifest.json").is_file():
+        if data.contract:
+            hold_freshness(_given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
         return open_snapshot(target, reused=True)
     with published(target) as aside:
         _build(problem, data, aside, key, say)
@@ -78,7 +82,8 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
-    return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused)
+    notes = [str(Change(**change)) for change in manifest.get("changes", ())]
+    return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused, tuple(notes))
 
 
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
@@ -134,21 +139,27 @@ class Shape:
 
 def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None]) -> None:
     started = time.time()
-    parts = sources.parts_of(data.source)
-    shape, warnings = _shape(problem, data)
-    say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
+    shape, parts, staged, warnings = stage_all(problem, data, aside, say)
     staging = aside / "staging"
-    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))
     rows = sum(item["rows"] for item in staged)
     bad = sum(item["bad"] for item in staged)
     _hold_budget(data, bad, rows + bad, staged)
     if not rows:
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")
-    codes = assign(data.split, _split_keys(problem, data, staging, len(parts)))
+    files = staged_files(staging, len(parts))
+    repeated = repeats(shape.contract, files)
+    kept = repeated == 0
+    bad += int(np.sum(~kept))
+    _hold_budget(data, bad, rows + bad - int(np.sum(~kept)), [*staged, {"first": repeat_reasons(shape.contract)[repeated.max()]}])
+    latest = newest(shape.contract, files)
+    hold_as_a_whole(shape.contract, int(np.sum(kept)), latest)
+    codes = np.full(rows, REPEATED, np.int8)
+    codes[kept] = assign(data.split, _split_keys(problem, data, files)[kept])
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
     aside_column = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
+    _quarantine_repeats(shape.contract, staging, counts, repeated, aside / "quarantine")
     profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, aside_column), len(parts))
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
@@ -158,8 +169,21 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
-    found = {"purged": int(np.sum(codes == PURGED))}
+    found: dict[str, Any] = {"purged": int(np.sum(codes == PURGED)), "newest": latest}
+    found["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
     _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started, found)
+
+
+def stage_all(
+    problem: Problem, data: Data, aside: Path, say: Callable[[str], None] = lambda _: None
+) -> tuple[Shape, list[sources.Part], list[dict[str, Any]], list[str]]:
+    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings."""
+    parts = sources.parts_of(data.source)
+    shape, warnings = _shape(problem, data)
+    say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
+    staging = aside / "staging"
+    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))
+    return shape, parts, staged, warnings
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -360,10 +384,31 @@ def _batches(path: Path) -> Iterator[pa.Table]:
                 yield pa.Table.from_batches([batch])
 
 
-def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDArray[Any]:
+def staged_files(staging: Path, parts: int) -> list[Path]:
+    """The staged parts that have rows, in order."""
+    return [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file.exists()]
+
+
+def _quarantine_repeats(
+    contract: Contract, staging: Path, counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Path
+) -> None:
+    """Write rows that repeat a unique key to quarantine, as text with the reason."""
+    for index, (start, end) in enumerate(pairwise(counts)):
+        if not np.any(repeated[start:end]):
+            continue
+        writer = _Writer(quarantine / f"repeated-{index:05}.parquet")
+        for table in _batches(staging / f"part-{index:05}.parquet"):
+            again = repeated[start : start + table.num_rows]
+            reasons = repeat_reasons(contract)[again]
+            start += table.num_rows
+            text = {name: pc.cast(table.column(name), pa.string()) for name in table.column_names}
+            writer.write(pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(again > 0)))
+        writer.close()
+
+
+def _split_keys(problem: Problem, data: Data, files: Sequence[Path]) -> NDArray[Any]:
     """Keys of all rows as `assign` wants them; only hashes, moments or classes are held, not the rows."""
     rule = data.split
-    files = [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file.exists()]
     if type(rule) is RandomSplit:
         return np.zeros(sum(pq.read_metadata(file).num_rows for file in files))
     if isinstance(rule, StratifiedSplit) and problem.task == "regression":

@@ -1,6 +1,6 @@
 """Which split each row belongs to. Pure: arrays in, codes out; the same rows and seed give the same split.
 
-Legend: N rows, K folds. Codes: index into SPLITS, or OUTSIDE, or PURGED.
+Legend: N rows, K folds. Codes: index into SPLITS, or OUTSIDE, PURGED, REPEATED.
 
 Keys, `(N,)`, by kind of rule: microseconds since 1970 (time), uint64 from `key_hashes` (group, hash), the class (stratified),
 text (column), anything of the right length (random).
@@ -24,6 +24,8 @@ OUTSIDE = -1
 """Code of a row in no split: before `train_start`, or after the fold's window."""
 PURGED = -2
 """Code of a row in the gap between training and validation."""
+REPEATED = -3
+"""Code of a row that repeats a unique key."""
 Codes = NDArray[np.int8]
 Rule = RandomSplit | StratifiedSplit | GroupSplit | HashSplit | ColumnSplit | TimeSplit
 

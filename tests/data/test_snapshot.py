@@ -167,6 +167,93 @@ def test_a_given_contract_is_enforced(ray_runtime: Runtime, tmp_path: Path) -> N
         prepare(PROBLEM, data(path, contract=str(tmp_path / "nothing.yaml")), tmp_path / "out")
 
 
+CONTRACT = """
+columns:
+  id: {type: int, unique: true}
+  x: {type: float, minimum: 0}
+  k: {type: string, pattern: "[a-c]", example: a}
+  y: {type: string}
+"""
+
+
+def test_rows_that_repeat_a_key_go_to_quarantine_across_parts(ray_runtime: Runtime, tmp_path: Path) -> None:
+    write_csv(tmp_path, "part0.csv", rows=100, x=np.ones(100))
+    write_csv(tmp_path, "part1.csv", rows=100, x=np.ones(100), id=np.arange(100) + 98)
+    (tmp_path / "contract.yaml").write_text(CONTRACT + "min_rows: 198\n")
+    given = data(tmp_path / "part*.csv", contract=str(tmp_path / "contract.yaml"))
+    snapshot = prepare(PROBLEM, given, tmp_path / "out")
+    assert (sum(snapshot.rows.values()), snapshot.quarantined) == (198, 2)
+    ids = [i for name in snapshot.rows for i in read_split(snapshot.path, name).column("id").to_pylist()]
+    assert sorted(ids) == list(range(198))
+    kept = pq.read_table(snapshot.path / "quarantine")
+    assert kept.select(["id", REASON]).to_pylist() == [{"id": i, REASON: "id repeats an earlier row"} for i in ("98", "99")]
+    (tmp_path / "contract.yaml").write_text(CONTRACT + "min_rows: 199\n")
+    with pytest.raises(ContractError, match=r"min_rows 199: 198 good rows"):
+        prepare(PROBLEM, given, tmp_path / "more")
+    (tmp_path / "contract.yaml").write_text(CONTRACT)
+    with pytest.raises(ContractError, match=r"2 of 200 rows .*id repeats an earlier row"):
+        prepare(PROBLEM, given.model_copy(update={"max_bad_share": 0.001}), tmp_path / "more")
+    assert list((tmp_path / "more" / "p").iterdir()) == []
+
+
+def test_old_data_is_refused_also_when_its_snapshot_is_there(ray_runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import UTC, datetime
+
+    from raymlp.data import rules
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2013, 1, 4, tzinfo=UTC)
+
+    moments = [f"2013-01-0{1 + i % 2}T00:00:00Z" for i in range(ROWS)]
+    given = "columns: {x: {type: float}, t: {type: timestamp}, y: {type: string}}\nfreshness: {t: 3d}\n"
+    (tmp_path / "contract.yaml").write_text(given)
+    settings = data(write_csv(tmp_path, t=moments), contract=str(tmp_path / "contract.yaml"))
+    with pytest.raises(ContractError, match=r"freshness of t: 3 days.*2013-01-02"):
+        prepare(PROBLEM, settings, tmp_path / "out")
+    monkeypatch.setattr(rules, "datetime", Later)
+    assert not prepare(PROBLEM, settings, tmp_path / "out").reused
+    assert prepare(PROBLEM, settings, tmp_path / "out").reused
+    monkeypatch.undo()
+    with pytest.raises(ContractError, match="freshness of t"):
+        prepare(PROBLEM, settings, tmp_path / "out")
+
+
+def test_a_source_is_checked_against_a_contract_without_a_snapshot(ray_runtime: Runtime, tmp_path: Path) -> None:
+    from raymlp.data.conformance import check_source
+
+    path = write_csv(tmp_path, x=[-5 if i in (3, 7) else 1.5 for i in range(ROWS)], k=["a", "d"] * (ROWS // 2))
+    with path.open("a") as file:
+        file.write("0,1.5,a,1,no\n7,2\n")
+    (tmp_path / "contract.yaml").write_text(CONTRACT + "max_rows: 10\n")
+    broken = check_source(PROBLEM, data(path, contract=str(tmp_path / "contract.yaml")), tmp_path / "out")
+    assert [(item.rule, item.rows, item.first) for item in broken] == [
+        ("k does not match its pattern", 498, "'d'"),
+        ("x is below 0", 2, "'-5'"),
+        ("id repeats an earlier row", 1, "good row 501 of 501"),
+        ("the row has 2 fields; expected 5", 1, ""),
+        ("max_rows 10", 501, "501 good rows"),
+    ]
+    assert list((tmp_path / "out").iterdir()) == []
+    open_rules = "columns: {x: {type: float}, y: {type: string}}"
+    (tmp_path / "contract.yaml").write_text(open_rules)
+    good = write_csv(tmp_path, "good.csv")
+    assert check_source(PROBLEM, data(good, contract=str(tmp_path / "contract.yaml")), tmp_path / "out") == []
+
+
+def test_changes_since_the_last_snapshot_are_kept_and_noted(ray_runtime: Runtime, tmp_path: Path) -> None:
+    first = prepare(PROBLEM, data(write_csv(tmp_path)), tmp_path / "out")
+    assert json.loads((first.path / "manifest.json").read_text())["changes"] == []
+    path = write_csv(tmp_path, rows=ROWS, k=["a", "z"] * (ROWS // 2), more=[1.5, 2.5] * (ROWS // 2))
+    second = prepare(PROBLEM, data(path), tmp_path / "out")
+    assert json.loads((second.path / "manifest.json").read_text())["changes"] == [
+        {"kind": "added", "column": "more", "detail": "type float"},
+        {"kind": "new categories", "column": "k", "detail": "z"},
+    ]
+    assert {"more: added, type float", "k: new categories, z"} <= set(second.notes)
+
+
 @pytest.mark.parametrize(
     ("problem", "changes", "error", "words"),
     [
