@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from raymlp.config.quality import Checks
 from raymlp.config.section import Section
 from raymlp.config.split import Split
 
@@ -79,6 +80,9 @@ class Data(Section):
 
     contract: str | None = None
     """A contract file (YAML) to enforce; null infers one from the training split."""
+
+    checks: Checks = Checks()
+    """What is looked for in the rows before they may train."""
 
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of rows that may go to quarantine before the run stops, in [0, 1]."""

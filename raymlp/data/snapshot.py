@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,8 @@ from raymlp.data import sources
 from raymlp.data.changes import Change, changes_since_last
 from raymlp.data.contract import REASON, ColumnContract, Contract
 from raymlp.data.profile import Profile, column_type, merged, to_text
+from raymlp.data.quality import Evidence, Finding, inspect, load_learners
+from raymlp.data.rowhash import row_hashes
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, repeat_reasons, repeats
 from raymlp.data.split import PURGED, REPEATED, SPLITS, assign, key_hashes
 from raymlp.data.target import Target
@@ -82,7 +85,8 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
-    notes = [str(Change(**change)) for change in manifest.get("changes", ())]
+    notes = [str(Finding(**item)) for item in manifest.get("quality", ())]
+    notes += [str(Change(**change)) for change in manifest.get("changes", ())]
     return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused, tuple(notes))
 
 
@@ -139,6 +143,8 @@ class Shape:
 
 def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None]) -> None:
     started = time.time()
+    if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
+        threading.Thread(target=load_learners, daemon=True).start()
     shape, parts, staged, warnings = stage_all(problem, data, aside, say)
     staging = aside / "staging"
     rows = sum(item["rows"] for item in staged)
@@ -160,16 +166,22 @@ def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[s
     pieces = [codes[start:end] for start, end in pairwise(counts)]
     aside_column = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
     _quarantine_repeats(shape.contract, staging, counts, repeated, aside / "quarantine")
-    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, aside_column), len(parts))
+    profiled = _map(
+        lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, aside_column, problem.id_columns), len(parts)
+    )
     profile = merged(Profile.from_dict(json.loads(item["profile"])) for item in profiled)
     Target.fit(problem, profile)
     contract = _given_contract(data.contract).without(aside_column) if data.contract else Contract.infer(profile)
     say(f"checking {len(contract.columns)} columns against the contract")
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract, aside_column), len(parts))
+    held_out = _map(
+        lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], contract, aside_column, problem.id_columns), len(parts)
+    )
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
     found: dict[str, Any] = {"purged": int(np.sum(codes == PURGED)), "newest": latest}
+    say("looking for leaks, copies and noise")
+    found["quality"] = [asdict(item) for item in _inspected(problem, data, aside, profile, contract, profiled, held_out)]
     found["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
     _finish(problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings, started, found)
 
@@ -184,6 +196,22 @@ def stage_all(
     staging = aside / "staging"
     staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine"), len(parts))
     return shape, parts, staged, warnings
+
+
+def _inspected(
+    problem: Problem,
+    data: Data,
+    aside: Path,
+    profile: Profile,
+    contract: Contract,
+    profiled: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+) -> list[Finding]:
+    """Findings of the quality checks. Raises DataError when one of them is to stop the run."""
+    results = {"train": profiled, "valid": held_out, "test": held_out}
+    hashes = {name: np.frombuffer(b"".join(part[f"hashes_{name}"] for part in parts), np.uint64) for name, parts in results.items()}
+    files = {name: split_files(aside, name) for name in results}
+    return inspect(Evidence(problem, data.split, profile, list(contract.columns), files, hashes), data.checks)
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -330,6 +358,7 @@ def _divide(
     splits: Sequence[str],
     contract: Contract | None,
     leave_out: Sequence[str],
+    unhashed: Sequence[str],
 ) -> dict[str, Any]:
     """Write the rows of some splits of one staged part. Training rows are profiled; held-out rows are checked."""
     profile = Profile()
@@ -338,6 +367,7 @@ def _divide(
     writers = {name: _Writer(aside / name / path.name) for name in splits}
     bad_file = _Writer(aside / "quarantine" / f"held-out-{index:05}.parquet")
     start = 0
+    hashes: dict[str, list[bytes]] = {name: [] for name in splits}
     for table in _batches(path):
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
@@ -351,10 +381,13 @@ def _divide(
                 bad_file.write(broken)
             if name == "train":
                 profile.update(chosen)
+            if name != "live":
+                hashes[name].append(row_hashes(chosen.select([n for n in chosen.column_names if n not in unhashed])).tobytes())
             writer.write(chosen)
     for writer in (*writers.values(), bad_file):
         writer.close()
-    return {"profile": to_json(profile.to_dict(), indent=None), "bad": bad, "first": first}
+    joined = {f"hashes_{name}": b"".join(found) for name, found in hashes.items()}
+    return {"profile": to_json(profile.to_dict(), indent=None), "bad": bad, "first": first, **joined}
 
 
 class _Writer:
