@@ -12,6 +12,7 @@ import pytest
 
 from raymlp.config.data import CsvSource, Data, Join, ParquetSource
 from raymlp.config.problem import Problem
+from raymlp.config.quality import Checks
 from raymlp.config.runtime import Runtime
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError
@@ -240,6 +241,17 @@ def test_a_source_is_checked_against_a_contract_without_a_snapshot(ray_runtime: 
     (tmp_path / "contract.yaml").write_text(open_rules)
     good = write_csv(tmp_path, "good.csv")
     assert check_source(PROBLEM, data(good, contract=str(tmp_path / "contract.yaml")), tmp_path / "out") == []
+
+
+def test_findings_are_kept_and_noted_and_a_stop_publishes_nothing(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path, k=["same"] * ROWS)
+    snapshot = prepare(PROBLEM, data(path), tmp_path / "out")
+    found = json.loads((snapshot.path / "manifest.json").read_text())["quality"]
+    assert {(item["check"], item["severity"], item["column"]) for item in found} >= {("constant", "warn", "k"), ("id_like", "warn", "id")}
+    assert any(note.startswith("constant: 'k' has one value") for note in snapshot.notes)
+    with pytest.raises(DataError, match="1 quality checks stop the run"):
+        prepare(PROBLEM, data(path, checks=Checks(constant="stop")), tmp_path / "strict")
+    assert list((tmp_path / "strict" / "p").iterdir()) == []
 
 
 def test_changes_since_the_last_snapshot_are_kept_and_noted(ray_runtime: Runtime, tmp_path: Path) -> None:
