@@ -18,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from raymlp.config.schema import Config
     from raymlp.core.records import Endpoint, RunSummary
+    from raymlp.data.rules import BrokenRule
     from raymlp.runtime.progress import Story
 
 app = typer.Typer(
@@ -84,6 +85,26 @@ def profile(overrides: Overrides = None, verbose: Verbose = False) -> None:
     with _running(config) as story:
         result = pipeline.profile(config, story=story)
     _done({"snapshot": str(result.snapshot.path), "page": str(result.report)})
+
+
+@app.command()
+def contract(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Where to write the contract that is inferred.")] = Path("contract.yaml"),
+    check: Annotated[Path | None, typer.Option(help="A contract to check the source against, in place of inferring one.")] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write what the columns may hold to a file, or check the source against such a file; exit code 1 when it breaks."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        if check is None:
+            written = pipeline.infer_contract(config, out, force=force, story=story)
+            return _done({"contract": str(written), "use it": f"data.contract={written}"})
+        broken = pipeline.check_contract(config, check, story=story)
+    return _broken_rules(check, broken)
 
 
 @app.command()
@@ -336,6 +357,26 @@ def _table(console: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:
     for key, value in rows:
         table.add_row(Text(key), Text(value))
     console.print(table)
+
+
+def _broken_rules(file: Path, broken: list[BrokenRule]) -> None:
+    """A table of broken rules and a ContractError, or nothing."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from raymlp.core.errors import ContractError
+
+    if not broken:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("rule", "rows", "first example"):
+        table.add_column(title, overflow="fold", justify="right" if title == "rows" else "left")
+    for item in broken:
+        table.add_row(Text(item.rule), f"{item.rows:,}", Text(item.first))
+    Console(highlight=False).print(table)
+    raise ContractError(f"the source breaks {len(broken)} rules of {file}; expected none. Mend the source, or the contract.")
 
 
 def _complain(words: str) -> None:

@@ -23,9 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raymlp import pipeline
-from raymlp.config.data import TimeSplit
 from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
+from raymlp.config.split import TimeSplit
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.files import make_folder
 from raymlp.core.records import Endpoint, MonitorReport, RunSummary, Snapshot

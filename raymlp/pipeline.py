@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raymlp.config.data import TimeSplit
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config
+from raymlp.config.split import TimeSplit
 from raymlp.core.errors import ConfigError, GateRefused
 from raymlp.core.records import (
     DataReport,
@@ -39,6 +39,7 @@ from raymlp.runtime.session import ray_session, storage_root
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raymlp.data.rules import BrokenRule
     from raymlp.model.predictor import Predictor
     from raymlp.registry.store import Store
 
@@ -63,8 +64,9 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
         step.result(
             f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
         )
-        for warning in snapshot.warnings_of(made.path):
-            step.note(warning)
+        if not made.reused:
+            for note in (*snapshot.warnings_of(made.path), *made.notes):
+                step.note(note)
     return made
 
 
@@ -79,6 +81,29 @@ def profile(config: Config, *, snapshot: Snapshot | None = None, story: Story | 
         page = write_page(snapshot, config.problem, config.monitor, folder=folder)
         step.result(f"{page.stat().st_size / 1e3:,.0f} kB")
     return DataReport(snapshot, page)
+
+
+def infer_contract(config: Config, out: Path, *, force: bool = False, story: Story | None = None) -> Path:
+    """Write the contract that the training rows keep to `out`, for a person to edit. Raises ConfigError when it exists."""
+    from raymlp.core.files import write_text
+    from raymlp.data.snapshot import load_contract
+
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; expected a new file. Choose another --out, or overwrite it with --force.")
+    snapshot = prepare(with_overrides(config, {"data.contract": None}), story=story)
+    return write_text(out, load_contract(snapshot.path).to_yaml())
+
+
+def check_contract(config: Config, contract: Path, *, story: Story | None = None) -> list[BrokenRule]:
+    """Rules of a contract file that the source breaks; empty when it keeps them. Publishes nothing."""
+    from raymlp.data.conformance import check_source
+
+    given = with_overrides(config, {"data.contract": str(contract)})
+    with ray_session(config.runtime), (story or SilentStory()).step("contract") as step:
+        step.say("checking every row")
+        broken = check_source(given.problem, given.data, storage_root(config.runtime) / "snapshots")
+        step.result(f"{len(broken)} rules broken" if broken else "every row keeps the contract")
+    return broken
 
 
 def train(

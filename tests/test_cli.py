@@ -71,3 +71,28 @@ def test_init_writes_an_experiment_that_plans(tmp_path: Path) -> None:
     assert (again.returncode, "--force" in again.stderr) == (2, True)
     wrong = raymlp("init", "My Data.csv", "--target", "z", "--name", "other", cwd=tmp_path)
     assert (wrong.returncode, "has no column 'z'" in wrong.stderr) == (2, True)
+
+
+def test_contract_does_not_overwrite_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "contract.yaml").write_text("mine")
+    words = ["contract", "experiment=flights", f"runtime.storage={tmp_path}", "--out", str(tmp_path / "contract.yaml")]
+    assert run_command(words) == 2
+    assert "contract.yaml exists; expected a new file" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "contract.yaml").read_text() == "mine"
+
+
+def test_broken_rules_are_a_table_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raymlp import pipeline
+    from raymlp.data.rules import BrokenRule
+
+    broken = [BrokenRule("x is below 0", 1_234, "'-5'")]
+    monkeypatch.setattr(pipeline, "check_contract", lambda *_, **__: broken)
+    words = ["contract", "experiment=flights", f"runtime.storage={tmp_path}", "--check", "c.yaml"]
+    assert run_command(words) == 1
+    shown = capsys.readouterr()
+    assert re.search(r"x is below 0 +1,234 +'-5'", shown.out)
+    assert "breaks 1 rules of c.yaml" in shown.err
+    broken.clear()
+    assert run_command(words) == 0

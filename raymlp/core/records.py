@@ -24,13 +24,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An immutable data set on disk: Parquet files by split, contract, profile, manifest."""
+    """An immutable data set on disk: Parquet files by split, contract, profile, manifest. `notes` say what was noticed about it."""
 
     path: Path
     digest: str
     rows: Mapping[str, int]
     quarantined: int = 0
     reused: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

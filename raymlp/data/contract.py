@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError, model_validator
 
-from raymlp.config.data import ColumnType
 from raymlp.config.privacy import Rule
 from raymlp.config.section import Section
+from raymlp.config.sources import ColumnType
+from raymlp.config.split import Duration
 from raymlp.core.errors import ConfigError, DataError, RequestError, nearest
 from raymlp.data.privacy import KEY_VARIABLE, PrivacyKey, key_for, makes_text, needs_key, single, transformed
 from raymlp.data.profile import Profile, column_type, to_text
@@ -30,6 +32,10 @@ ARROW: dict[ColumnType, pa.DataType] = {
 }
 REASON = "raymlp_reason"
 """Column that says, in quarantined rows, why the row is there."""
+MAX_PATTERN_TEXT = 1_000
+"""Characters of a text that a pattern is tried on; a longer text does not match."""
+KNOWN_TEXTS = 4_096
+"""Texts of requests whose match is remembered, for each pattern."""
 Row = dict[str, Any]
 
 
@@ -46,6 +52,12 @@ class ColumnContract(Section):
     """Largest number allowed."""
     categories: tuple[str, ...] = ()
     """Values allowed, as text; empty allows any. Only a person closes a set of categories; inference leaves it open."""
+    pattern: str | None = Field(default=None, max_length=1_000)
+    """Regular expression that the whole text must match, in the syntax of RE2: no look-around and no back-references, which
+    in return takes time linear in the text."""
+    unique: bool = False
+    """Whether each value may occur once in a snapshot; later rows go to quarantine. Null may repeat, and single requests are
+    not compared."""
     example: bool | int | float | str | None = None
     """A typical value, shown in the endpoint's documentation."""
     privacy: Rule | None = None
@@ -61,6 +73,23 @@ class ColumnContract(Section):
             raise ValueError(f"type is {self.type} with privacy {self.privacy.kind}; expected string")
         return self
 
+    @model_validator(mode="after")
+    def _pattern_works(self) -> Self:
+        if self.pattern is None:
+            return self
+        if self.type != "string":
+            raise ValueError(f"pattern is set on a column of type {self.type}; expected type string")
+        for expression in (self.pattern, _whole(self.pattern)):
+            try:
+                pc.match_substring_regex(pa.array([""]), expression)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"pattern is '{self.pattern}', which RE2 does not take ({error})") from None
+        if self.example is None and not self.nullable:
+            raise ValueError("pattern needs an example that matches it, since a row must be there to try a model on")
+        if self.example is not None and not _matches(pa.array([str(self.example)]), self.pattern)[0]:
+            raise ValueError(f"example is '{self.example}', which does not match the pattern '{self.pattern}'")
+        return self
+
 
 class Contract(Section):
     """Columns by name. Other columns are refused by the endpoint and dropped at ingestion."""
@@ -69,6 +98,34 @@ class Contract(Section):
     """Format of this file."""
     columns: dict[str, ColumnContract] = Field(min_length=1)
     """What each column may hold."""
+    unique_keys: tuple[tuple[str, ...], ...] = ()
+    """Columns that together may occur once in a snapshot, as [[origin, time_hour], ...]; later rows go to quarantine. A row with
+    a null among them is not compared."""
+    min_rows: int | None = Field(default=None, ge=0)
+    """Fewest good rows of a snapshot, all splits together."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Most good rows of a snapshot."""
+    freshness: dict[str, Duration] = {}
+    """Age that the newest value of a timestamp column may have when the data is prepared: `{time_hour: 3d}`."""
+
+    @model_validator(mode="after")
+    def _names_columns(self) -> Self:
+        named = {"unique_keys": [name for key in self.unique_keys for name in key], "freshness": list(self.freshness)}
+        for rule, names in named.items():
+            unknown = next((name for name in names if name not in self.columns), None)
+            if unknown is not None:
+                raise ValueError(f"{rule} names '{unknown}', which is no column of the contract.{nearest(unknown, self.columns)}")
+        untimed = next((name for name in self.freshness if self.columns[name].type != "timestamp"), None)
+        if untimed:
+            raise ValueError(f"freshness names '{untimed}', a column of type {self.columns[untimed].type}; expected a timestamp")
+        if self.min_rows is not None and self.max_rows is not None and self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows is {self.min_rows}; expected at most max_rows ({self.max_rows})")
+        return self
+
+    @property
+    def keys(self) -> tuple[tuple[str, ...], ...]:
+        """Every set of columns that may not repeat."""
+        return (*((name,) for name, rule in self.columns.items() if rule.unique), *self.unique_keys)
 
     @classmethod
     def infer(cls, profile: Profile) -> Self:
@@ -97,7 +154,7 @@ class Contract(Section):
         return cls(columns=columns)
 
     def only(self, names: list[str]) -> Contract:
-        """The contract of some columns, in the given order."""
+        """The rules of some columns, in the given order; what concerns a whole snapshot is left out."""
         return Contract(columns={name: self.columns[name] for name in names})
 
     def with_privacy(self, rules: Mapping[str, Rule], key: PrivacyKey | None) -> Contract:
@@ -111,15 +168,15 @@ class Contract(Section):
                 if makes_text(rule):
                     changes |= {"type": "string", "minimum": None, "maximum": None}
                 columns[name] = columns[name].model_copy(update=changes)
-        return Contract(columns=columns)
+        return self.model_copy(update={"columns": columns})
 
     def without_privacy(self) -> Contract:
         """The same for rows that are already transformed."""
-        return Contract(columns={name: rule.model_copy(update={"privacy": None}) for name, rule in self.columns.items()})
+        return self._changed(privacy=None)
 
     def without_examples(self) -> Contract:
         """The same without values of rows."""
-        return Contract(columns={name: rule.model_copy(update={"example": None}) for name, rule in self.columns.items()})
+        return self._changed(example=None)
 
     def key(self, given: PrivacyKey | None = None) -> PrivacyKey | None:
         """The key that the rules need: the given one, or the environment's. Raises ConfigError when it is missing or another."""
@@ -134,6 +191,19 @@ class Contract(Section):
                     f"expected {rule.privacy_key}. Set {KEY_VARIABLE} to the key of the training data."
                 )
         return key
+
+    def _changed(self, **rules: Any) -> Contract:
+        columns = {name: rule.model_copy(update=rules) for name, rule in self.columns.items()}
+        return self.model_copy(update={"columns": columns})
+
+    def without(self, names: Collection[str]) -> Contract:
+        """The contract without some columns and the rules that name them."""
+        kept: dict[str, Any] = {
+            "columns": {name: rule for name, rule in self.columns.items() if name not in names},
+            "unique_keys": tuple(key for key in self.unique_keys if not set(key) & set(names)),
+            "freshness": {name: age for name, age in self.freshness.items() if name not in names},
+        }
+        return self.model_copy(update=kept)
 
     def to_yaml(self) -> str:
         import yaml
@@ -188,7 +258,7 @@ class Contract(Section):
         typed = pa.table(columns, names=list(self.columns))
         if not bad_rows.any():
             return typed, typed.slice(0, 0)
-        text = {name: _in_quarantine(hidden.get(name, table.column(name))) for name in self.columns}
+        text = {name: in_quarantine(hidden.get(name, table.column(name))) for name in self.columns}
         broken = pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(bad_rows))
         return typed.filter(pa.array(~bad_rows)), broken
 
@@ -242,6 +312,8 @@ class Contract(Section):
             words = "text or a whole number"
         if rule.categories:
             words = "one of " + ", ".join(rule.categories)
+        elif rule.pattern:
+            words = f"text of at most {MAX_PATTERN_TEXT:,} characters that matches {rule.pattern}"
         if rule.minimum is not None or rule.maximum is not None:
             words += f" from {_number(rule.minimum, '-inf')} to {_number(rule.maximum, 'inf')}"
         return words + (" or null" if rule.nullable else "")
@@ -252,7 +324,7 @@ def table_of(rows: list[Row], contract: Contract) -> pa.Table:
     return pa.table({name: pa.array([row[name] for row in rows], ARROW[rule.type]) for name, rule in contract.columns.items()})
 
 
-def _in_quarantine(array: pa.ChunkedArray) -> pa.ChunkedArray:
+def in_quarantine(array: pa.ChunkedArray) -> pa.ChunkedArray:
     """Values as text, bytes as a checksum of theirs."""
     return to_text(array) if column_type(array.type) == "bytes" else pc.cast(array, pa.string())
 
@@ -338,6 +410,9 @@ def _broken(name: str, array: pa.ChunkedArray, unreadable: Any, rule: ColumnCont
         known = pc.is_in(pc.cast(array, pa.string()), value_set=pa.array(rule.categories))
         unknown = ~known.to_numpy(zero_copy_only=False) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
         found.append((unknown, f"{name} is not one of its categories"))
+    if rule.pattern:
+        wrong = ~_matches(array.combine_chunks(), rule.pattern) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
+        found.append((wrong, f"{name} does not match its pattern"))
     return found
 
 
@@ -353,11 +428,26 @@ def _private_checker(name: str, rule: ColumnContract, key: PrivacyKey | None) ->
     return lambda value: check(convert(readable(value)))
 
 
+def _whole(pattern: str) -> str:
+    return rf"\A(?:{pattern})\z"
+
+
+def _matches(texts: pa.Array, pattern: str) -> Any:
+    """Mask of the texts that match as a whole, by RE2; null does not."""
+    fits = pc.less_equal(pc.utf8_length(texts), MAX_PATTERN_TEXT)
+    return pc.and_(fits, pc.match_substring_regex(texts, _whole(pattern))).fill_null(False).to_numpy(zero_copy_only=False)
+
+
 def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
     """One value of a request: raises TypeError or ValueError when it does not fit."""
     low = -math.inf if rule.minimum is None else rule.minimum
     high = math.inf if rule.maximum is None else rule.maximum
     known = frozenset(rule.categories)
+
+    @lru_cache(maxsize=KNOWN_TEXTS)
+    def matches(value: str) -> bool:
+        """The same engine as for batches: Python's own could be made to run for ever. Remembered, since a call takes 60 us."""
+        return bool(_matches(pa.array([value], pa.string()), rule.pattern or "")[0])
 
     def ranged(number: Any) -> Any:
         if not low <= number <= high or not math.isfinite(number):
@@ -383,6 +473,8 @@ def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
             raise TypeError
         value.encode()
         if known and value not in known:
+            raise ValueError
+        if rule.pattern is not None and (len(value) > MAX_PATTERN_TEXT or not matches(value)):
             raise ValueError
         return value
 

@@ -140,6 +140,12 @@ def num_rows(path: Path | str, *, key: SnapshotKey | None = None) -> int:
         return int(file.metadata.num_rows)
 
 
+def group_rows(path: Path | str, *, key: SnapshotKey | None = None) -> list[int]:
+    """Rows of each row group of a file, from its footer."""
+    with opened(path, key) as file:
+        return [int(file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups)]
+
+
 def sealed_text(text: str, key: SnapshotKey | None) -> str:
     """A small text file beside the Parquet files: as it is, or inside `{"encrypted": ...}` when there is a key."""
     return text if key is None else json.dumps({"encrypted": key.wrap(text.encode())})

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymlp.config.data import ColumnType
 from raymlp.config.privacy import Generalise, Hash, Keep, Mask, Pseudonymise, Rule
+from raymlp.config.sources import ColumnType
 from raymlp.core.errors import ConfigError
 
 KEY_VARIABLE = "RAYMLP_PRIVACY_KEY"

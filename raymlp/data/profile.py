@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymlp.config.data import ColumnType
+from raymlp.config.sources import ColumnType
 from raymlp.core.errors import DataError
 from raymlp.data.digest import Digest, Floats
 from raymlp.data.distribution import Distribution
@@ -213,6 +213,11 @@ class ColumnProfile:
     def distribution(self) -> Distribution | None:
         """How the numbers are distributed; None without values."""
         return Distribution.of(self.digest, self.minimum, self.maximum)
+
+    def share_up_to(self, point: float) -> float:
+        """Share of the numbers that are at most `point`, in [0, 1]; 0 without values."""
+        distribution = self.distribution()
+        return float(distribution.up_to(np.array([point]))[0]) if distribution else 0.0
 
     def counts(self) -> dict[str, int]:
         """Frequent texts, booleans or whole numbers and their counts, most frequent first, ties by value."""

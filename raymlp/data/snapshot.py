@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -27,18 +28,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymlp.config.data import ColumnType, Data, Join, RandomSplit, StratifiedSplit, TimeSplit
+from raymlp.config.data import Data, Join
 from raymlp.config.problem import Problem
+from raymlp.config.sources import ColumnType
+from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, Split, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, sources
 from raymlp.data.association import Association, Outline, merged_associations
-from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.changes import Change, changes_since_last
+from raymlp.data.contract import REASON, ColumnContract, Contract, in_quarantine
 from raymlp.data.door import Door, Passage, oldest_kept, verdict
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import Profile, column_type, merged, to_text
-from raymlp.data.split import SPLITS, assign
+from raymlp.data.quality import Evidence, Finding, inspect, load_learners
+from raymlp.data.rowhash import row_hashes
+from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, repeat_reasons, repeats
+from raymlp.data.split import PURGED, REPEATED, SPLITS, assign, key_hashes
 from raymlp.data.target import Target
 
 log = logging.getLogger(__name__)
@@ -75,6 +82,8 @@ def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], No
     key = snapshot_key(problem, data)
     target = folder / problem.name / key[:16]
     if (target / "manifest.json").is_file():
+        if data.contract:
+            hold_freshness(_given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
         return open_snapshot(target, reused=True)
     with published(target) as aside:
         _build(problem, data, aside, key, say, warnings)
@@ -125,7 +134,9 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
-    return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused)
+    notes = [str(Finding(**item)) for item in manifest.get("quality", ())]
+    notes += [str(Change(**change)) for change in manifest.get("changes", ())]
+    return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused, tuple(notes))
 
 
 def warnings_of(path: Path) -> list[str]:
@@ -198,39 +209,79 @@ class Shape:
 
 def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None], before: list[str]) -> None:
     started = time.time()
-    parts = sources.parts_of(data.source)
-    shape, warnings = _shape(problem, data)
-    warnings = [*before, *warnings]
-    say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
+    if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
+        threading.Thread(target=load_learners, daemon=True).start()
+    shape, parts, staged, warnings = stage_all(problem, data, aside, say)
     staging = aside / "staging"
-    door = Door.of(data.privacy, len(parts))
-    staged = _map(lambda index: _stage(shape, parts[index], index, staging, aside / "quarantine", door.open(index)), len(parts))
     rows = sum(item["rows"] for item in staged)
     bad = sum(item["bad"] for item in staged)
     _hold_budget(data, bad, rows + bad, staged)
-    private, noticed = verdict(data.privacy, staged)
+    facts, noticed = verdict(data.privacy, staged)
     if not rows:
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")
-    codes = assign(data.split, _split_keys(problem, data, staging, len(parts)))
+    files = staged_files(staging, len(parts))
+    repeated = repeats(shape.contract, files)
+    kept = repeated == 0
+    bad += int(np.sum(~kept))
+    _hold_budget(data, bad, rows + bad - int(np.sum(~kept)), [*staged, {"first": repeat_reasons(shape.contract)[repeated.max()]}])
+    latest = newest(shape.contract, files)
+    hold_as_a_whole(shape.contract, int(np.sum(kept)), latest)
+    codes = np.full(rows, REPEATED, np.int8)
+    codes[kept] = assign(data.split, _split_keys(problem, data, files)[kept])
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
-    profiled = _map(lambda index: _divide(staging, index, pieces[index], aside, ("train",), None, shape.seal), len(parts))
+    _quarantine_repeats(shape, staging, counts, repeated, aside / "quarantine")
+    cut = Cut(staging, aside, data.split.key_columns if isinstance(data.split, ColumnSplit) else (), problem.id_columns, shape.seal)
+    profiled = _map(lambda index: _divide(cut, index, pieces[index], ("train",)), len(parts))
     profile = _profile_of(profiled, "train")
     outline = Outline.of(profile, Target.fit(problem, profile))
-    contract = _given_contract(data.contract) if data.contract else Contract.infer(profile)
+    contract = _given_contract(data.contract).without(cut.leave_out) if data.contract else Contract.infer(profile)
     contract = contract.with_privacy(data.privacy.columns, shape.key)
     contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
-    held_out = _map(lambda index: _divide(staging, index, pieces[index], aside, SPLITS[1:], seen, shape.seal, outline), len(parts))
+    held_out = _map(lambda index: _divide(cut, index, pieces[index], SPLITS[1:], seen, outline), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
     _clear(staging)
+    say("looking for leaks, copies and noise")
+    facts |= {"unlabelled": sum(item["unlabelled"] for item in staged), "quarantined": bad, "warnings": [*before, *warnings, *noticed]}
+    facts |= {"purged": int(np.sum(codes == PURGED)), "newest": latest}
+    facts["quality"] = [asdict(item) for item in _inspected(problem, data, aside, profile, contract, profiled, held_out)]
+    facts["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
     _write_page_data(aside, held_out, shape.seal)
-    _finish(
-        problem, data, aside, key, profile, contract, bad, sum(item["unlabelled"] for item in staged), warnings + noticed, started, private
-    )
+    (aside / "profile.json").write_text(parquet.sealed_text(to_json(profile.to_dict(), indent=None), shape.seal))
+    (aside / "contract.yaml").write_text(contract.to_yaml())
+    _write_manifest(problem, data, aside, key, contract, facts, started)
+
+
+def stage_all(
+    problem: Problem, data: Data, aside: Path, say: Callable[[str], None] = lambda _: None
+) -> tuple[Shape, list[sources.Part], list[dict[str, Any]], list[str]]:
+    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings."""
+    parts = sources.parts_of(data.source)
+    shape, warnings = _shape(problem, data)
+    say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
+    door = Door.of(data.privacy, len(parts))
+    staged = _map(lambda index: _stage(shape, parts[index], index, aside / "staging", aside / "quarantine", door.open(index)), len(parts))
+    return shape, parts, staged, warnings
+
+
+def _inspected(
+    problem: Problem,
+    data: Data,
+    aside: Path,
+    profile: Profile,
+    contract: Contract,
+    profiled: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+) -> list[Finding]:
+    """Findings of the quality checks. Raises DataError when one of them is to stop the run."""
+    results = {"train": profiled, "valid": held_out, "test": held_out}
+    hashes = {name: np.frombuffer(b"".join(part[f"hashes_{name}"] for part in parts), np.uint64) for name, parts in results.items()}
+    files = {name: split_files(aside, name) for name in results}
+    return inspect(Evidence(problem, data.split, profile, list(contract.columns), files, hashes), data.checks)
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -276,8 +327,8 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     named = {**dropped, "problem.target": (problem.target,), "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
         named["problem.time_column"] = (problem.time_column,)
-    if hasattr(data.split, "column"):
-        named["data.split.column"] = (data.split.column,)
+    if data.split.key_columns:
+        named[f"data.split.column{'s' if isinstance(data.split, HashSplit) else ''}"] = data.split.key_columns
     named["data.privacy.columns"] = tuple(rules)
     for setting, names in named.items():
         missing = next((name for name in names if name not in columns), None)
@@ -297,6 +348,9 @@ def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
         )
     after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
     contract = _given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    lost = next((name for name in data.split.key_columns if name not in contract.columns), None)
+    if lost:
+        raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")
     key = key_for(rules)
     contract = contract.with_privacy(rules, key)
     return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key), parquet.key_of(data.privacy)), warnings
@@ -398,30 +452,42 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
     return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first, **way.facts()}
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How staged parts are divided: plain values, sent once. Columns in `leave_out` go no further, and those in `unhashed` do not
+    tell copies apart."""
+
+    staging: Path
+    aside: Path
+    leave_out: Sequence[str]
+    unhashed: Sequence[str]
+    seal: parquet.SnapshotKey | None
+
+
 def _divide(
-    staging: Path,
+    cut: Cut,
     index: int,
     codes: NDArray[np.int8],
-    aside: Path,
     splits: Sequence[str],
-    contract: Contract | None,
-    seal: parquet.SnapshotKey | None,
+    contract: Contract | None = None,
     outline: Outline | None = None,
 ) -> dict[str, Any]:
-    """Write and profile the rows of some splits of one staged part. Held-out rows are checked.
+    """Write, profile and hash the rows of some splits of one staged part. Held-out rows are checked by the contract.
 
     With an outline the training rows, which were written before, are read for how columns move together.
     """
     profiles = {name: Profile() for name in splits}
+    hashes: dict[str, list[bytes]] = {name: [] for name in splits}
     association = Association(outline) if outline else None
     bad, first = 0, ""
-    path = staging / f"part-{index:05}.parquet"
-    writers = {name: parquet.Writer(aside / name / path.name, seal) for name in splits}
-    bad_file = parquet.Writer(aside / "quarantine" / f"held-out-{index:05}.parquet", seal)
+    path = cut.staging / f"part-{index:05}.parquet"
+    writers = {name: parquet.Writer(cut.aside / name / path.name, cut.seal) for name in splits}
+    bad_file = parquet.Writer(cut.aside / "quarantine" / f"held-out-{index:05}.parquet", cut.seal)
     start = 0
-    for table in parquet.batches(path, key=seal) if path.exists() else ():
+    for table in parquet.batches(path, key=cut.seal) if path.exists() else ():
         piece = codes[start : start + table.num_rows]
         start += table.num_rows
+        table = table.drop_columns(list(cut.leave_out))
         if association is not None:
             association.update(table.filter(pa.array(piece == SPLITS.index("train"))))
         for name, writer in writers.items():
@@ -433,6 +499,8 @@ def _divide(
                 bad_file.write(broken)
             if chosen.num_rows or name == "train":
                 profiles[name].update(chosen)
+            if name != "live":
+                hashes[name].append(row_hashes(chosen.select([n for n in chosen.column_names if n not in cut.unhashed])).tobytes())
             writer.write(chosen)
     for writer in (*writers.values(), bad_file):
         writer.close()
@@ -441,6 +509,7 @@ def _divide(
         "association": to_json(association.to_dict(), indent=None) if association else "",
         "bad": bad,
         "first": first,
+        **{f"hashes_{name}": b"".join(found) for name, found in hashes.items()},
     }
 
 
@@ -461,25 +530,58 @@ def _write_page_data(aside: Path, held_out: list[dict[str, Any]], seal: parquet.
         (aside / name).write_text(parquet.sealed_text(text, seal))
 
 
-def _split_keys(problem: Problem, data: Data, staging: Path, parts: int) -> NDArray[Any]:
+def staged_files(staging: Path, parts: int) -> list[Path]:
+    """The staged parts that have rows, in order."""
+    return [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file.exists()]
+
+
+def _quarantine_repeats(shape: Shape, staging: Path, counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Path) -> None:
+    """Write rows that repeat a unique key to quarantine, as text with the reason."""
+    for index, (start, end) in enumerate(pairwise(counts)):
+        if not np.any(repeated[start:end]):
+            continue
+        writer = parquet.Writer(quarantine / f"repeated-{index:05}.parquet", shape.seal)
+        for table in parquet.batches(staging / f"part-{index:05}.parquet", key=shape.seal):
+            again = repeated[start : start + table.num_rows]
+            reasons = repeat_reasons(shape.contract)[again]
+            start += table.num_rows
+            text = {name: in_quarantine(table.column(name)) for name in table.column_names}
+            writer.write(pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(again > 0)))
+        writer.close()
+
+
+def _split_keys(problem: Problem, data: Data, files: Sequence[Path]) -> NDArray[Any]:
+    """Keys of all rows as `assign` wants them; only hashes, moments or classes are held, not the rows."""
     rule = data.split
-    name = getattr(rule, "column", problem.target)
-    files = [staging / f"part-{index:05}.parquet" for index in range(parts)]
-    column = pa.concat_tables([parquet.read(file, [name]) for file in files if file.exists()]).column(0)
     if type(rule) is RandomSplit:
-        return np.zeros(len(column))
-    if column.null_count:
-        raise DataError(f"data.split.column '{name}' is null in {column.null_count:,} rows; expected a value in each.")
+        return np.zeros(sum(parquet.num_rows(file) for file in files))
+    if isinstance(rule, StratifiedSplit) and problem.task == "regression":
+        raise ConfigError(
+            "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
+        )
+    return np.concatenate([_keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files])
+
+
+def _key_names(rule: Split, problem: Problem) -> list[str]:
+    return list(rule.key_columns) or [problem.target]
+
+
+def _keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+    for name in table.column_names:
+        if table.column(name).null_count:
+            raise DataError(
+                f"the column '{name}' of data.split is null in {table.column(name).null_count:,} rows; expected a value in each."
+            )
+    column = table.column(0)
     if isinstance(rule, TimeSplit):
         if not pa.types.is_timestamp(column.type):
             raise DataError(
-                f"data.split.column '{name}' holds {column.type} values; expected timestamps. Set data.source.types.{name}=timestamp."
+                f"data.split.column '{rule.column}' holds {column.type} values; expected timestamps. "
+                f"Set data.source.types.{rule.column}=timestamp."
             )
         return np.asarray(column.cast(pa.int64()).to_numpy())
-    if isinstance(rule, StratifiedSplit) and problem.task == "regression":
-        raise ConfigError(
-            "data.split.kind is stratified with problem.task=regression; expected random, group or time. Set data.split.kind."
-        )
+    if isinstance(rule, GroupSplit | HashSplit):
+        return key_hashes([to_text(part).to_pylist() for part in table.columns], seed=rule.seed)
     if isinstance(rule, StratifiedSplit) and problem.positive_above is not None:
         return np.asarray(pc.greater(column, problem.positive_above).to_numpy(zero_copy_only=False))
     return np.asarray(to_text(column).to_numpy(zero_copy_only=False).astype(str))
@@ -501,22 +603,7 @@ def _clear(staging: Path) -> None:
         staging.rmdir()
 
 
-def _finish(
-    problem: Problem,
-    data: Data,
-    aside: Path,
-    key: str,
-    profile: Profile,
-    contract: Contract,
-    bad: int,
-    unlabelled: int,
-    warnings: list[str],
-    started: float,
-    private: dict[str, Any],
-) -> None:
-    text = to_json(profile.to_dict(), indent=None)
-    (aside / "profile.json").write_text(parquet.sealed_text(text, parquet.key_of(data.privacy)))
-    (aside / "contract.yaml").write_text(contract.to_yaml())
+def _write_manifest(problem: Problem, data: Data, aside: Path, key: str, contract: Contract, facts: dict[str, Any], started: float) -> None:
     files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
     rows = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
     manifest = {
@@ -529,10 +616,7 @@ def _finish(
         "source": sources.fingerprint(data.source),
         "split": data.split.model_dump(mode="json"),
         "rows": {name: count for name, count in rows.items() if count},
-        "unlabelled": unlabelled,
-        "quarantined": bad,
-        "warnings": warnings,
-        **private,
+        **facts,
         "schema": {name: rule.type for name, rule in contract.columns.items()},
         "files": files,
     }

@@ -103,9 +103,7 @@ class Target(Section):
         if self.task == "regression":
             return ()
         if self.positive_above is not None:
-            distribution = column.distribution()
-            assert distribution is not None, "a profile without values"
-            negative = float(distribution.up_to(np.array([self.positive_above]))[0])
+            negative = column.share_up_to(self.positive_above)
             return (negative, 1 - negative)
         counts = column.counts()
         if self.task == "binary":

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raymlp.config.data import CsvSource, Data, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.privacy import Generalise, Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
+from raymlp.config.sources import CsvSource
+from raymlp.config.split import RandomSplit
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.data.anonymity import Groups, merged_groups
 from raymlp.data.door import oldest_kept

@@ -132,3 +132,101 @@ def test_yaml_gives_the_same_contract_back_and_bad_yaml_is_named() -> None:
 def test_typed_rows_and_table_say_the_same() -> None:
     table = table_of([check(ROW, "row")], CONTRACT)
     assert table.to_pylist() == [check(ROW, "row")]
+
+
+# ---------------------------------------------------------------------- patterns, and rules about all rows
+
+FLIGHT = ColumnContract(type="string", nullable=False, pattern=r"[A-Z]{2}\d{1,4}", example="UA12")
+
+
+def test_a_pattern_is_matched_as_a_whole_in_batches_and_in_requests() -> None:
+    contract = Contract(columns={"flight": FLIGHT})
+    texts = ["UA12", "xUA12", "UA12 ", "UA12\n", "ua12", "AA1234", "A" * 2_000]
+    good, bad = contract.check_table(pa.table({"flight": texts}))
+    assert good.column("flight").to_pylist() == ["UA12", "AA1234"]
+    assert set(bad.column(REASON).to_pylist()) == {"flight does not match its pattern"}
+    one = contract.row_checker()
+    assert one({"flight": "UA12"}, "row") == {"flight": "UA12"}
+    for text in bad.column("flight").to_pylist():
+        with pytest.raises(RequestError, match="text of at most 1,000 characters that matches"):
+            one({"flight": text}, "row")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab|1\n é", max_size=6), st.sampled_from(["a|b", "(a|b)+1?", ".", "\\s*", "[^a]+", "(?i)A"]))
+def test_batches_and_requests_agree_on_every_text(text: str, pattern: str) -> None:
+    contract = Contract(columns={"x": ColumnContract(type="string", pattern=pattern)})
+    kept = contract.check_table(pa.table({"x": [text]}))[0].num_rows == 1
+    try:
+        contract.row_checker()({"x": text}, "row")
+        assert kept
+    except RequestError:
+        assert not kept
+
+
+@pytest.mark.timeout(20)
+def test_a_pattern_that_would_run_for_ever_elsewhere_is_quick() -> None:
+    rule = ColumnContract(type="string", pattern="(a+)+b")
+    contract = Contract(columns={"x": rule})
+    attack = "a" * 900 + "!"
+    assert contract.check_table(pa.table({"x": [attack] * 100}))[1].num_rows == 100
+    with pytest.raises(RequestError):
+        contract.row_checker()({"x": attack}, "row")
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"type": "string", "pattern": "("}, "which RE2 does not take"),
+        ({"type": "string", "pattern": "(?<=a)b"}, "which RE2 does not take"),
+        ({"type": "string", "pattern": "a)|(?:b"}, "which RE2 does not take"),
+        ({"type": "string", "pattern": "(?:a{1000}){1000}"}, "which RE2 does not take"),
+        ({"type": "int", "pattern": "1"}, "expected type string"),
+        ({"type": "string", "pattern": "a", "example": "b"}, "does not match the pattern"),
+        ({"type": "string", "pattern": "a", "nullable": False}, "needs an example"),
+    ],
+)
+def test_a_pattern_that_cannot_work_is_refused_at_the_door(rule: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ColumnContract.model_validate(rule)
+
+
+def test_the_openapi_page_shows_the_pattern() -> None:
+    from raymlp.serve.openapi import openapi
+
+    page = openapi("m", Contract(columns={"flight": FLIGHT}), "binary", max_rows=1, needs_key=False)
+    shown = page["components"]["schemas"]["Row"]["properties"]["flight"]
+    assert (shown["pattern"], shown["maxLength"], shown["examples"]) == (r"^(?:[A-Z]{2}\d{1,4})$", 1_000, ["UA12"])
+
+
+WHOLE = """
+columns:
+  id: {type: int, unique: true}
+  k: {type: string}
+  t: {type: timestamp}
+unique_keys: [[k, t]]
+min_rows: 10
+freshness: {t: 36h}
+"""
+
+
+def test_rules_about_all_rows_are_read_from_yaml_and_written_as_people_write_them() -> None:
+    contract = Contract.from_yaml(WHOLE)
+    assert contract.keys == (("id",), ("k", "t"))
+    assert "t: 36h" in contract.to_yaml()
+    assert Contract.from_yaml(contract.to_yaml()) == contract
+    assert contract.only(["k"]) == Contract(columns={"k": ColumnContract(type="string")})
+    assert contract.without(["t"]).keys == (("id",),)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("unique_keys: [[k, tt]]", "unique_keys names 'tt'.*Did you mean 't'"),
+        ("freshness: {k: 1d}", "a column of type string; expected a timestamp"),
+        ("min_rows: 5\nmax_rows: 4", "min_rows is 5; expected at most max_rows"),
+    ],
+)
+def test_a_rule_that_names_what_is_not_there_is_refused(change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Contract.from_yaml("columns: {k: {type: string}, t: {type: timestamp}}\n" + change)

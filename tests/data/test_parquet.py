@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymlp.config.data import CsvSource, Data, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.privacy import Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
+from raymlp.config.sources import CsvSource
+from raymlp.config.split import RandomSplit
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.data import parquet
 from raymlp.data.snapshot import load_profile, prepare, read_split

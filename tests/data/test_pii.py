@@ -12,11 +12,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymlp.config.data import CsvSource, Data, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.loader import load_config
 from raymlp.config.privacy import Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
+from raymlp.config.sources import CsvSource
+from raymlp.config.split import RandomSplit
 from raymlp.data import pii, sources
 from raymlp.data.snapshot import prepare
 from raymlp.data.suggest import write_experiment

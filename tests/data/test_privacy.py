@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from raymlp.config.data import CsvSource, Data, GroupSplit, ParquetSource, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.privacy import Generalise, Hash, Mask, Privacy, Pseudonymise, Rule
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
+from raymlp.config.sources import CsvSource, ParquetSource
+from raymlp.config.split import GroupSplit, RandomSplit
 from raymlp.core.errors import ConfigError, RequestError
 from raymlp.data.contract import REASON, ColumnContract, Contract, table_of
 from raymlp.data.privacy import Mac, PrivacyKey, environment_key, masked, revealed, routing_key_hider, single, transformed

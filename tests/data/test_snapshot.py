@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymlp.config.data import CsvSource, Data, GroupSplit, Join, ParquetSource, RandomSplit, StratifiedSplit, TimeSplit
+from raymlp.config.data import Data, Join
 from raymlp.config.problem import Problem
+from raymlp.config.quality import Checks
 from raymlp.config.runtime import Runtime
+from raymlp.config.sources import CsvSource, ParquetSource
+from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError
 from raymlp.core.records import DataReport
 from raymlp.data.contract import REASON
@@ -120,6 +123,34 @@ def test_splits_by_class_group_and_time_hold_what_they_promise(ray_runtime: Runt
     assert months == {"train": {1, 2, 3, 4, 5, 6}, "valid": {7, 8}, "live": {9, 10, 11, 12}}
 
 
+def test_a_row_keeps_its_hash_split_when_the_data_grows(ray_runtime: Runtime, tmp_path: Path) -> None:
+    rule = HashSplit(columns=("id", "k"))
+    before = prepare(PROBLEM, data(write_csv(tmp_path), split=rule), tmp_path / "out")
+    homes = {i: name for name in before.rows for i in read_split(before.path, name).column("id").to_pylist()}
+    with (tmp_path / "a.csv").open("a") as file:
+        file.writelines(f"{i},1.5,a,3,no\n" for i in range(ROWS, 2 * ROWS))
+    after = prepare(PROBLEM, data(tmp_path / "a.csv", split=rule), tmp_path / "out")
+    later = {i: name for name in after.rows for i in read_split(after.path, name).column("id").to_pylist()}
+    assert len(homes) == ROWS
+    assert {i: later[i] for i in homes} == homes
+
+
+def test_a_column_that_names_the_split_is_no_feature(ray_runtime: Runtime, tmp_path: Path) -> None:
+    names = ["train" if i % 4 else ("valid" if i % 8 else "test") for i in range(ROWS)]
+    snapshot = prepare(PROBLEM, data(write_csv(tmp_path, s=names), split=ColumnSplit(column="s")), tmp_path / "out")
+    assert snapshot.rows == {"train": 750, "valid": 125, "test": 125}
+    assert "s" not in read_split(snapshot.path, "train").column_names
+    assert "s" not in load_contract(snapshot.path).columns
+
+
+def test_rows_in_the_gap_before_validation_are_counted(ray_runtime: Runtime, tmp_path: Path) -> None:
+    stamps = [f"2013-01-{1 + i // 100:02}T00:00:00Z" for i in range(ROWS)]
+    rule = TimeSplit(column="t", valid_start="2013-01-08", purge="2d")
+    snapshot = prepare(PROBLEM, data(write_csv(tmp_path, t=stamps), split=rule), tmp_path / "out")
+    assert snapshot.rows["train"] == 500
+    assert json.loads((snapshot.path / "manifest.json").read_text())["purged"] == 200
+
+
 def test_a_join_adds_columns_keeps_order_and_counts_repeated_keys(ray_runtime: Runtime, tmp_path: Path) -> None:
     path = write_csv(tmp_path)
     (tmp_path / "side.csv").write_text("k,size,year\na,1,2001\nb,2,2002\na,99,2099\n")
@@ -165,12 +196,112 @@ def test_a_given_contract_is_enforced(ray_runtime: Runtime, tmp_path: Path) -> N
         prepare(PROBLEM, data(path, contract=str(tmp_path / "nothing.yaml")), tmp_path / "out")
 
 
+CONTRACT = """
+columns:
+  id: {type: int, unique: true}
+  x: {type: float, minimum: 0}
+  k: {type: string, pattern: "[a-c]", example: a}
+  y: {type: string}
+"""
+
+
+def test_rows_that_repeat_a_key_go_to_quarantine_across_parts(ray_runtime: Runtime, tmp_path: Path) -> None:
+    write_csv(tmp_path, "part0.csv", rows=100, x=np.ones(100))
+    write_csv(tmp_path, "part1.csv", rows=100, x=np.ones(100), id=np.arange(100) + 98)
+    (tmp_path / "contract.yaml").write_text(CONTRACT + "min_rows: 198\n")
+    given = data(tmp_path / "part*.csv", contract=str(tmp_path / "contract.yaml"))
+    snapshot = prepare(PROBLEM, given, tmp_path / "out")
+    assert (sum(snapshot.rows.values()), snapshot.quarantined) == (198, 2)
+    ids = [i for name in snapshot.rows for i in read_split(snapshot.path, name).column("id").to_pylist()]
+    assert sorted(ids) == list(range(198))
+    kept = pq.read_table(snapshot.path / "quarantine")
+    assert kept.select(["id", REASON]).to_pylist() == [{"id": i, REASON: "id repeats an earlier row"} for i in ("98", "99")]
+    (tmp_path / "contract.yaml").write_text(CONTRACT + "min_rows: 199\n")
+    with pytest.raises(ContractError, match=r"min_rows 199: 198 good rows"):
+        prepare(PROBLEM, given, tmp_path / "more")
+    (tmp_path / "contract.yaml").write_text(CONTRACT)
+    with pytest.raises(ContractError, match=r"2 of 200 rows .*id repeats an earlier row"):
+        prepare(PROBLEM, given.model_copy(update={"max_bad_share": 0.001}), tmp_path / "more")
+    assert list((tmp_path / "more" / "p").iterdir()) == []
+
+
+def test_old_data_is_refused_also_when_its_snapshot_is_there(ray_runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import UTC, datetime
+
+    from raymlp.data import rules
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2013, 1, 4, tzinfo=UTC)
+
+    moments = [f"2013-01-0{1 + i % 2}T00:00:00Z" for i in range(ROWS)]
+    given = "columns: {x: {type: float}, t: {type: timestamp}, y: {type: string}}\nfreshness: {t: 3d}\n"
+    (tmp_path / "contract.yaml").write_text(given)
+    settings = data(write_csv(tmp_path, t=moments), contract=str(tmp_path / "contract.yaml"))
+    with pytest.raises(ContractError, match=r"freshness of t: 3 days.*2013-01-02"):
+        prepare(PROBLEM, settings, tmp_path / "out")
+    monkeypatch.setattr(rules, "datetime", Later)
+    assert not prepare(PROBLEM, settings, tmp_path / "out").reused
+    assert prepare(PROBLEM, settings, tmp_path / "out").reused
+    monkeypatch.undo()
+    with pytest.raises(ContractError, match="freshness of t"):
+        prepare(PROBLEM, settings, tmp_path / "out")
+
+
+def test_a_source_is_checked_against_a_contract_without_a_snapshot(ray_runtime: Runtime, tmp_path: Path) -> None:
+    from raymlp.data.conformance import check_source
+
+    path = write_csv(tmp_path, x=[-5 if i in (3, 7) else 1.5 for i in range(ROWS)], k=["a", "d"] * (ROWS // 2))
+    with path.open("a") as file:
+        file.write("0,1.5,a,1,no\n7,2\n")
+    (tmp_path / "contract.yaml").write_text(CONTRACT + "max_rows: 10\n")
+    broken = check_source(PROBLEM, data(path, contract=str(tmp_path / "contract.yaml")), tmp_path / "out")
+    assert [(item.rule, item.rows, item.first) for item in broken] == [
+        ("k does not match its pattern", 498, "'d'"),
+        ("x is below 0", 2, "'-5'"),
+        ("id repeats an earlier row", 1, "good row 501 of 501"),
+        ("the row has 2 fields; expected 5", 1, ""),
+        ("max_rows 10", 501, "501 good rows"),
+    ]
+    assert list((tmp_path / "out").iterdir()) == []
+    open_rules = "columns: {x: {type: float}, y: {type: string}}"
+    (tmp_path / "contract.yaml").write_text(open_rules)
+    good = write_csv(tmp_path, "good.csv")
+    assert check_source(PROBLEM, data(good, contract=str(tmp_path / "contract.yaml")), tmp_path / "out") == []
+
+
+def test_findings_are_kept_and_noted_and_a_stop_publishes_nothing(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path, k=["same"] * ROWS)
+    snapshot = prepare(PROBLEM, data(path), tmp_path / "out")
+    found = json.loads((snapshot.path / "manifest.json").read_text())["quality"]
+    assert {(item["check"], item["severity"], item["column"]) for item in found} >= {("constant", "warn", "k"), ("id_like", "warn", "id")}
+    assert any(note.startswith("constant: 'k' has one value") for note in snapshot.notes)
+    with pytest.raises(DataError, match="1 quality checks stop the run"):
+        prepare(PROBLEM, data(path, checks=Checks(constant="stop")), tmp_path / "strict")
+    assert list((tmp_path / "strict" / "p").iterdir()) == []
+
+
+def test_changes_since_the_last_snapshot_are_kept_and_noted(ray_runtime: Runtime, tmp_path: Path) -> None:
+    first = prepare(PROBLEM, data(write_csv(tmp_path)), tmp_path / "out")
+    assert json.loads((first.path / "manifest.json").read_text())["changes"] == []
+    path = write_csv(tmp_path, rows=ROWS, k=["a", "z"] * (ROWS // 2), more=[1.5, 2.5] * (ROWS // 2))
+    second = prepare(PROBLEM, data(path), tmp_path / "out")
+    assert json.loads((second.path / "manifest.json").read_text())["changes"] == [
+        {"kind": "added", "column": "more", "detail": "type float"},
+        {"kind": "new categories", "column": "k", "detail": "z"},
+    ]
+    assert {"more: added, type float", "k: new categories, z"} <= set(second.notes)
+
+
 @pytest.mark.parametrize(
     ("problem", "changes", "error", "words"),
     [
         ({"target": "z"}, {}, ConfigError, "problem.target names 'z'"),
         ({"known_after": ("aftr",)}, {}, ConfigError, r"problem.known_after names 'aftr'.*Did you mean 'after'"),
         ({}, {"drop": ("kk",)}, ConfigError, "data.drop names 'kk'"),
+        ({}, {"drop": ("k",), "split": GroupSplit(column="k")}, ConfigError, "data.split needs the column 'k'"),
+        ({}, {"split": HashSplit(columns=("id", "kk"))}, ConfigError, "data.split.columns names 'kk'"),
         ({}, {"split": TimeSplit(column="x", valid_start="2013-01-01")}, DataError, "holds double values; expected timestamps"),
         ({"positive_class": "maybe"}, {}, ConfigError, "positive_class is 'maybe'; expected one of no, yes"),
     ],

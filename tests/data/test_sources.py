@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raymlp.config.data import CsvSource, ParquetSource
+from raymlp.config.sources import CsvSource, ParquetSource
 from raymlp.core.errors import DataError
 from raymlp.data import sources
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raymlp.config.data import CsvSource, ParquetSource
+from raymlp.config.sources import CsvSource, ParquetSource
 from raymlp.core.errors import DataError
 from raymlp.data import sources
 from raymlp.data.sources import files

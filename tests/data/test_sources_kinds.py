@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raymlp.config.data import Data, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.sources import (
@@ -30,6 +30,7 @@ from raymlp.config.sources import (
     TextSource,
     TfRecordSource,
 )
+from raymlp.config.split import RandomSplit
 from raymlp.core.errors import ConfigError, DataError, RequestError, SourceUnavailable
 from raymlp.data import sources
 from raymlp.data.contract import Contract

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raymlp.config.data import CsvSource, Data, Join, ParquetSource, RandomSplit
+from raymlp.config.data import Data, Join
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
-from raymlp.config.sources import Retry
+from raymlp.config.sources import CsvSource, ParquetSource, Retry
+from raymlp.config.split import RandomSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable
 from raymlp.data import sources
 from raymlp.data.snapshot import prepare, snapshot_key

@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raymlp.config.data import CsvSource, Data, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.features import Features
 from raymlp.config.model import Mlp
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
+from raymlp.config.sources import CsvSource
+from raymlp.config.split import RandomSplit
 from raymlp.config.tune import LogUniform, Tune
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymlp.config.data import Data, ParquetSource, RandomSplit
+from raymlp.config.data import Data
 from raymlp.config.model import Mlp
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
+from raymlp.config.sources import ParquetSource
+from raymlp.config.split import RandomSplit
 from raymlp.config.train import Train
 from raymlp.config.tune import Choice, Tune
 from raymlp.core.files import to_json

@@ -1,0 +1,61 @@
+"""Does a source keep a contract? Reads and checks every row as `prepare` does, and publishes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from raymlp.config.data import Data
+from raymlp.config.problem import Problem
+from raymlp.core.files import make_folder
+from raymlp.data import parquet
+from raymlp.data.contract import REASON
+from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
+from raymlp.data.snapshot import stage_all, staged_files
+
+SHOWN_CHARACTERS = 120
+
+
+def check_source(problem: Problem, data: Data, folder: Path) -> list[BrokenRule]:
+    """Rules of `data.contract` that the source breaks, most rows first; empty when it keeps them all. Needs Ray.
+
+    `folder` holds temporary files meanwhile. Raises DataError when the source cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=make_folder(folder)) as place:
+        aside = Path(place)
+        shape, parts, _, _ = stage_all(problem, data, aside)
+        files = staged_files(aside / "staging", len(parts))
+        rows = sum(parquet.num_rows(file) for file in files)
+        repeated = repeats(shape.contract, files)
+        broken = _quarantined(aside / "quarantine")
+        for place in set(repeated[repeated > 0].tolist()):
+            again = np.flatnonzero(repeated == place)
+            broken.append(BrokenRule(repeat_reasons(shape.contract)[place], len(again), f"good row {again[0] + 1:,} of {rows:,}"))
+        whole = broken_as_a_whole(shape.contract, rows, newest(shape.contract, files))
+    return [*sorted(broken, key=lambda item: (-item.rows, item.rule)), *whole]
+
+
+def _quarantined(folder: Path) -> list[BrokenRule]:
+    """Reasons in the quarantine files, with the number of rows and the first value."""
+    found: dict[str, BrokenRule] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        table = parquet.read(file)
+        reasons = np.array(table.column(REASON).to_pylist(), dtype=object)
+        names, first, counts = np.unique(reasons.astype(str), return_index=True, return_counts=True)
+        for reason, index, count in zip(names.tolist(), first, counts, strict=True):
+            seen = found.get(reason)
+            example = seen.first if seen else _example(table.slice(int(index), 1).to_pylist()[0], reason)
+            found[reason] = BrokenRule(reason, int(count) + (seen.rows if seen else 0), example)
+    return list(found.values())
+
+
+def _example(row: dict[str, str | None], reason: str) -> str:
+    """The value that the reason speaks of: reasons begin with the column's name."""
+    name = max((name for name in row if reason.startswith(f"{name} ")), key=len, default="")
+    if not name:
+        return ""
+    value = row[name]
+    text = "null" if value is None else f"'{value}'"
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
