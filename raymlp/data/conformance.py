@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reas
 from raymlp.data.snapshot import stage_all, staged_files
 
 SHOWN_CHARACTERS = 120
+LINE = re.compile(r"^row ([\d,]+) has")
+"""A line that could not be split is named by its number; the rule is the same for all."""
 
 
 def check_source(problem: Problem, data: Data, folder: Path) -> list[BrokenRule]:
@@ -42,11 +45,14 @@ def _quarantined(folder: Path) -> list[BrokenRule]:
     found: dict[str, BrokenRule] = {}
     for file in sorted(folder.glob("*.parquet")):
         table = parquet.read(file)
-        reasons = np.array(table.column(REASON).to_pylist(), dtype=object)
-        names, first, counts = np.unique(reasons.astype(str), return_index=True, return_counts=True)
+        reasons = np.array(table.column(REASON).to_pylist(), dtype=object).astype(str)
+        rules = np.array([LINE.sub("a row has", reason) for reason in reasons.tolist()])
+        names, first, counts = np.unique(rules, return_index=True, return_counts=True)
         for reason, index, count in zip(names.tolist(), first, counts, strict=True):
             seen = found.get(reason)
-            example = seen.first if seen else _example(table.slice(int(index), 1).to_pylist()[0], reason)
+            line = LINE.match(str(reasons[index]))
+            example = f"row {line[1]}" if line else _example(table.slice(int(index), 1).to_pylist()[0], reason)
+            example = seen.first if seen else example
             found[reason] = BrokenRule(reason, int(count) + (seen.rows if seen else 0), example)
     return list(found.values())
 

@@ -64,7 +64,8 @@ def to_float(array: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
 def to_text(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Text of categories: `true`/`false`, decimal integers, strings as they are, bytes by their CRC-32; null stays null."""
     if column_type(array.type) == "bytes":
-        return pa.array([None if value is None else f"{zlib.crc32(value):08x}" for value in array.to_pylist()], pa.string())
+        marks = pa.array([None if value is None else f"{zlib.crc32(value):08x}" for value in array.to_pylist()], pa.string())
+        return pa.chunked_array([marks]) if isinstance(array, pa.ChunkedArray) else marks
     return array if pa.types.is_string(array.type) else pc.cast(array, pa.string())
 
 

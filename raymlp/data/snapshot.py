@@ -32,7 +32,8 @@ from raymlp.config.data import Data, Join
 from raymlp.config.problem import Problem
 from raymlp.config.sources import ColumnType
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, Split, StratifiedSplit, TimeSplit
-from raymlp.core.errors import ConfigError, ContractError, DataError, SourceUnavailable, nearest
+from raymlp.core import errors
+from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError, SourceUnavailable, nearest
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, sources
@@ -285,28 +286,31 @@ def _inspected(
 
 
 def _map(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Run `work` for 0 .. count - 1 as Ray Data tasks; results in that order. An error arrives as its root cause."""
+    """Run `work` for 0 .. count - 1 as Ray Data tasks; results in that order. The error of the first that failed is raised here."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError
 
     tasks = ray.data.range(count, override_num_blocks=count)
     try:
-        results: list[dict[str, Any]] = tasks.map(lambda row: {"index": row["id"], **work(int(row["id"]))}).take_all()
-    except RayTaskError as error:
-        raise _root(error) from None
-    return sorted(results, key=lambda row: int(row["index"]))
+        found = tasks.map(lambda row: _told(work, int(row["id"]))).take_all()
+    except RayError as error:
+        raise DataError(f"preparing failed: {str(error).strip().splitlines()[0]}. Ray's logs have more.") from error
+    results = sorted(found, key=lambda row: int(row["index"]))
+    failed = next((row for row in results if "error" in row), None)
+    if failed:
+        raise getattr(errors, failed["error"])(failed["message"])
+    return results
 
 
-def _root(error: BaseException) -> BaseException:
-    """The error of ours inside Ray's wrapping, or else the innermost one."""
-    cause: BaseException = error
-    while True:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if isinstance(cause, DataError | ConfigError) and not hasattr(cause, "cause"):
-            return cause
-        if not isinstance(inner, BaseException) or inner is cause:
-            return cause if isinstance(cause, DataError | ConfigError) else DataError(f"preparing failed: {type(cause).__name__}: {cause}")
-        cause = inner
+def _told(work: Callable[[int], dict[str, Any]], index: int) -> dict[str, Any]:
+    """What the work gives, or what went wrong in plain words: Ray Data wraps an error so that its cause does not arrive."""
+    try:
+        return {"index": index, **work(index)}
+    except RaymlpError as error:
+        return {"index": index, "error": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        log.exception("part %d", index)
+        return {"index": index, "error": "DataError", "message": f"preparing failed: {type(error).__name__}: {error}"}
 
 
 def _shape(problem: Problem, data: Data) -> tuple[Shape, list[str]]:

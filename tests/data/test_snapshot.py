@@ -17,8 +17,9 @@ from raymlp.config.quality import Checks
 from raymlp.config.runtime import Runtime
 from raymlp.config.sources import CsvSource, ParquetSource
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
-from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError
+from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError, SourceUnavailable
 from raymlp.core.records import DataReport
+from raymlp.data import snapshot
 from raymlp.data.contract import REASON
 from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
 
@@ -261,7 +262,7 @@ def test_a_source_is_checked_against_a_contract_without_a_snapshot(ray_runtime: 
         ("k does not match its pattern", 498, "'d'"),
         ("x is below 0", 2, "'-5'"),
         ("id repeats an earlier row", 1, "good row 501 of 501"),
-        ("the row has 2 fields; expected 5", 1, ""),
+        ("a row has 2 fields; expected 5", 1, "row 1003"),
         ("max_rows 10", 501, "501 good rows"),
     ]
     assert list((tmp_path / "out").iterdir()) == []
@@ -367,3 +368,18 @@ def test_arrow_types_we_do_not_know_are_left_out(ray_runtime: Runtime, tmp_path:
     pq.write_table(table, tmp_path / "a.parquet")
     snapshot = prepare(PROBLEM, Data(source=ParquetSource(path=str(tmp_path / "a.parquet")), split=RandomSplit()), tmp_path / "out")
     assert read_split(snapshot.path, "train").column_names == ["x", "y"]
+
+
+def test_an_error_inside_a_task_arrives_with_its_own_words(ray_runtime: Runtime, tmp_path: Path) -> None:
+    def work(index: int) -> dict[str, Any]:
+        if index == 1:
+            raise SourceUnavailable("s3://b/c is not there")
+        if index == 2:
+            raise KeyError("x")
+        return {"rows": index}
+
+    with pytest.raises(SourceUnavailable, match=r"^s3://b/c is not there$"):
+        snapshot._map(work, 3)
+    with pytest.raises(DataError, match=r"^preparing failed: KeyError: 'x'$"):
+        snapshot._map(lambda index: work(2 * index), 2)
+    assert [row["rows"] for row in snapshot._map(lambda index: {"rows": index}, 3)] == [0, 1, 2]
