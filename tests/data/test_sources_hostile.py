@@ -87,7 +87,7 @@ def test_an_unknown_encoding_is_refused_with_the_config() -> None:
     ("content", "words"),
     [
         (b"PAR1xxxx", "is a Parquet file; set data.source.kind=parquet"),
-        (gzip.compress(b"a,b\n1,2\n"), "is gzip data; let its name end in .gz"),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), "is gzip data; let its name end in .gz"),
         ("a,b\n1,2\n".encode("utf-16"), "is UTF-16 text; set data.source.encoding=utf-16"),
         ("a,b\n1,2\n".encode("utf-16-le"), "holds zero bytes"),
         (b"SQLite format 3\0" + b"\0" * 80, "is an SQLite database"),
