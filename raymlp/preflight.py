@@ -34,11 +34,11 @@ Say = Callable[[str], None]
 
 
 def _data(config: Config, problem: Say) -> dict[str, str]:
-    from raymlp.data import snapshot, sources
+    from raymlp.data import snapshot, sources, staging
 
     data = snapshot.reachable(config.data)
     parts = sources.parts_of(data.source)
-    columns = snapshot.columns_of(config.problem, data)
+    columns = staging.columns_of(config.problem, data)
     named = {
         "features.numeric": config.features.numeric or (),
         "features.categorical": config.features.categorical or (),

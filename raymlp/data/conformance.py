@@ -14,7 +14,7 @@ from raymlp.core.files import make_folder
 from raymlp.data import parquet
 from raymlp.data.contract import REASON
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
-from raymlp.data.snapshot import stage_all, staged_files
+from raymlp.data.staging import stage_all, staged_files
 
 SHOWN_CHARACTERS = 120
 LINE = re.compile(r"^row ([\d,]+) has")

@@ -19,9 +19,9 @@ from raymlp.config.sources import CsvSource, ParquetSource
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError, SourceUnavailable
 from raymlp.core.records import DataReport
-from raymlp.data import snapshot
 from raymlp.data.contract import REASON
 from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
+from raymlp.data.tasks import each_part
 
 pytestmark = pytest.mark.ray
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", known_after=("after",))
@@ -379,7 +379,7 @@ def test_an_error_inside_a_task_arrives_with_its_own_words(ray_runtime: Runtime,
         return {"rows": index}
 
     with pytest.raises(SourceUnavailable, match=r"^s3://b/c is not there$"):
-        snapshot._map(work, 3)
+        each_part(work, 3)
     with pytest.raises(DataError, match=r"^preparing failed: KeyError: 'x'$"):
-        snapshot._map(lambda index: work(2 * index), 2)
-    assert [row["rows"] for row in snapshot._map(lambda index: {"rows": index}, 3)] == [0, 1, 2]
+        each_part(lambda index: work(2 * index), 2)
+    assert [row["rows"] for row in each_part(lambda index: {"rows": index}, 3)] == [0, 1, 2]

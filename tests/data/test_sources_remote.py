@@ -311,7 +311,8 @@ def test_an_s3_server_that_is_not_there_is_unavailable(monkeypatch: pytest.Monke
 
 
 def test_a_plan_goes_by_the_fallback_when_the_source_is_gone(tmp_path: Path) -> None:
-    from raymlp.data.snapshot import columns_of, reachable
+    from raymlp.data.snapshot import reachable
+    from raymlp.data.staging import columns_of
 
     (tmp_path / "kept.csv").write_text("x,y\n1,0\n")
     gone, kept = CsvSource(path=str(tmp_path / "gone.csv")), CsvSource(path=str(tmp_path / "kept.csv"))
