@@ -14,6 +14,7 @@ import pytest
 from raymlp.config.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: threads that wait for one another cost minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
