@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,19 +83,36 @@ def select_wait() -> None:
     select.select([], [], [], 0.5)
 
 
-def submit(address: str, *words: str) -> subprocess.Popen[str]:
-    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *words]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def submit(address: str, name: str, *words: str) -> None:
+    options = ["--address", address, "--submission-id", name, "--no-wait", "--working-dir", "."]
+    command = ["ray", "job", "submit", *options, "--", "python", *words]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def ended(address: str, name: str) -> tuple[dict[str, Any], str]:
+    """The record and the output of a job that has ended, from the jobs API: a log that is followed can break off."""
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        record = asked(f"{address}/api/jobs/{name}")
+        if record["status"] in ("SUCCEEDED", "FAILED", "STOPPED"):
+            return record, str(asked(f"{address}/api/jobs/{name}/logs")["logs"])
+        select_wait()
+    raise AssertionError(f"the job {name} did not end in 400 s")
+
+
+def asked(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return dict(json.load(answer))
 
 
 def test_a_job_leaves_its_bundle_while_a_wrong_one_fails_with_the_message_of_the_command_line(head: str, tmp_path: Path) -> None:
     settings = ["experiment=flights", f"runtime.storage={tmp_path}", "data.split.train_start=2013-06-15", "train.epochs=1"]
-    good = submit(head, "jobs/train.py", *settings)
-    wrong = submit(head, "jobs/train.py", "experiment=flights", "train.epoch=1")
-    said = wrong.communicate(timeout=400)[0]
-    assert wrong.returncode == 1
+    submit(head, "good", "jobs/train.py", *settings)
+    submit(head, "wrong", "jobs/train.py", "experiment=flights", "train.epoch=1")
+    record, said = ended(head, "wrong")
+    assert (record["status"], record["driver_exit_code"]) == ("FAILED", 2)
     assert "train.epoch is not a setting" in said
-    said = good.communicate(timeout=400)[0]
-    assert good.returncode == 0, said[-3000:]
-    assert "succeeded" in said
+    record, said = ended(head, "good")
+    assert record["status"] == "SUCCEEDED", said[-3000:]
     assert len(list(tmp_path.glob("runs/*/bundle/manifest.json"))) == 1
