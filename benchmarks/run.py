@@ -35,7 +35,7 @@ from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
 from raymlp.data import sources
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import prepare, split_files
+from raymlp.data.snapshot import load_profile, prepare
 from raymlp.features.on_ray import dataset_of, profile_dataset, transform_dataset
 from raymlp.features.plan import FeaturePlan
 from raymlp.runtime.session import ray_session
@@ -289,10 +289,10 @@ def work(storage: str, cpus: str, *files: str) -> None:
     with ray_session(config.runtime):
         started = time.perf_counter()
         snapshot = prepare(config.problem, config.data, Path(storage))
-        plan = FeaturePlan.fit_snapshot(config.features, config.problem, snapshot.path)
+        plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot.path))
         tensors = _packed(snapshot.path, plan, "train")
         rows = sum(batch.num_rows for batch in tensors.iter_batches(batch_size=None, batch_format="pyarrow"))
-        assert rows, split_files(snapshot.path, "train")
+        assert rows
         print(len(files) * 336_776, time.perf_counter() - started)
 
 

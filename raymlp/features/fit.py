@@ -13,7 +13,7 @@ from raymlp.config.features import ColumnRules, DatePart, Features
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, nearest
 from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.features.ids import FIRST, MISSING, Buckets, Category, Hashed, IdStep
+from raymlp.features.ids import Buckets, Category, Hashed, IdStep
 from raymlp.features.reading import SECONDS_PER_DAY
 from raymlp.features.scalers import Log, Piecewise, Quantile, Scaler, Standard, YeoJohnson, power_transform
 from raymlp.features.steps import Cyclic, Lookup, Number, NumberStep, OneHot
@@ -309,7 +309,6 @@ def _frequency(category: Category, column: ColumnProfile) -> Lookup:
     shares[0] = 0.0
     mean = float(np.average(shares, weights=weights)) if weights.sum() else 0.0
     spread = float(np.sqrt(np.average((shares - mean) ** 2, weights=weights))) if weights.sum() else 0.0
-    assert len(shares) == len(category.vocabulary) + FIRST > MISSING
     return Lookup(ids=category, labels=("frequency",), values=tuple((float((share - mean) / (spread or 1.0)),) for share in shares))
 
 

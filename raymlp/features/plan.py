@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -59,13 +58,6 @@ class FeaturePlan(Section):
             for (place, step), rule, total in zip(waiting.items(), rules, sums, strict=True):
                 steps[place] = total.encoded(step, target, rule.smoothing)
         return cls(steps=tuple(steps), target=target, reasons=reasons)
-
-    @classmethod
-    def fit_snapshot(cls, features: Features, problem: Problem, path: Path) -> Self:
-        """The plan of a snapshot's training split. Raises as `fit` does."""
-        from raymlp.data.snapshot import load_profile, split_files
-
-        return cls.fit(features, problem, load_profile(path), files=split_files(path, "train"))
 
     @property
     def numbers(self) -> tuple[NumberStep, ...]:

@@ -98,7 +98,7 @@ class YeoJohnson(Section):
 
     def batch(self, values: Floats) -> Floats:
         with np.errstate(over="ignore"):
-            return np.asarray((_power(values, self.power) - self.mean) / self.scale)
+            return np.asarray((power_transform(values, self.power) - self.mean) / self.scale)
 
     def one(self) -> One:
         power, mean, scale = self.power, self.mean, self.scale
@@ -151,10 +151,6 @@ Scaler = Annotated[Standard | Quantile | Log | YeoJohnson | Piecewise, Field(dis
 
 def power_transform(values: Floats, power: float) -> Floats:
     """The transform of Yeo and Johnson, without standardising: float64 of the same shape."""
-    return _power(values, power)
-
-
-def _power(values: Floats, power: float) -> Floats:
     size = np.log1p(np.abs(values))
     left = np.where(values >= 0, power, 2 - power)
     grown = np.where(left == 0, size, np.expm1(left * size) / np.where(left == 0, 1.0, left))

@@ -25,7 +25,6 @@ from raymlp.features.ids import IdStep
 from raymlp.features.steps import Lookup
 
 BATCH_ROWS = 65_536
-MAX_FOLDS = 20
 Floats = NDArray[np.float64]
 
 

@@ -19,7 +19,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
-from raymlp.data.snapshot import load_profile
+from raymlp.data.snapshot import load_profile, split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
@@ -60,7 +60,7 @@ def outcome_alone(
     """
     quiet(config.runtime.verbose)
     profile = load_profile(snapshot_path)
-    plan = FeaturePlan.fit_snapshot(config.features, config.problem, snapshot_path)
+    plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
     splits = _splits(snapshot_path, plan.model_dump_json())
     num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
     job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile))
