@@ -11,10 +11,10 @@ import numpy as np
 from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.core.files import make_folder
-from raymlp.data import parquet
+from raymlp.data import parquet, sources
 from raymlp.data.contract import REASON
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
-from raymlp.data.staging import stage_all, staged_files
+from raymlp.data.staging import shape_of, stage_all, staged_files
 
 SHOWN_CHARACTERS = 120
 LINE = re.compile(r"^row ([\d,]+) has")
@@ -28,8 +28,10 @@ def check_source(problem: Problem, data: Data, folder: Path) -> list[BrokenRule]
     """
     with tempfile.TemporaryDirectory(prefix=".check-", dir=make_folder(folder)) as place:
         aside = Path(place)
-        shape, parts, _, _ = stage_all(problem, data, aside)
-        files = staged_files(aside / "staging", len(parts))
+        parts = dict(enumerate(sources.parts_of(data.source)))
+        shape, _ = shape_of(problem, data)
+        stage_all(shape, parts, aside)
+        files = staged_files(aside / "staging", parts)
         rows = sum(parquet.num_rows(file) for file in files)
         repeated = repeats(shape.contract, files)
         broken = _quarantined(aside / "quarantine")

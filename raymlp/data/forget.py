@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from raymlp.config.privacy import Generalise, Hash, Mask, Pseudonymise, Rule
 from raymlp.core.errors import ConfigError, DataError, nearest
-from raymlp.core.files import digest_of, sha256_file, to_json
+from raymlp.core.files import digest_of, sha256_file, take_over, to_json
 from raymlp.data import parquet
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
@@ -136,7 +136,7 @@ def _in_snapshot(path: Path, wanted: Wanted, *, dry_run: bool) -> tuple[int, set
                 if file in hits:
                     _rewrite(file, place, wanted.column, wanted.rows)
                 elif file.name != MANIFEST:
-                    _link(file, place)
+                    take_over(file, place)
             if any(file.parent.name == "train" for file in hits):
                 _describe_again(aside, wanted)
             manifest = _noted(manifest, aside, wanted, rows)
@@ -284,14 +284,6 @@ def _replace(file: Path, table: pa.Table) -> None:
     writer.write(table)
     writer.close()
     os.replace(aside, file)
-
-
-def _link(file: Path, place: Path) -> None:
-    """The same file in another folder, without a copy where the file system can."""
-    try:
-        os.link(file, place)
-    except OSError:
-        shutil.copy2(file, place)
 
 
 def _as_texts(forms: frozenset[str], kind: pa.DataType) -> pa.Array:

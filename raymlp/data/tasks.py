@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 def each_part(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Run `work` for 0 .. count - 1 as Ray Data tasks; results in that order. The error of the first that failed is raised here."""
+    if not count:
+        return []
     import ray
     from ray.exceptions import RayError
 

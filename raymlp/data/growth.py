@@ -1,0 +1,311 @@
+"""A snapshot of a source that grew: parts that an earlier snapshot holds are taken over as files, and only the others are read.
+
+A part of the source is a file `part-N.parquet` in each split and in quarantine, so it can be carried from one snapshot to the next
+under another number. What depends on all rows is made again, from the files of the snapshot: the contract, with which held-out
+rows are checked once more, those in quarantine included, and how columns move together (its bins follow the profile of all
+rows, so it cannot be merged). The result is that of reading everything, whatever the order of events.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raymlp.config.data import Data
+from raymlp.config.split import ColumnSplit
+from raymlp.core.errors import DataError
+from raymlp.core.files import digest_of, take_over, to_json
+from raymlp.data import parquet, sources
+from raymlp.data.association import Outline
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.division import Cut, Tally, checked
+from raymlp.data.door import is_kept
+from raymlp.data.profile import Profile
+from raymlp.data.split import SPLITS, is_lasting
+
+MANIFEST = "manifest.json"
+PROFILE = "profile.json"
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A published snapshot to take parts over from: `parts` is the place of each among the present ones, and its place there.
+
+    `oldest` is the moment before which rows are no longer kept, where that changed; `recount` says that the training profile
+    there is of other rows than those taken over.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    parts: Mapping[int, int]
+    oldest: datetime | None
+    aged_by: str
+    recount: bool
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    def counts(self, index: int) -> dict[str, Any]:
+        """What was counted when the part was read."""
+        return {**self.manifest["parts"][self.parts[index]], "first": ""}
+
+    def file(self, folder: str, index: int, name: str = "part") -> Path:
+        """Where the snapshot has a part, if it has rows there."""
+        return self.path / folder / f"{name}-{self.parts[index]:05}.parquet"
+
+    def files(self) -> list[Path]:
+        """The files of all splits that are taken over, with rows."""
+        found = [self.file(split, index) for index in self.parts for split in SPLITS]
+        return [file for file in found if file.is_file()]
+
+    def kept(self, table: pa.Table) -> pa.Table:
+        """The rows that are not too old."""
+        return table if self.oldest is None else table.filter(is_kept(table.column(self.aged_by), self.oldest))
+
+    def profile(self) -> list[Profile]:
+        """The training profile, when it holds for the rows taken over."""
+        return [] if self.recount else [Profile.from_dict(json.loads(parquet.unsealed_text(self.path / PROFILE)))]
+
+    def hold_unchanged(self, linked: Mapping[str, str], files: Mapping[str, str]) -> None:
+        """Raise DataError when the snapshot, or a file taken over (new name to old), is no longer what its manifest says."""
+        now = manifest_of(self.path)
+        if now is None or now["digest"] != self.digest:
+            raise DataError(f"{self.path} was changed while it grew into another snapshot. Prepare the data again.")
+        damaged = next((old for new, old in linked.items() if files[new] != self.manifest["files"][old]), None)
+        if damaged is not None:
+            raise DataError(
+                f"{self.path / damaged} was changed since it was written; expected the file of the manifest. Remove the snapshot."
+            )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The parts of a source with their marks, and what need not be read. `why` says why nothing is taken over, where it might be."""
+
+    parts: Sequence[sources.Part]
+    marks: Sequence[sources.Mark]
+    types: Mapping[str, Any]
+    earlier: Earlier | None = None
+    why: str = ""
+
+    @property
+    def new(self) -> list[int]:
+        """Places of the parts that are read."""
+        return [index for index in range(len(self.parts)) if self.earlier is None or index not in self.earlier.parts]
+
+    @property
+    def taken(self) -> list[int]:
+        """Places of the parts that are taken over."""
+        return [] if self.earlier is None else list(self.earlier.parts)
+
+    def words(self) -> str:
+        """What is read, for people."""
+        if self.earlier is None:
+            return f"reading {_parts(len(self.parts))}{', ' if self.why else ''}{self.why}"
+        return f"reading {len(self.new)} new of {_parts(len(self.parts))}; {len(self.taken)} taken over from {self.earlier.digest[:12]}"
+
+
+def plan(
+    data: Data,
+    contract: Contract | None,
+    snapshots: Path,
+    settings: str,
+    parts: list[sources.Part],
+    facts: list[Any],
+    oldest: datetime | None,
+) -> Reading:
+    """What to read of a source. `snapshots` is the folder of the problem's snapshots, `settings` the digest of everything else that
+    decides what a snapshot holds, `contract` the given one, and rows before `oldest` are not kept.
+
+    Of the snapshots made under equal settings the newest that holds a part of the source is grown.
+    """
+    known = [manifest for path in snapshots.glob(f"[!.]*/{MANIFEST}") if (manifest := manifest_of(path.parent))]
+    fitting = [manifest for manifest in known if manifest.get("settings") == settings]
+    why = ""
+    for manifest in sorted(fitting, key=lambda found: (found["created"], found["folder"].stat().st_mtime_ns), reverse=True):
+        there = [part["mark"] for part in manifest["parts"]]
+        pieces = sources.pieces_of(data.source, parts, facts, there)
+        if places := _places([mark for _, mark in pieces], there):
+            earlier, types = _earlier(data, manifest, places, oldest), dict(manifest["types"])
+            # The first part decides over the types. A topic gives no part twice, and is asked once.
+            if data.source.kind != "kafka" and (0 not in earlier.parts or pieces[0][0] != parts[0]):
+                types = sources.schema_of(data.source, parts)
+            why = _why_not(data, contract, earlier, types)
+            if not why:
+                return Reading([part for part, _ in pieces], [mark for _, mark in pieces], types, earlier)
+            break
+    pieces = sources.pieces_of(data.source, parts, facts)
+    return Reading([part for part, _ in pieces], [mark for _, mark in pieces], sources.schema_of(data.source, parts), why=why)
+
+
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """The manifest of a snapshot, with its `folder`; None when it is none."""
+    try:
+        return {**json.loads((path / MANIFEST).read_text()), "folder": path}
+    except (OSError, ValueError):
+        return None
+
+
+def _places(marks: Sequence[sources.Mark], there: Sequence[sources.Mark]) -> dict[int, int]:
+    """Where the earlier snapshot has each part; equal parts are taken one by one."""
+    left: dict[str, list[int]] = {}
+    for place, mark in enumerate(there):
+        left.setdefault(digest_of(mark), []).append(place)
+    return {index: left[key].pop(0) for index, mark in enumerate(marks) if left.get(key := digest_of(mark))}
+
+
+def _earlier(data: Data, manifest: dict[str, Any], places: Mapping[int, int], oldest: datetime | None) -> Earlier:
+    path = manifest["folder"]
+    aged = oldest is not None and manifest["oldest"] != oldest.isoformat()
+    if "bytes" in manifest["schema"].values():  # whose quarantine keeps checksums, not values: such a part is read again
+        lost = {place for place in places.values() for split in SPLITS if (path / QUARANTINE / f"{split}-{place:05}.parquet").is_file()}
+        places = {index: place for index, place in places.items() if place not in lost}
+    recount = aged or len(places) < len(manifest["parts"])
+    return Earlier(path, manifest, places, oldest if aged else None, data.privacy.retention_column, recount)
+
+
+def _why_not(data: Data, contract: Contract | None, earlier: Earlier, types: Mapping[str, Any]) -> str:
+    """Why the source is read as a whole although a snapshot holds parts of it; empty when that need not be."""
+    there = earlier.manifest
+    if not is_lasting(data.split):
+        folds = " with folds" if data.split.folds else ""
+        return f"since with data.split.kind={data.split.kind}{folds} new rows move others; with hash, group, time or column they do not"
+    before = dict(there["types"])
+    if list(types.items()) != list(before.items()):
+        name = next((name for name in {**types, **before} if types.get(name) != before.get(name)), None)
+        changed = f"column '{name}' is now read as {types.get(name, 'none')}, and was as {before.get(name, 'none')}"
+        return f"since {'the order of the columns changed' if name is None else changed}"
+    if earlier.oldest is not None and datetime.fromisoformat(there["oldest"]) > earlier.oldest:
+        return "since data.privacy.retention_days now reaches further back"
+    return _why_keys_do_not_allow(data, contract, earlier)
+
+
+def _why_keys_do_not_allow(data: Data, contract: Contract | None, earlier: Earlier) -> str:
+    """Of rows with one key the first of the source stays. So the earlier rows must come first, and all of their keys be known."""
+    parts = earlier.manifest["parts"]
+    if contract is None or not contract.keys:
+        return ""
+    if dict(earlier.parts) != {place: place for place in range(len(parts))}:
+        return "since the contract has unique keys, of which the first row stays, and the new parts do not come last"
+    if isinstance(data.split, ColumnSplit) and any(data.split.column in key for key in contract.keys):
+        return f"since '{data.split.column}', in a unique key of the contract, is not kept in a snapshot"
+    if any(part["purged"] or part["outside"] for part in parts):
+        return "since the contract has unique keys, and the snapshot left out rows that lie in no split"
+    if earlier.oldest is not None and any(part["repeated"] for part in parts):
+        return "since the contract has unique keys, and rows whose keys were repeated are now too old"
+    return ""
+
+
+def _parts(count: int) -> str:
+    return f"{count} part{'s' * (count != 1)}"
+
+
+# ---------------------------------------------------------------------- one part, in a worker
+
+
+@dataclass
+class Move:
+    """One part on its way from the earlier snapshot: which files were linked, new name to old, and rows that were too old."""
+
+    cut: Cut
+    earlier: Earlier
+    index: int
+    linked: dict[str, str] = field(default_factory=dict)
+    expired: int = 0
+
+    def take(self, folder: str, name: str = "part") -> None:
+        """Take a file over as it is, if there is one."""
+        file = self.earlier.file(folder, self.index, name)
+        if file.is_file():
+            place = self._place(folder, name)
+            take_over(file, place)
+            self.linked[str(place.relative_to(self.cut.aside))] = str(file.relative_to(self.earlier.path))
+
+    def rows(self, folder: str, name: str = "part") -> Iterator[pa.Table]:
+        """The rows of a file of the earlier snapshot."""
+        file = self.earlier.file(folder, self.index, name)
+        yield from parquet.batches(file, key=self.cut.seal) if file.is_file() else ()
+
+    def write(self, folder: str, tables: Iterator[pa.Table], name: str = "part") -> None:
+        writer = parquet.Writer(self._place(folder, name), self.cut.seal)
+        for table in tables:
+            writer.write(table)
+        writer.close()
+
+    def training_rows(self) -> Iterator[pa.Table]:
+        """The training rows that were taken over."""
+        place = self._place("train", "part")
+        yield from parquet.batches(place, key=self.cut.seal) if place.is_file() else ()
+
+    def facts(self) -> dict[str, Any]:
+        return {"linked": to_json(self.linked, indent=None), "expired": self.expired}
+
+    def _place(self, folder: str, name: str) -> Path:
+        return self.cut.aside / folder / f"{name}-{self.index:05}.parquet"
+
+
+def take_training(move: Move) -> dict[str, Any]:
+    """Take over the training rows of a part that are not too old, and profile them again."""
+    lost = sum(table.num_rows - move.earlier.kept(table).num_rows for table in move.rows("train"))
+    if lost:
+        move.expired += lost
+        move.write("train", map(move.earlier.kept, move.rows("train")))
+    else:
+        move.take("train")
+    profile = Profile()
+    for table in move.training_rows():
+        profile.update(table)
+    return {"profile": to_json(profile.to_dict(), indent=None), **move.facts()}
+
+
+def take_rest(move: Move, contract: Contract, outline: Outline) -> dict[str, Any]:
+    """Take over what a part has beside training rows; held-out rows are checked by the contract again, also those in quarantine."""
+    if not move.earlier.recount:
+        move.take("train")
+    tally = Tally(move.cut, contract, outline)
+    for table in move.training_rows():
+        tally.train(table)
+    for name in ("part", "repeated"):
+        move.take(QUARANTINE, name)
+    for split in SPLITS[1:]:
+        _take_held_out(move, split, tally)
+    return {**tally.facts(), **move.facts()}
+
+
+def _take_held_out(move: Move, split: str, tally: Tally) -> None:
+    """As it is, if all rows are still good and none waits in quarantine; else the file is written anew."""
+    same = True
+    for table, was_good in _held_out(move, split, tally.contract):
+        kept = move.earlier.kept(table)
+        move.expired += table.num_rows - kept.num_rows
+        good, _ = tally.judge(split, kept)
+        same = same and was_good and good.num_rows == table.num_rows
+    if same:
+        move.take(split)
+        return
+
+    def again(place: int) -> Iterator[pa.Table]:
+        for table, _ in _held_out(move, split, tally.contract):
+            yield checked(tally.contract, split, move.earlier.kept(table))[place]
+
+    move.write(split, again(0))
+    move.write(QUARANTINE, again(1), split)
+
+
+def _held_out(move: Move, split: str, contract: Contract) -> Iterator[tuple[pa.Table, bool]]:
+    """Rows of a split, and those that an earlier contract put into quarantine, with their types; and whether they were good."""
+    for table in move.rows(split):
+        yield table, True
+    types = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in contract.columns.items()})
+    for text in move.rows(QUARANTINE, split):
+        typed, lost = types.check_table(text)
+        assert not lost.num_rows, "a quarantined value that was read once cannot be read again"
+        yield typed, False

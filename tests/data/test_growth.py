@@ -1,0 +1,395 @@
+"""A source that grows: what is read, and that the snapshot is the same as if all had been read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from raymlp.config.data import Data, Join
+from raymlp.config.privacy import Hash, Privacy
+from raymlp.config.problem import Problem
+from raymlp.config.quality import Checks
+from raymlp.config.sources import CsvSource, ParquetSource
+from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
+from raymlp.core.errors import ContractError, DataError
+from raymlp.core.records import Snapshot
+from raymlp.data import parquet, snapshot, sources, staging
+from raymlp.data.forget import forget, person
+from raymlp.data.profile import Profile
+from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split, split_files
+from tests.data.people import SECRET, SNAPSHOT_SECRET
+
+PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", id_columns=("id",))
+NAMELESS = PROBLEM.model_copy(update={"id_columns": ()})
+QUICK = Checks(outliers="off", label_noise="off", leakage="off")
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def parts_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the parts that are read, in this process: the tasks run here, not in Ray."""
+    seen: list[str] = []
+
+    def each_part(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        return [{"index": index, **work(index)} for index in range(count)]
+
+    def read(source: Any, part: sources.Part, *rest: Any, **more: Any) -> Any:
+        seen.append(Path(part.path).name + (f" {part.piece}" if part.piece else ""))
+        return whole(source, part, *rest, **more)
+
+    whole = sources.read
+    for module in (snapshot, staging):
+        monkeypatch.setattr(module, "each_part", each_part)
+    monkeypatch.setattr(sources, "read", read)
+    return seen
+
+
+def table(rows: int, seed: int = 0, first: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    wild = np.where(rng.random(rows) < 0.03, 1e4, 1.0)
+    return pa.table(
+        {
+            "id": np.arange(first, first + rows),
+            "x": pa.array(rng.normal(size=rows) * wild, mask=rng.random(rows) < 0.1),
+            "n": rng.integers(-3, 3, rows),
+            "k": rng.choice(["a", "b", "c d", ""], rows),
+            "g": [f"g{value}" for value in rng.integers(0, 30, rows)],
+            "t": pa.array([START + timedelta(minutes=int(m)) for m in rng.integers(0, 10_000, rows)], pa.timestamp("us", "UTC")),
+            "s": rng.choice(["train", "train", "train", "valid", "test", "live"], rows),
+            "y": rng.choice(["no", "yes"], rows),
+        }
+    )
+
+
+def data(path: Path, split: Any = HashSplit(columns=("id",), valid=0.3, test=0.2), **changes: Any) -> Data:
+    return Data(source=ParquetSource(path=str(path)), split=split, checks=QUICK, max_bad_share=0.5, **changes)
+
+
+def rows_of(made: Snapshot, folder: str) -> Counter[str]:
+    """The rows of a split or of the quarantine, whatever their order."""
+    return Counter(
+        json.dumps(row, default=str, sort_keys=True) for file in split_files(made.path, folder) for row in parquet.read(file).to_pylist()
+    )
+
+
+def manifest_of(made: Snapshot) -> dict[str, Any]:
+    return dict(json.loads((made.path / "manifest.json").read_text()))
+
+
+def assert_same_profile(left: Profile, right: Profile) -> None:
+    assert left.rows == right.rows
+    assert left.columns.keys() == right.columns.keys()
+    for name, column in left.columns.items():
+        other = right.columns[name]
+        assert (column.type, column.rows, column.nulls, column.minimum, column.maximum) == (
+            other.type, other.rows, other.nulls, other.minimum, other.maximum,
+        )  # fmt: skip
+        assert column.mean == pytest.approx(other.mean, rel=1e-12, abs=1e-12)
+        size = max(abs(column.minimum), abs(column.maximum)) if column.values and column.is_measured else 0.0
+        assert column.m2 == pytest.approx(other.m2, rel=1e-12, abs=1e-12 * max(1.0, column.values * size**2))
+        assert column.counts() == other.counts()
+        assert column.num_distinct == other.num_distinct
+        for share in (0.1, 0.5, 0.9):
+            assert column.quantile(share) == pytest.approx(other.quantile(share), nan_ok=True)
+
+
+def assert_same_snapshot(left: Snapshot, right: Snapshot) -> None:
+    assert left.rows == right.rows
+    assert left.quarantined == right.quarantined
+    for folder in ("train", "valid", "test", "live", "quarantine"):
+        assert rows_of(left, folder) == rows_of(right, folder)
+    for split in ("train", "valid", "test", "live"):
+        assert_same_profile(load_profile(left.path, split), load_profile(right.path, split))
+    assert load_contract(left.path) == load_contract(right.path)
+    assert left.path.name == right.path.name
+    ours, theirs = load_association(left.path), load_association(right.path)
+    assert ours.outline.edges == theirs.outline.edges
+    assert ours.pairs == pytest.approx(theirs.pairs, rel=1e-9, abs=1e-9)
+    told = ("unlabelled", "purged", "newest", "quality", "warnings", "source", "schema", "types")
+    assert {name: manifest_of(left)[name] for name in told} == {name: manifest_of(right)[name] for name in told}
+
+
+def test_only_new_parts_are_read_and_the_snapshot_is_that_of_all(tmp_path: Path, parts_read: list[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        pq.write_table(table(200, seed=i, first=200 * i), folder / f"{i}.parquet")
+    first = prepare(PROBLEM, data(folder), tmp_path / "out")
+    assert (parts_read, first.growth) == ([f"{i}.parquet (0,)" for i in range(3)], "")
+    parts_read.clear()
+    pq.write_table(table(200, seed=3, first=600), folder / "3.parquet")
+    said: list[str] = []
+    grown = prepare(PROBLEM, data(folder), tmp_path / "out", say=said.append)
+    assert parts_read == ["3.parquet (0,)"]
+    assert said[0].startswith(f"reading 1 new of 4 parts; 3 taken over from {first.digest[:12]}")
+    assert grown.growth == f"read 1 new of 4 parts, 3 taken over from {first.digest[:12]}"
+    assert {name: manifest_of(grown)[name] for name in ("grown_from", "parts_read")} == {"grown_from": first.digest, "parts_read": 1}
+    assert (grown.path / "train" / "part-00001.parquet").samefile(first.path / "train" / "part-00001.parquet")
+    parts_read.clear()
+    fresh = prepare(PROBLEM, data(folder), tmp_path / "other")
+    assert len(parts_read) == 4
+    assert_same_snapshot(grown, fresh)
+    assert prepare(PROBLEM, data(folder), tmp_path / "out").reused
+
+
+SPLITS_THAT_GROW = [
+    HashSplit(columns=("id", "k"), valid=0.3, test=0.2),
+    HashSplit(columns=("id",), valid=0.3, test=0.2, folds=3, fold=1),
+    GroupSplit(column="g", valid=0.3, test=0.2),
+    TimeSplit(column="t", valid_start=START + timedelta(days=4), valid_end=START + timedelta(days=6), purge=timedelta(hours=9)),
+    ColumnSplit(column="s"),
+]
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(drawn=st.data())
+def test_the_history_of_a_source_leaves_no_trace(
+    tmp_path_factory: pytest.TempPathFactory, parts_read: list[str], drawn: st.DataObject
+) -> None:
+    place = tmp_path_factory.mktemp("history")
+    whole = table(drawn.draw(st.integers(120, 400)), seed=drawn.draw(st.integers(0, 99)))
+    cuts = sorted(drawn.draw(st.sets(st.integers(60, len(whole) - 1), min_size=1, max_size=4)))
+    names = drawn.draw(st.permutations(range(len(cuts) + 1)))  # new files may come between old ones
+    rule = drawn.draw(st.sampled_from(SPLITS_THAT_GROW))
+    steps = drawn.draw(st.sets(st.integers(1, len(cuts)), min_size=1))
+    (place / "in").mkdir()
+    for step, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(whole)], strict=True)):
+        pq.write_table(whole.slice(start, end - start), place / "in" / f"{names[step]}.parquet")
+        if step in steps - {len(cuts)} or step == 0:
+            prepare(PROBLEM, data(place / "in", rule), place / "grown")
+    parts_read.clear()
+    grown = prepare(PROBLEM, data(place / "in", rule), place / "grown")
+    last = max({0, *steps} - {len(cuts)})
+    assert sorted(parts_read) == sorted(f"{names[step]}.parquet (0,)" for step in range(last + 1, len(cuts) + 1))
+    assert_same_snapshot(grown, prepare(PROBLEM, data(place / "in", rule), place / "fresh"))
+
+
+def grow(
+    tmp_path: Path, parts: list[pa.Table], settings_of: Callable[[Path], Data], problem: Problem = PROBLEM
+) -> tuple[Snapshot, Snapshot]:
+    """The snapshot that grew part by part, and that of all at once."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, part in enumerate(parts):
+        pq.write_table(part, folder / f"{i}.parquet")
+        grown = prepare(problem, settings_of(folder), tmp_path / "grown")
+    return grown, prepare(problem, settings_of(folder), tmp_path / "fresh")
+
+
+def labelled(split: str, rows: int = 40, **columns: Any) -> pa.Table:
+    return pa.table({"s": [split] * rows, "y": ["no", "yes"] * (rows // 2), **{name: pa.array(v) for name, v in columns.items()}})
+
+
+def test_held_out_rows_are_judged_by_the_contract_of_all_training_rows(tmp_path: Path, parts_read: list[str]) -> None:
+    moments = pa.array([START + timedelta(microseconds=i) for i in range(40)], pa.timestamp("us", "UTC"))
+    more = {"b": [None, True, False, True] * 10, "t": moments, "k": ["1", " 1 ", "", None] * 10}
+    narrow = labelled("train", x=np.linspace(0, 1, 40), **more)
+    held_out = labelled("valid", x=np.r_[np.full(20, 0.1 + 0.2), np.full(20, 50.0 + 1e-9)], **more)
+    wide = labelled("train", x=np.linspace(0, 90, 40), **more)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.concat_tables([narrow, held_out]), folder / "0.parquet")
+    first = prepare(NAMELESS, data(folder, ColumnSplit(column="s")), tmp_path / "grown")
+    assert (first.rows, first.quarantined) == ({"train": 40, "valid": 20}, 20)
+    pq.write_table(wide, folder / "1.parquet")
+    grown, fresh = (prepare(NAMELESS, data(folder, ColumnSplit(column="s")), tmp_path / place) for place in ("grown", "fresh"))
+    assert (grown.rows, grown.quarantined) == ({"train": 80, "valid": 40}, 0)
+    assert sorted(set(read_split(grown.path, "valid").column("x").to_pylist())) == [0.1 + 0.2, 50.0 + 1e-9]
+    assert_same_snapshot(grown, fresh)
+    assert len(parts_read) == 4
+
+
+def test_a_contract_that_narrows_takes_held_out_rows_away(tmp_path: Path, parts_read: list[str]) -> None:
+    none = pa.array([None] * 40, pa.float64())
+    first = pa.concat_tables([labelled("train", x=none), labelled("valid", x=np.r_[np.full(30, 1000.0), np.full(10, 1.5)])])
+    parts = [first, labelled("train", x=np.ones(40))]
+    grown, fresh = grow(tmp_path, parts, lambda folder: data(folder, ColumnSplit(column="s")), NAMELESS)
+    assert (grown.rows, grown.quarantined) == ({"train": 80, "valid": 10}, 30)
+    assert_same_snapshot(grown, fresh)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (RandomSplit(), "data.split.kind=random new rows move others"),
+        (StratifiedSplit(), "data.split.kind=stratified new rows move others"),
+        (TimeSplit(column="t", valid_start=START + timedelta(days=3), folds=2), "data.split.kind=time with folds new rows move others"),
+    ],
+)
+def test_where_new_rows_move_others_the_source_is_read_anew(tmp_path: Path, parts_read: list[str], rule: Any, words: str) -> None:
+    grown, fresh = grow(tmp_path, [table(100), table(100, seed=1, first=100)], lambda folder: data(folder, rule))
+    assert words in grown.growth
+    assert len(parts_read) == 1 + 2 + 2
+    assert grown.digest == fresh.digest
+    assert manifest_of(grown)["grown_from"] is None
+
+
+CONTRACT = "columns: {id: {type: int, unique: true}, x: {type: float}, g: {type: string}, t: {type: timestamp}, y: {type: string}}\n"
+
+
+def contracted(folder: Path, rules: str = "", split: Any = GroupSplit(column="g", valid=0.3, test=0.2), **changes: Any) -> Data:
+    (folder.parent / "contract.yaml").write_text(CONTRACT + rules)
+    return data(folder, split, contract=str(folder.parent / "contract.yaml"), **changes)
+
+
+def test_a_key_that_an_earlier_part_has_is_a_repeat(tmp_path: Path, parts_read: list[str]) -> None:
+    grown, fresh = grow(tmp_path, [table(200), table(200, seed=1, first=150), table(100, seed=2, first=300)], contracted)
+    assert (sum(grown.rows.values()), grown.quarantined) == (400, 100)
+    assert parts_read[:3] == [f"{i}.parquet (0,)" for i in range(3)]
+    assert_same_snapshot(grown, fresh)
+
+
+def test_unique_keys_are_read_anew_where_the_first_row_might_be_another(tmp_path: Path, parts_read: list[str]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(table(200), folder / "b.parquet")
+    prepare(PROBLEM, contracted(folder), tmp_path / "grown")
+    pq.write_table(table(200, seed=1, first=150), folder / "a.parquet")
+    grown, fresh = (prepare(PROBLEM, contracted(folder), tmp_path / place) for place in ("grown", "fresh"))
+    assert "unique keys, of which the first row stays" in grown.growth
+    assert grown.digest == fresh.digest
+    gap = TimeSplit(column="t", valid_start=START + timedelta(days=4), purge=timedelta(hours=9))
+    prepare(PROBLEM, contracted(folder, split=gap), tmp_path / "gap")
+    pq.write_table(table(50, seed=2, first=0), folder / "c.parquet")
+    assert "left out rows that lie in no split" in prepare(PROBLEM, contracted(folder, split=gap), tmp_path / "gap").growth
+
+
+def test_rules_about_all_rows_count_old_and_new(tmp_path: Path, parts_read: list[str]) -> None:
+    grown, _ = grow(tmp_path, [table(100), table(100, seed=1, first=100)], lambda folder: contracted(folder, "max_rows: 200\n"))
+    assert sum(grown.rows.values()) == 200
+    folder = tmp_path / "in"
+    pq.write_table(table(1, seed=2, first=200), folder / "2.parquet")
+    with pytest.raises(ContractError, match=r"max_rows 200: 201 good rows"):
+        prepare(PROBLEM, contracted(folder, "max_rows: 200\n"), tmp_path / "grown")
+    assert sorted(path.name for path in (tmp_path / "grown" / "p").iterdir() if path.name.startswith(".")) == []
+    bad = table(30, seed=3, first=300).set_column(1, "x", pa.array(["oops"] * 30))
+    pq.write_table(bad, folder / "2.parquet")
+    pq.write_table(table(100, seed=4, first=400), folder / "3.parquet")
+    with pytest.raises(ContractError, match=r"30 of 330 rows \(9.1%\) break the contract"):
+        prepare(PROBLEM, contracted(folder).model_copy(update={"max_bad_share": 0.05}), tmp_path / "other")
+
+
+def test_copies_and_shared_rows_are_found_across_old_and_new_parts(tmp_path: Path, parts_read: list[str]) -> None:
+    rule = HashSplit(columns=("id",), valid=0.3, test=0.2)
+    grown, fresh = grow(tmp_path, [table(200), table(200, first=200)], lambda folder: data(folder, rule))
+    found = {item["check"]: item["rows"] for item in manifest_of(grown)["quality"]}
+    assert found["duplicates"] > 30
+    assert found["shared_rows"] > 10
+    assert_same_snapshot(grown, fresh)
+    quasi = Privacy(quasi_identifiers=("n", "k"), min_k=2)
+    (tmp_path / "k").mkdir()
+    grown, fresh = grow(tmp_path / "k", [table(60), table(60, first=60)], lambda folder: data(folder, rule, privacy=quasi))
+    assert manifest_of(grown)["anonymity"] == manifest_of(fresh)["anonymity"]
+    assert manifest_of(grown)["anonymity"]["k"] >= 2 or manifest_of(grown)["anonymity"]["rows_below_min_k"] > 0
+
+
+def test_rows_that_became_too_old_go_when_the_snapshot_grows(
+    tmp_path: Path, parts_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(folder: Path) -> Data:
+        kept = Privacy(retention_days=1, retention_column="t")
+        return data(folder, HashSplit(columns=("id",), valid=0.3, test=0.2), privacy=kept)
+
+    def today(days: int) -> None:
+        for module in ("snapshot", "door"):
+            monkeypatch.setattr(f"raymlp.data.{module}.oldest_kept", lambda *_: START + timedelta(days=days))
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    today(1)
+    pq.write_table(table(300), folder / "0.parquet")
+    first = prepare(PROBLEM, rule(folder), tmp_path / "grown")
+    pq.write_table(table(100, seed=1, first=300), folder / "1.parquet")
+    today(3)
+    parts_read.clear()
+    grown = prepare(PROBLEM, rule(folder), tmp_path / "grown")
+    assert parts_read == ["1.parquet (0,)"]
+    fresh = prepare(PROBLEM, rule(folder), tmp_path / "fresh")
+    assert_same_snapshot(grown, fresh)
+    assert manifest_of(grown)["expired"] == manifest_of(fresh)["expired"] > manifest_of(first)["expired"]
+    assert min(read_split(grown.path, "train").column("t").to_pylist()) >= START + timedelta(days=3)
+    today(2)
+    assert "reaches further back" in prepare(PROBLEM, rule(folder), tmp_path / "grown").growth
+
+
+def test_rows_that_were_forgotten_do_not_come_back(tmp_path: Path, parts_read: list[str]) -> None:
+    grown, _ = grow(tmp_path, [table(200), table(200, seed=1, first=200)], data)
+    folder = tmp_path / "grown" / "p"
+    forget(person(folder, "id", "7", {}), snapshots=folder, log=tmp_path / "log", labels=tmp_path / "labels")
+    pq.write_table(table(100, seed=2, first=400), tmp_path / "in" / "2.parquet")
+    parts_read.clear()
+    later = prepare(PROBLEM, data(tmp_path / "in"), tmp_path / "grown")
+    assert parts_read == ["2.parquet (0,)"]
+    ids = [i for split in later.rows for i in read_split(later.path, split).column("id").to_pylist()]
+    assert (7 not in ids, 7 + 200 in ids) == (True, True)
+    for split in later.rows:
+        mean = load_profile(later.path, split).columns["id"].mean
+        assert mean == pytest.approx(np.mean(read_split(later.path, split).column("id").to_numpy()))
+
+
+def test_a_part_that_changed_or_went_is_the_only_one_that_counts_anew(tmp_path: Path, parts_read: list[str]) -> None:
+    folder = tmp_path / "in"
+    grow(tmp_path, [table(150, seed=i, first=150 * i) for i in range(3)], data)
+    pq.write_table(table(150, seed=9, first=150), folder / "1.parquet")
+    (folder / "0.parquet").unlink()
+    parts_read.clear()
+    grown = prepare(PROBLEM, data(folder), tmp_path / "grown")
+    assert parts_read == ["1.parquet (0,)"]
+    assert_same_snapshot(grown, prepare(PROBLEM, data(folder), tmp_path / "fresh"))
+
+
+def test_a_snapshot_that_changed_meanwhile_or_was_damaged_is_not_grown(tmp_path: Path, parts_read: list[str]) -> None:
+    grown, _ = grow(tmp_path, [table(200)], data)
+    pq.write_table(table(100, seed=1, first=200), tmp_path / "in" / "1.parquet")
+    damaged = grown.path / "train" / "part-00000.parquet"
+    pq.write_table(pq.read_table(damaged).slice(1), damaged)
+    with pytest.raises(DataError, match=r"train/part-00000.parquet was changed since it was written"):
+        prepare(PROBLEM, data(tmp_path / "in"), tmp_path / "grown")
+    assert [path.name for path in (tmp_path / "grown" / "p").iterdir()] == [grown.path.name]
+
+
+def test_encrypted_snapshots_grow_with_their_key_alone(tmp_path: Path, parts_read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def sealed(folder: Path) -> Data:
+        return data(folder, privacy=Privacy(columns={"g": Hash()}, encrypt_snapshots=True))
+
+    monkeypatch.setenv("RAYMLP_PRIVACY_KEY", SECRET)
+    monkeypatch.setenv("RAYMLP_SNAPSHOT_KEY", SNAPSHOT_SECRET)
+    grown, fresh = grow(tmp_path, [table(200), table(100, seed=1, first=200)], sealed)
+    assert parts_read[:2] == ["0.parquet (0,)", "1.parquet (0,)"]
+    assert all(parquet.is_encrypted(file) for file in grown.path.rglob("*.parquet"))
+    assert_same_snapshot(grown, fresh)
+    pq.write_table(table(100, seed=2, first=300), tmp_path / "in" / "2.parquet")
+    monkeypatch.setenv("RAYMLP_SNAPSHOT_KEY", SNAPSHOT_SECRET + " another")
+    with pytest.raises(DataError, match="was encrypted with another key"):
+        prepare(PROBLEM, sealed(tmp_path / "in"), tmp_path / "grown")
+
+
+def test_a_changed_join_is_read_into_all_rows(tmp_path: Path, parts_read: list[str]) -> None:
+    def joined(folder: Path) -> Data:
+        return data(folder, joins=(Join(source=CsvSource(path=str(tmp_path / "side.csv")), keys=("n",)),))
+
+    (tmp_path / "side.csv").write_text("n,size\n-1,10\n0,20\n")
+    grown, fresh = grow(tmp_path, [table(200), table(100, seed=1, first=200)], joined)
+    assert [name for name in parts_read if name != "side.csv"] == [f"{i}.parquet (0,)" for i in (0, 1, 0, 1)]
+    assert_same_snapshot(grown, fresh)
+    (tmp_path / "side.csv").write_text("n,size\n-1,11\n0,20\n")
+    pq.write_table(table(100, seed=2, first=300), tmp_path / "in" / "2.parquet")
+    after = prepare(PROBLEM, joined(tmp_path / "in"), tmp_path / "grown")
+    assert manifest_of(after)["grown_from"] is None
+    assert set(read_split(after.path, "train").column("size").to_pylist()) == {11, 20, None}
