@@ -9,7 +9,7 @@ rows, so it cannot be merged). The result is that of reading everything, whateve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -38,20 +38,29 @@ QUARANTINE = "quarantine"
 class Earlier:
     """A published snapshot to take parts over from: `parts` is the place of each among the present ones, and its place there.
 
-    `oldest` is the moment before which rows are no longer kept, where that changed; `recount` says that the training profile
-    there is of other rows than those taken over.
+    `oldest` is the moment before which rows are no longer kept, where that changed, by the column `aged_by`; `recount` says that
+    the training profile there is of other rows than those taken over. Without parts there is no such snapshot.
     """
 
-    path: Path
-    manifest: Mapping[str, Any]
-    parts: Mapping[int, int]
-    oldest: datetime | None
-    aged_by: str
-    recount: bool
+    path: Path = Path()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[int, int] = field(default_factory=dict)
+    oldest: datetime | None = None
+    aged_by: str = ""
+    recount: bool = True
 
     @property
     def digest(self) -> str:
-        return str(self.manifest["digest"])
+        return str(self.manifest.get("digest", ""))
+
+    @property
+    def recounted(self) -> list[int]:
+        """Parts whose training rows are profiled again."""
+        return list(self.parts) if self.recount else []
+
+    def rows(self, split: str) -> int:
+        """Rows of a split when the snapshot was made."""
+        return int(self.manifest.get("rows", {}).get(split, 0))
 
     def counts(self, index: int) -> dict[str, Any]:
         """What was counted when the part was read."""
@@ -76,8 +85,8 @@ class Earlier:
 
     def hold_unchanged(self, linked: Mapping[str, str], files: Mapping[str, str]) -> None:
         """Raise DataError when the snapshot, or a file taken over (new name to old), is no longer what its manifest says."""
-        now = manifest_of(self.path)
-        if now is None or now["digest"] != self.digest:
+        now = manifest_of(self.path) if self.parts else self.manifest
+        if now is None or now.get("digest", "") != self.digest:
             raise DataError(f"{self.path} was changed while it grew into another snapshot. Prepare the data again.")
         damaged = next((old for new, old in linked.items() if files[new] != self.manifest["files"][old]), None)
         if damaged is not None:
@@ -93,24 +102,21 @@ class Reading:
     parts: Sequence[sources.Part]
     marks: Sequence[sources.Mark]
     types: Mapping[str, Any]
-    earlier: Earlier | None = None
+    earlier: Earlier = field(default_factory=Earlier)
     why: str = ""
 
     @property
     def new(self) -> list[int]:
         """Places of the parts that are read."""
-        return [index for index in range(len(self.parts)) if self.earlier is None or index not in self.earlier.parts]
-
-    @property
-    def taken(self) -> list[int]:
-        """Places of the parts that are taken over."""
-        return [] if self.earlier is None else list(self.earlier.parts)
+        return [index for index in range(len(self.parts)) if index not in self.earlier.parts]
 
     def words(self) -> str:
         """What is read, for people."""
-        if self.earlier is None:
-            return f"reading {_parts(len(self.parts))}{', ' if self.why else ''}{self.why}"
-        return f"reading {len(self.new)} new of {_parts(len(self.parts))}; {len(self.taken)} taken over from {self.earlier.digest[:12]}"
+        new, total = len(self.new), f"{len(self.parts)} part{'s' * (len(self.parts) != 1)}"
+        size = f"{sum(self.parts[index].size for index in self.new) / 1e6:,.0f} MB"
+        if self.earlier.parts:
+            return f"reading {new} new of {total}, {size}; {len(self.earlier.parts)} taken over from {self.earlier.digest[:12]}"
+        return f"reading {total}, {size}{', ' if self.why else ''}{self.why}"
 
 
 def plan(
@@ -130,10 +136,10 @@ def plan(
     known = [manifest for path in snapshots.glob(f"[!.]*/{MANIFEST}") if (manifest := manifest_of(path.parent))]
     fitting = [manifest for manifest in known if manifest.get("settings") == settings]
     why = ""
-    for manifest in sorted(fitting, key=lambda found: (found["created"], found["folder"].stat().st_mtime_ns), reverse=True):
+    for manifest in sorted(fitting, key=lambda found: (found["created"], sum(found["rows"].values())), reverse=True):
         there = [part["mark"] for part in manifest["parts"]]
         pieces = sources.pieces_of(data.source, parts, facts, there)
-        if places := _places([mark for _, mark in pieces], there):
+        if places := _places([mark for _, mark in pieces], there, _lost(manifest)):
             earlier, types = _earlier(data, manifest, places, oldest), dict(manifest["types"])
             # The first part decides over the types. A topic gives no part twice, and is asked once.
             if data.source.kind != "kafka" and (0 not in earlier.parts or pieces[0][0] != parts[0]):
@@ -154,20 +160,26 @@ def manifest_of(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _places(marks: Sequence[sources.Mark], there: Sequence[sources.Mark]) -> dict[int, int]:
-    """Where the earlier snapshot has each part; equal parts are taken one by one."""
+def _places(marks: Sequence[sources.Mark], there: Sequence[sources.Mark], lost: Container[int]) -> dict[int, int]:
+    """Where the earlier snapshot has each part; equal parts are taken one by one, those in `lost` not at all."""
     left: dict[str, list[int]] = {}
     for place, mark in enumerate(there):
-        left.setdefault(digest_of(mark), []).append(place)
+        if place not in lost:
+            left.setdefault(digest_of(mark), []).append(place)
     return {index: left[key].pop(0) for index, mark in enumerate(marks) if left.get(key := digest_of(mark))}
+
+
+def _lost(manifest: Mapping[str, Any]) -> set[int]:
+    """Parts with held-out rows in quarantine that cannot be judged again, since of bytes a checksum is kept there."""
+    if "bytes" not in manifest["schema"].values():
+        return set()
+    files = [file for split in SPLITS for file in (manifest["folder"] / QUARANTINE).glob(f"{split}-*.parquet")]
+    return {int(file.stem.rpartition("-")[2]) for file in files}
 
 
 def _earlier(data: Data, manifest: dict[str, Any], places: Mapping[int, int], oldest: datetime | None) -> Earlier:
     path = manifest["folder"]
     aged = oldest is not None and manifest["oldest"] != oldest.isoformat()
-    if "bytes" in manifest["schema"].values():  # whose quarantine keeps checksums, not values: such a part is read again
-        lost = {place for place in places.values() for split in SPLITS if (path / QUARANTINE / f"{split}-{place:05}.parquet").is_file()}
-        places = {index: place for index, place in places.items() if place not in lost}
     recount = aged or len(places) < len(manifest["parts"])
     return Earlier(path, manifest, places, oldest if aged else None, data.privacy.retention_column, recount)
 
@@ -180,9 +192,9 @@ def _why_not(data: Data, contract: Contract | None, earlier: Earlier, types: Map
         return f"since with data.split.kind={data.split.kind}{folds} new rows move others; with hash, group, time or column they do not"
     before = dict(there["types"])
     if list(types.items()) != list(before.items()):
-        name = next((name for name in {**types, **before} if types.get(name) != before.get(name)), None)
+        name = next((name for name in {**types, **before} if types.get(name) != before.get(name)), "")
         changed = f"column '{name}' is now read as {types.get(name, 'none')}, and was as {before.get(name, 'none')}"
-        return f"since {'the order of the columns changed' if name is None else changed}"
+        return f"since {changed if name else 'the order of the columns changed'}"
     if earlier.oldest is not None and datetime.fromisoformat(there["oldest"]) > earlier.oldest:
         return "since data.privacy.retention_days now reaches further back"
     return _why_keys_do_not_allow(data, contract, earlier)
@@ -202,10 +214,6 @@ def _why_keys_do_not_allow(data: Data, contract: Contract | None, earlier: Earli
     if earlier.oldest is not None and any(part["repeated"] for part in parts):
         return "since the contract has unique keys, and rows whose keys were repeated are now too old"
     return ""
-
-
-def _parts(count: int) -> str:
-    return f"{count} part{'s' * (count != 1)}"
 
 
 # ---------------------------------------------------------------------- one part, in a worker
@@ -250,6 +258,11 @@ class Move:
 
     def _place(self, folder: str, name: str) -> Path:
         return self.cut.aside / folder / f"{name}-{self.index:05}.parquet"
+
+
+def linked_by(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Files that were linked according to what workers gave, new name to old."""
+    return {new: old for item in results for new, old in json.loads(item.get("linked", "{}")).items()}
 
 
 def take_training(move: Move) -> dict[str, Any]:

@@ -32,19 +32,19 @@ from raymlp.config.split import ColumnSplit
 from raymlp.core.errors import ContractError, DataError, SourceUnavailable
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.core.records import Snapshot
-from raymlp.data import growth, parquet, sources
+from raymlp.data import parquet, sources
 from raymlp.data.association import Association, Outline
 from raymlp.data.changes import Change, changes_since_last
 from raymlp.data.contract import Contract
 from raymlp.data.division import Cut, quarantine_repeats, split_keys, training_profile, write_page_data, write_rest, write_training
 from raymlp.data.door import anonymity, oldest_kept, verdict
-from raymlp.data.growth import Move, take_rest, take_training
+from raymlp.data.growth import Move, Reading, linked_by, plan, take_rest, take_training
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
 from raymlp.data.quality import Evidence, Finding, inspect, load_learners
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, newest_of, repeat_reasons, repeats
-from raymlp.data.split import OUTSIDE, PURGED, REPEATED, SPLITS, assign, hold_filled
-from raymlp.data.staging import given_contract, joining, shape_of, stage_all, staged_files
+from raymlp.data.split import OUTSIDE, PURGED, REPEATED, SPLITS, Codes, assign, hold_filled
+from raymlp.data.staging import Shape, given_contract, joining, shape_of, stage_all, staged_files
 from raymlp.data.target import Target
 from raymlp.data.tasks import each_part
 
@@ -95,7 +95,7 @@ def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], No
             hold_freshness(given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
         return open_snapshot(target, reused=True)
     contract = given_contract(data.contract) if data.contract else None
-    reading = growth.plan(data, contract, target.parent, identity.settings, identity.parts, identity.source, identity.oldest)
+    reading = plan(data, contract, target.parent, identity.settings, identity.parts, identity.source, identity.oldest)
     with published(target) as aside:
         _build(problem, data, aside, identity, reading, say, warnings)
     return open_snapshot(target)
@@ -209,107 +209,151 @@ def load_contract(path: Path) -> Contract:
 # ---------------------------------------------------------------------- building
 
 
+@dataclass(frozen=True)
+class Site:
+    """What every step of making a snapshot needs: the settings, what is read and taken over, and where parts are divided."""
+
+    problem: Problem
+    data: Data
+    reading: Reading
+    shape: Shape
+    cut: Cut
+
+
 def _build(
-    problem: Problem, data: Data, aside: Path, identity: Identity, reading: growth.Reading, say: Callable[[str], None], before: list[str]
+    problem: Problem, data: Data, aside: Path, identity: Identity, reading: Reading, say: Callable[[str], None], before: list[str]
 ) -> None:
     started = time.time()
     if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
         threading.Thread(target=load_learners, daemon=True).start()
     shape, warnings = shape_of(problem, data, reading.types)
-    new, earlier, staging = reading.new, reading.earlier, aside / "staging"
-    say(f"{reading.words()}, {sum(reading.parts[index].size for index in new) / 1e6:,.0f} MB")
-    staged = stage_all(shape, {index: reading.parts[index] for index in new}, aside)
-    counted = {**dict(zip(new, staged, strict=True)), **({index: earlier.counts(index) for index in reading.taken} if earlier else {})}
-    parts = [counted[index] for index in range(len(reading.parts))]
-    rows, bad = sum(part["rows"] for part in parts), sum(part["bad"] for part in parts)
-    _hold_budget(data, bad, rows + bad, parts)
-    facts, noticed = verdict(data.privacy, parts)
-    if not rows:
-        raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
-    say(f"splitting {sum(part['rows'] for part in staged):,} rows ({data.split.kind})")
-    files = staged_files(staging, new)
-    repeated = repeats(shape.contract, files, after=earlier.files() if earlier else ())
-    codes = np.full(len(repeated), REPEATED, np.int8)
-    codes[repeated == 0] = assign(data.split, split_keys(problem, data, files)[repeated == 0])
-    counts = np.cumsum([0] + [part["rows"] for part in staged])
-    pieces = {index: codes[start:end] for index, (start, end) in zip(new, pairwise(counts), strict=True)}
-    for index, piece in pieces.items():
-        parts[index] |= {name: int(np.sum(piece == code)) for name, code in LEFT_OUT.items()}
-        parts[index]["newest"] = newest(shape.contract, staged_files(staging, [index]))
-    bad += sum(part["repeated"] for part in parts)
-    first = repeat_reasons(shape.contract)[repeated.max(initial=0)]
-    _hold_budget(data, bad, rows + bad - sum(part["repeated"] for part in parts), [*parts, {"first": first}])
-    latest = newest_of(part["newest"] for part in parts)
-    hold_freshness(shape.contract, latest)
-    there = earlier.manifest["rows"] if earlier else {}
-    hold_filled(data.split, {name: int(np.sum(codes == code)) + there.get(name, 0) for code, name in enumerate(SPLITS)})
-    quarantine_repeats(shape, staging, new, counts, repeated, aside / "quarantine")
     left_out = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
-    cut = Cut(staging, aside, left_out, problem.id_columns, data.privacy.quasi_identifiers, shape.seal)
-    profiled = each_part(lambda place: write_training(cut, new[place], pieces[new[place]]), len(new))
-    again = reading.taken if earlier and earlier.recount else []
-    moved = each_part(lambda place: take_training(Move(cut, earlier, again[place])), len(again))
-    profile = training_profile([*profiled, *moved], earlier.profile() if earlier else ())
-    outline = Outline.of(profile, Target.fit(problem, profile))
-    contract = given_contract(data.contract).without(cut.leave_out) if data.contract else Contract.infer(profile)
-    contract = contract.with_privacy(data.privacy.columns, shape.key)
-    contract = contract.without_examples() if shape.seal else contract
+    cut = Cut(aside / "staging", aside, left_out, problem.id_columns, data.privacy.quasi_identifiers, shape.seal)
+    site = Site(problem, data, reading, shape, cut)
+    say(reading.words())
+    counts = _staged(site)
+    facts, noticed = verdict(data.privacy, counts)
+    say(f"splitting {sum(counts[index]['rows'] for index in reading.new):,} rows ({data.split.kind})")
+    codes = _codes(site, counts)
+    facts["newest"] = newest_of(count["newest"] for count in counts)
+    hold_freshness(shape.contract, facts["newest"])
+    written = each_part(lambda place: write_training(cut, reading.new[place], codes[reading.new[place]]), len(reading.new))
+    again = reading.earlier.recounted
+    moved = each_part(lambda place: take_training(Move(cut, reading.earlier, again[place])), len(again))
+    profile = training_profile([*written, *moved], reading.earlier.profile())
+    contract = _contract(site, profile)
     say(f"checking {len(contract.columns)} columns against the contract")
-    seen = contract.without_privacy()
-
-    def rest(index: int) -> dict[str, Any]:
-        if index in pieces or earlier is None:
-            return write_rest(cut, index, pieces[index], seen, outline)
-        return take_rest(Move(cut, earlier, index), seen, outline)
-
-    divided = each_part(rest, len(parts))
-    bad += sum(part["bad"] for part in divided)
-    _hold_budget(data, bad, rows, divided)
-    _clear(staging)
-    for index, item in (*zip(again, moved, strict=True), *((index, divided[index]) for index in reading.taken)):
-        parts[index] |= {"rows": parts[index]["rows"] - item["expired"], "expired": parts[index]["expired"] + item["expired"]}
-    in_splits = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
-    hold_filled(data.split, in_splits)
-    hold_as_a_whole(shape.contract, sum(in_splits.values()), latest)
+    divided = _rest(site, codes, contract, profile)
+    later = sum(count["repeated"] for count in counts) + sum(part["bad"] for part in divided)
+    _hold_budget(data, counts, later, next((part["first"] for part in divided if part["first"]), ""))
+    for index, item in (*zip(again, moved, strict=True), *((index, divided[index]) for index in reading.earlier.parts)):
+        counts[index] |= {"rows": counts[index]["rows"] - item["expired"], "expired": counts[index]["expired"] + item["expired"]}
+    facts["rows"] = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
+    hold_filled(data.split, facts["rows"])
+    hold_as_a_whole(shape.contract, sum(facts["rows"].values()), facts["newest"])
+    _clear(cut.staging)
     say("looking for leaks, copies and noise")
     grouped, too_small = anonymity(data.privacy, divided)
-    facts |= grouped | {
-        name: sum(part[name] for part in parts) for name in ("unlabelled", "purged", *(["expired"] if identity.oldest else []))
-    }
-    facts |= {"quarantined": bad, "warnings": [*before, *warnings, *noticed, *too_small], "newest": latest}
-    facts["quality"] = [asdict(item) for item in _inspected(problem, data, aside, profile, contract, divided)]
+    facts |= grouped | {"warnings": [*before, *warnings, *noticed, *too_small]}
+    facts["quality"] = [asdict(item) for item in _inspected(site, profile, contract, divided)]
     facts["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
-    facts |= {
-        "rows": {name: count for name, count in in_splits.items() if count},
-        "types": list(reading.types.items()),
-        "oldest": identity.oldest and identity.oldest.isoformat(),
-    }
-    facts |= {"grown_from": earlier.digest if earlier else None, "parts_read": len(new), "read_anew": reading.why}
-    facts["parts"] = [{"mark": mark, **{name: part[name] for name in COUNTED}} for mark, part in zip(reading.marks, parts, strict=True)]
+    facts |= _sums(site, counts, divided)
     write_page_data(aside, divided, shape.seal)
     (aside / "profile.json").write_text(parquet.sealed_text(to_json(profile.to_dict(), indent=None), shape.seal))
     (aside / "contract.yaml").write_text(contract.to_yaml())
     files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
-    if earlier:
-        earlier.hold_unchanged(
-            {new: old for item in (*moved, *divided) for new, old in json.loads(item.get("linked", "{}")).items()}, files
-        )
-    _write_manifest(problem, data, aside, identity, contract, files, facts, started)
+    reading.earlier.hold_unchanged(linked_by([*moved, *divided]), files)
+    _write_manifest(site, identity, contract, files, facts, started)
 
 
-def _inspected(
-    problem: Problem, data: Data, aside: Path, profile: Profile, contract: Contract, divided: list[dict[str, Any]]
-) -> list[Finding]:
+def _staged(site: Site) -> list[dict[str, Any]]:
+    """Counts of each part of the source: of new ones as they are staged, of others as they were."""
+    new = site.reading.new
+    staged = stage_all(site.shape, {index: site.reading.parts[index] for index in new}, site.cut.aside)
+    of_part = dict(zip(new, staged, strict=True))
+    counts = [of_part.get(index) or site.reading.earlier.counts(index) for index in range(len(site.reading.parts))]
+    _hold_budget(site.data, counts)
+    if not any(count["rows"] for count in counts):
+        raise DataError(f"no row has a value in '{site.problem.target}'; expected labelled rows. Set problem.target.")
+    return counts
+
+
+def _codes(site: Site, counts: list[dict[str, Any]]) -> dict[int, Codes]:
+    """Codes of the staged rows of each new part. Its counts get the rows in no split and the newest moments."""
+    new, data, contract = site.reading.new, site.data, site.shape.contract
+    files = staged_files(site.cut.staging, new)
+    repeated = repeats(contract, files, after=site.reading.earlier.files())
+    codes = np.full(len(repeated), REPEATED, np.int8)
+    codes[repeated == 0] = assign(data.split, split_keys(site.problem, data, files)[repeated == 0])
+    bounds = np.cumsum([0] + [counts[index]["rows"] for index in new])
+    pieces = {index: codes[start:end] for index, (start, end) in zip(new, pairwise(bounds), strict=True)}
+    for index, piece in pieces.items():
+        counts[index] |= {name: int(np.sum(piece == code)) for name, code in LEFT_OUT.items()}
+        counts[index]["newest"] = newest(contract, staged_files(site.cut.staging, [index]))
+    quarantine_repeats(site.shape, site.cut.staging, new, bounds, repeated, site.cut.aside / "quarantine")
+    _hold_budget(data, counts, sum(count["repeated"] for count in counts), repeat_reasons(contract)[repeated.max(initial=0)])
+    in_splits = {name: int(np.sum(codes == code)) + site.reading.earlier.rows(name) for code, name in enumerate(SPLITS)}
+    hold_filled(data.split, in_splits)
+    return pieces
+
+
+def _contract(site: Site, profile: Profile) -> Contract:
+    """The given contract of the columns that are kept, or one that the training rows keep."""
+    given = site.data.contract
+    contract = given_contract(given).without(site.cut.leave_out) if given else Contract.infer(profile)
+    contract = contract.with_privacy(site.data.privacy.columns, site.shape.key)
+    return contract.without_examples() if site.shape.seal else contract
+
+
+def _rest(site: Site, codes: dict[int, Codes], contract: Contract, profile: Profile) -> list[dict[str, Any]]:
+    """The second pass over every part: what `write_rest` gives of a new one and `take_rest` of one that is taken over."""
+    outline, seen, cut, earlier = (
+        Outline.of(profile, Target.fit(site.problem, profile)),
+        contract.without_privacy(),
+        site.cut,
+        site.reading.earlier,
+    )
+
+    def rest(index: int) -> dict[str, Any]:
+        if index in earlier.parts:
+            return take_rest(Move(cut, earlier, index), seen, outline)
+        return write_rest(cut, index, codes[index], seen, outline)
+
+    return each_part(rest, len(site.reading.parts))
+
+
+def _sums(site: Site, counts: list[dict[str, Any]], divided: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest tells of the parts, and of all together."""
+    summed = {name: sum(count[name] for count in counts) for name in ("bad", "repeated", "unlabelled", "purged", "expired")}
+    quarantined = summed.pop("bad") + summed.pop("repeated") + sum(part["bad"] for part in divided)
+    if site.data.privacy.retention_days is None:
+        summed.pop("expired")
+    reading = site.reading
+    return {
+        **summed,
+        "quarantined": quarantined,
+        "grown_from": reading.earlier.digest or None,
+        "parts_read": len(reading.new),
+        "read_anew": reading.why,
+        "parts": [{"mark": mark, **{name: count[name] for name in COUNTED}} for mark, count in zip(reading.marks, counts, strict=True)],
+    }
+
+
+def _inspected(site: Site, profile: Profile, contract: Contract, divided: list[dict[str, Any]]) -> list[Finding]:
     """Findings of the quality checks. Raises DataError when one of them is to stop the run."""
     splits = ("train", "valid", "test")
     hashes = {name: np.frombuffer(b"".join(part[f"hashes_{name}"] for part in divided), np.uint64) for name in splits}
-    files = {name: split_files(aside, name) for name in splits}
-    return inspect(Evidence(problem, data.split, profile, list(contract.columns), files, hashes), data.checks)
+    files = {name: split_files(site.cut.aside, name) for name in splits}
+    return inspect(Evidence(site.problem, site.data.split, profile, list(contract.columns), files, hashes), site.data.checks)
 
 
-def _hold_budget(data: Data, bad: int, rows: int, results: list[dict[str, Any]]) -> None:
+def _hold_budget(data: Data, counts: list[dict[str, Any]], later: int = 0, first: str = "") -> None:
+    """Raise ContractError when too many rows are bad: those of the first pass, and `later` ones, of which `first` is one."""
+    bad = sum(count["bad"] for count in counts)
+    rows = sum(count["rows"] for count in counts) + bad
+    bad += later
     if rows and bad / rows > data.max_bad_share:
-        first = next((item["first"] for item in results if item["first"]), "")
+        first = next((count["first"] for count in counts if count["first"]), first)
         raise ContractError(
             f"{bad:,} of {rows:,} rows ({bad / rows:.1%}) break the contract; expected at most {data.max_bad_share:.1%}. "
             f"The first: {first}. Mend the source, change data.contract or data.source.types, or raise data.max_bad_share."
@@ -324,27 +368,23 @@ def _clear(staging: Path) -> None:
 
 
 def _write_manifest(
-    problem: Problem,
-    data: Data,
-    aside: Path,
-    identity: Identity,
-    contract: Contract,
-    files: dict[str, str],
-    facts: dict[str, Any],
-    started: float,
+    site: Site, identity: Identity, contract: Contract, files: dict[str, str], facts: dict[str, Any], started: float
 ) -> None:
     manifest = {
         "format": FORMAT,
-        "problem": problem.name,
+        "problem": site.problem.name,
         "key": identity.key,
         "settings": identity.settings,
         "digest": digest_of(files),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 2),
         "source": identity.source,
-        "split": data.split.model_dump(mode="json"),
+        "types": list(site.reading.types.items()),
+        "oldest": identity.oldest and identity.oldest.isoformat(),
+        "split": site.data.split.model_dump(mode="json"),
         **facts,
+        "rows": {name: count for name, count in facts["rows"].items() if count},
         "schema": {name: rule.type for name, rule in contract.columns.items()},
         "files": files,
     }
-    (aside / "manifest.json").write_text(to_json(manifest))
+    (site.cut.aside / "manifest.json").write_text(to_json(manifest))

@@ -33,6 +33,8 @@ from tests.data.people import SECRET, SNAPSHOT_SECRET
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", id_columns=("id",))
 NAMELESS = PROBLEM.model_copy(update={"id_columns": ()})
 QUICK = Checks(outliers="off", label_noise="off", leakage="off")
+BY_ID = HashSplit(columns=("id",), valid=0.3, test=0.2)
+BY_GROUP = GroupSplit(column="g", valid=0.3, test=0.2)
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -72,7 +74,7 @@ def table(rows: int, seed: int = 0, first: int = 0) -> pa.Table:
     )
 
 
-def data(path: Path, split: Any = HashSplit(columns=("id",), valid=0.3, test=0.2), **changes: Any) -> Data:
+def data(path: Path, split: Any = BY_ID, **changes: Any) -> Data:
     return Data(source=ParquetSource(path=str(path)), split=split, checks=QUICK, max_bad_share=0.5, **changes)
 
 
@@ -132,7 +134,7 @@ def test_only_new_parts_are_read_and_the_snapshot_is_that_of_all(tmp_path: Path,
     said: list[str] = []
     grown = prepare(PROBLEM, data(folder), tmp_path / "out", say=said.append)
     assert parts_read == ["3.parquet (0,)"]
-    assert said[0].startswith(f"reading 1 new of 4 parts; 3 taken over from {first.digest[:12]}")
+    assert said[0] == f"reading 1 new of 4 parts, 0 MB; 3 taken over from {first.digest[:12]}"
     assert grown.growth == f"read 1 new of 4 parts, 3 taken over from {first.digest[:12]}"
     assert {name: manifest_of(grown)[name] for name in ("grown_from", "parts_read")} == {"grown_from": first.digest, "parts_read": 1}
     assert (grown.path / "train" / "part-00001.parquet").samefile(first.path / "train" / "part-00001.parquet")
@@ -145,8 +147,8 @@ def test_only_new_parts_are_read_and_the_snapshot_is_that_of_all(tmp_path: Path,
 
 SPLITS_THAT_GROW = [
     HashSplit(columns=("id", "k"), valid=0.3, test=0.2),
-    HashSplit(columns=("id",), valid=0.3, test=0.2, folds=3, fold=1),
-    GroupSplit(column="g", valid=0.3, test=0.2),
+    BY_ID.model_copy(update={"folds": 3, "fold": 1}),
+    BY_GROUP,
     TimeSplit(column="t", valid_start=START + timedelta(days=4), valid_end=START + timedelta(days=6), purge=timedelta(hours=9)),
     ColumnSplit(column="s"),
 ]
@@ -243,7 +245,7 @@ def test_where_new_rows_move_others_the_source_is_read_anew(tmp_path: Path, part
 CONTRACT = "columns: {id: {type: int, unique: true}, x: {type: float}, g: {type: string}, t: {type: timestamp}, y: {type: string}}\n"
 
 
-def contracted(folder: Path, rules: str = "", split: Any = GroupSplit(column="g", valid=0.3, test=0.2), **changes: Any) -> Data:
+def contracted(folder: Path, rules: str = "", split: Any = BY_GROUP, **changes: Any) -> Data:
     (folder.parent / "contract.yaml").write_text(CONTRACT + rules)
     return data(folder, split, contract=str(folder.parent / "contract.yaml"), **changes)
 
@@ -286,15 +288,14 @@ def test_rules_about_all_rows_count_old_and_new(tmp_path: Path, parts_read: list
 
 
 def test_copies_and_shared_rows_are_found_across_old_and_new_parts(tmp_path: Path, parts_read: list[str]) -> None:
-    rule = HashSplit(columns=("id",), valid=0.3, test=0.2)
-    grown, fresh = grow(tmp_path, [table(200), table(200, first=200)], lambda folder: data(folder, rule))
+    grown, fresh = grow(tmp_path, [table(200), table(200, first=200)], data)
     found = {item["check"]: item["rows"] for item in manifest_of(grown)["quality"]}
     assert found["duplicates"] > 30
     assert found["shared_rows"] > 10
     assert_same_snapshot(grown, fresh)
     quasi = Privacy(quasi_identifiers=("n", "k"), min_k=2)
     (tmp_path / "k").mkdir()
-    grown, fresh = grow(tmp_path / "k", [table(60), table(60, first=60)], lambda folder: data(folder, rule, privacy=quasi))
+    grown, fresh = grow(tmp_path / "k", [table(60), table(60, first=60)], lambda folder: data(folder, privacy=quasi))
     assert manifest_of(grown)["anonymity"] == manifest_of(fresh)["anonymity"]
     assert manifest_of(grown)["anonymity"]["k"] >= 2 or manifest_of(grown)["anonymity"]["rows_below_min_k"] > 0
 
@@ -303,8 +304,7 @@ def test_rows_that_became_too_old_go_when_the_snapshot_grows(
     tmp_path: Path, parts_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rule(folder: Path) -> Data:
-        kept = Privacy(retention_days=1, retention_column="t")
-        return data(folder, HashSplit(columns=("id",), valid=0.3, test=0.2), privacy=kept)
+        return data(folder, privacy=Privacy(retention_days=1, retention_column="t"))
 
     def today(days: int) -> None:
         for module in ("snapshot", "door"):
@@ -324,12 +324,12 @@ def test_rows_that_became_too_old_go_when_the_snapshot_grows(
     assert_same_snapshot(grown, fresh)
     assert manifest_of(grown)["expired"] == manifest_of(fresh)["expired"] > manifest_of(first)["expired"]
     assert min(read_split(grown.path, "train").column("t").to_pylist()) >= START + timedelta(days=3)
-    today(2)
+    today(0)
     assert "reaches further back" in prepare(PROBLEM, rule(folder), tmp_path / "grown").growth
 
 
 def test_rows_that_were_forgotten_do_not_come_back(tmp_path: Path, parts_read: list[str]) -> None:
-    grown, _ = grow(tmp_path, [table(200), table(200, seed=1, first=200)], data)
+    grow(tmp_path, [table(200), table(200, seed=1, first=200)], data)
     folder = tmp_path / "grown" / "p"
     forget(person(folder, "id", "7", {}), snapshots=folder, log=tmp_path / "log", labels=tmp_path / "labels")
     pq.write_table(table(100, seed=2, first=400), tmp_path / "in" / "2.parquet")
