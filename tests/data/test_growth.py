@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,16 @@ from raymlp.config.data import Data, Join
 from raymlp.config.privacy import Hash, Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.quality import Checks
-from raymlp.config.sources import CsvSource, ParquetSource
+from raymlp.config.runtime import Runtime
+from raymlp.config.sources import CsvSource, DeltaSource, IcebergSource, JsonSource, KafkaSource, ParquetSource, TextSource
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
-from raymlp.core.errors import ContractError, DataError
+from raymlp.core.errors import ContractError, DataError, SourceUnavailable
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, snapshot, sources, staging
 from raymlp.data.forget import forget, person
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split, split_files
+from raymlp.data.sources import kafka
 from tests.data.people import SECRET, SNAPSHOT_SECRET
 
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", id_columns=("id",))
@@ -393,3 +396,228 @@ def test_a_changed_join_is_read_into_all_rows(tmp_path: Path, parts_read: list[s
     after = prepare(PROBLEM, joined(tmp_path / "in"), tmp_path / "grown")
     assert manifest_of(after)["grown_from"] is None
     assert set(read_split(after.path, "train").column("size").to_pylist()) == {11, 20, None}
+
+
+# ---------------------------------------------------------------------- kinds of source
+
+
+def lines(kind: str, rows: range) -> str:
+    made = [{"id": i, "x": i * 0.5, "k": "a, b" if i % 3 else 'say "no"', "y": "yes" if i % 4 else "no"} for i in rows]
+    if kind == "json":
+        return "".join(json.dumps(row) + "\n" for row in made)
+    quoted = ('"' + row["k"].replace('"', '""') + '"' for row in made)
+    return "".join(f"{row['id']},{row['x']},{k},{row['y']}\n" for row, k in zip(made, quoted, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_of_a_file_that_was_appended_to_the_rest_is_read(tmp_path: Path, parts_read: list[str], kind: str) -> None:
+    def settings_of(folder: Path) -> Data:
+        source: Any = CsvSource(path=str(folder)) if kind == "csv" else JsonSource(path=str(folder))
+        return Data(source=source, split=BY_ID, checks=QUICK)
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = folder / f"a.{kind}"
+    head = "id,x,k,y\n" if kind == "csv" else ""
+    file.write_text("\ufeff" + head + lines(kind, range(100)))
+    prepare(PROBLEM, settings_of(folder), tmp_path / "grown")
+    ends = [0, file.stat().st_size]
+    for rows in (range(100, 180), range(180, 200)):
+        parts_read.clear()
+        with file.open("a") as opened:
+            opened.write(lines(kind, rows))
+        ends.append(file.stat().st_size)
+        grown = prepare(PROBLEM, settings_of(folder), tmp_path / "grown")
+        assert parts_read == [f"a.{kind} ({ends[-2]}, {ends[-1]})"]
+    assert_same_snapshot(grown, prepare(PROBLEM, settings_of(folder), tmp_path / "fresh"))
+    (folder / f"b.{kind}").write_text(head + lines(kind, range(200, 250)))
+    parts_read.clear()
+    grown = prepare(PROBLEM, settings_of(folder), tmp_path / "grown")
+    assert (parts_read, grown.growth.split(",")[0]) == ([f"b.{kind}"], "read 1 new of 4 parts")
+    text = file.read_text()
+    file.write_text(text.replace("49.5", "49.0") + lines(kind, range(250, 260)))
+    parts_read.clear()
+    grown = prepare(PROBLEM, settings_of(folder), tmp_path / "grown")
+    assert parts_read == [f"a.{kind} ({ends[2]}, {ends[3]})", f"a.{kind}"] or parts_read == [f"a.{kind}"]
+    assert_same_snapshot(grown, prepare(PROBLEM, settings_of(folder), tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("a.csv", "id,x\n1,2\n3,4", "5\n6,7\n"),  # the last line was not whole
+        ("a.csv", 'id,x\n1,2\n3,"4\n', '5"\n6,7\n'),  # a quote was open
+        ("a.csv", 'id,"x\nx"\n1,2\n', "6,7\n"),  # the header has several lines
+        ("a.json", '[{"a": 1}]\n', '[{"a": 2}]\n'),
+        ("a.json", '{"a": 1}\n{"a"', ": 2}\n"),
+        ("a.txt", "one\ntw", "o\n"),
+    ],
+)
+def test_a_file_is_read_anew_where_the_rest_does_not_stand_alone(tmp_path: Path, name: str, before: str, after: str) -> None:
+    source: Any = {"csv": CsvSource, "json": JsonSource, "txt": TextSource}[name[2:]](path=str(tmp_path / name))
+
+    def pieces(known: list[Any]) -> list[tuple[sources.Part, Any]]:
+        parts = sources.parts_of(source)
+        return sources.pieces_of(source, parts, sources.fingerprint(source, parts), known)
+
+    (tmp_path / name).write_text(before)
+    known = [mark for _, mark in pieces([])]
+    (tmp_path / name).write_text(before + after)
+    ((part, mark),) = pieces(known)
+    assert (part.piece, mark["bytes"]) == ((), len(before + after))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=6), min_size=2, max_size=12),
+    cuts=st.sets(st.integers(1, 11), max_size=3),
+)
+def test_ranges_of_a_file_hold_its_rows(tmp_path: Path, texts: list[str], cuts: set[int]) -> None:
+    """Whatever the texts hold, the ranges give the rows of the whole, or the file is not divided."""
+    file = tmp_path / "a.csv"
+    source = CsvSource(path=str(file), null_values=())
+    rows = ['"' + text.replace('"', '""') + f'",{i}\n' for i, text in enumerate(texts)]
+    known: list[Any] = []
+    for end in sorted({*(cut for cut in cuts if cut < len(rows)), len(rows)}):
+        file.write_text("t,n\n" + "".join(rows[:end]), newline="")
+        parts = sources.parts_of(source)
+        pieces = sources.pieces_of(source, parts, sources.fingerprint(source, parts), known)
+        known = [mark for _, mark in pieces]
+    found: dict[str, list[Any]] = {}
+    for name, chosen in (("ranges", [part for part, _ in pieces]), ("whole", sources.parts_of(source))):
+        read = [sources.read(source, part, {"t": "string", "n": "int"}, batch_rows=5, bad=sources.BadRows()) for part in chosen]
+        found[name] = [row for tables in read for batch in tables for row in batch.to_pylist()]
+    assert found["ranges"] == found["whole"]
+    assert len(found["whole"]) == len(texts)
+
+
+def test_what_is_appended_while_a_file_is_read_waits_for_the_next_snapshot(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("n\n1\n2\n")
+    source = CsvSource(path=str(file))
+    parts = sources.parts_of(source)
+    file.write_text("n\n1\n2\n3\n")
+    facts = sources.fingerprint(source, parts)
+    tables = sources.read(source, parts[0], {"n": "int"}, batch_rows=10, bad=sources.BadRows())
+    assert [n for batch in tables for n in batch.column("n").to_pylist()] == [1, 2]
+    later = sources.pieces_of(source, sources.parts_of(source), sources.fingerprint(source), facts)
+    assert [part.piece for part, _ in later] == [(0, 6), (6, 8)]
+
+
+def test_new_files_of_a_delta_table_are_read_alone(tmp_path: Path, parts_read: list[str]) -> None:
+    deltalake = pytest.importorskip("deltalake")
+    place = str(tmp_path / "table")
+    settings_of = Data(source=DeltaSource(path=place), split=BY_ID, checks=QUICK)
+    for i in range(3):
+        deltalake.write_deltalake(place, table(100, seed=i, first=100 * i), mode="append")
+        grown = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    assert len(parts_read) == 3
+    assert_same_snapshot(grown, prepare(PROBLEM, settings_of, tmp_path / "fresh"))
+    wider = table(100, seed=3, first=300).append_column("more", pa.array([1.0] * 100))
+    deltalake.write_deltalake(place, wider, mode="append", schema_mode="merge")
+    after = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    assert manifest_of(after)["grown_from"] is None
+    assert read_split(after.path, "train").column("more").null_count > 0
+
+
+def test_new_files_of_an_iceberg_table_are_read_alone(tmp_path: Path, parts_read: list[str]) -> None:
+    catalogs = pytest.importorskip("pyiceberg.catalog")
+    pytest.importorskip("sqlalchemy")
+    properties = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"}
+    catalog = catalogs.load_catalog("test", **properties)
+    catalog.create_namespace("space")
+    lake = catalog.create_table("space.t", schema=table(1).schema)
+    settings_of = Data(source=IcebergSource(table="space.t", catalog="test", properties=properties), split=BY_ID, checks=QUICK)
+    for i in range(2):
+        lake.append(table(150, seed=i, first=150 * i))
+        grown = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    assert len(parts_read) == 2
+    assert_same_snapshot(grown, prepare(PROBLEM, settings_of, tmp_path / "fresh"))
+    catalog.close()
+
+
+class FakeBroker:
+    """A topic of two partitions, and a stand-in for the client and the reader."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import ray
+
+        self.low, self.messages, self.asked = dict[int, int](), {0: 0, 1: 0}, list[Any]()
+        partition = namedtuple("TopicPartition", ["topic", "partition", "offset"], defaults=[0])
+        client = SimpleNamespace(Consumer=lambda _: self, TopicPartition=partition, KafkaException=OSError)
+        monkeypatch.setattr(kafka, "load", lambda *_: client)
+        monkeypatch.setattr(ray.data, "read_kafka", self.read)
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        return SimpleNamespace(topics={"t": SimpleNamespace(partitions=self.messages, error=None)})
+
+    def get_watermark_offsets(self, place: Any, timeout: float) -> tuple[int, int]:
+        return self.low.get(place.partition, 0), self.messages[place.partition]
+
+    def offsets_for_times(self, places: list[Any], timeout: float) -> list[Any]:
+        at = places[0].offset // 1000  # a message a second
+        return [SimpleNamespace(offset=at if at < self.messages[places[0].partition] else -1)]
+
+    def close(self) -> None:
+        pass
+
+    def read(self, *, start_offset: Any, end_offset: Any, **_: Any) -> Any:
+        self.asked.append({number: (start, end_offset["t"][number]) for number, start in start_offset["t"].items()})
+        found = [
+            {"partition": n, "offset": i, "timestamp": 1000 * i, "value": json.dumps({"id": 1000 * n + i, "y": "yes" if i % 3 else "no"})}
+            for n, start in start_offset["t"].items()
+            for i in range(start, end_offset["t"][n])
+        ]
+        return SimpleNamespace(sort=lambda _: SimpleNamespace(iter_rows=lambda: iter(found)))
+
+
+def test_a_topic_is_read_on_from_the_offsets_reached(
+    tmp_path: Path, parts_read: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = FakeBroker(monkeypatch)
+    settings_of = Data(source=KafkaSource(servers=("a:1",), topic="t"), split=BY_ID, checks=QUICK)
+    with pytest.raises(DataError, match="holds no message between"):
+        prepare(PROBLEM, settings_of, tmp_path / "grown")
+    broker.messages = {0: 100, 1: 40}
+    first = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    assert prepare(PROBLEM, settings_of, tmp_path / "grown").reused
+    broker.messages, broker.asked = {0: 130, 1: 40, 2: 10}, []
+    grown = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    assert broker.asked == [{0: (100, 130), 1: (40, 40), 2: (0, 10)}]
+    assert [part["mark"]["offsets"] for part in manifest_of(grown)["parts"]] == [
+        {"0": [0, 100], "1": [0, 40]},
+        {"0": [100, 130], "1": [40, 40], "2": [0, 10]},
+    ]
+    assert grown.growth.endswith(f"1 taken over from {first.digest[:12]}")
+    assert_same_snapshot(grown, prepare(PROBLEM, settings_of, tmp_path / "fresh"))
+    broker.messages, broker.low, broker.asked = {0: 200, 1: 60, 2: 30}, {0: 35, 1: 45}, []  # the broker let the oldest go
+    grown = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    assert broker.asked == [{0: (130, 200), 1: (45, 60), 2: (10, 30)}]
+    assert sum(grown.rows.values()) == 130 + 40 + 10 + 70 + 15 + 20
+    assert "offsets 40 to 45 of partition 1 are gone" in caplog.text
+    broker.messages, broker.low = {0: 50, 1: 50, 2: 50}, {}  # another topic of the same name
+    assert manifest_of(prepare(PROBLEM, settings_of, tmp_path / "grown"))["grown_from"] is None
+
+
+def test_bounds_in_time_become_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = FakeBroker(monkeypatch)
+    broker.messages, broker.low = {0: 100, 1: 20}, {0: 5, 1: 5}
+    bounds = {"start": datetime.fromtimestamp(10, UTC), "end": datetime.fromtimestamp(50, UTC)}
+    assert sources.parts_of(KafkaSource(servers=("a:1",), topic="t", **bounds))[0].piece == ((0, 10, 50), (1, 10, 20))
+    assert sources.parts_of(KafkaSource(servers=("a:1",), topic="t", start=0, end=30))[0].piece == ((0, 5, 30), (1, 5, 20))
+    with pytest.raises(SourceUnavailable, match="is not there"):
+        sources.parts_of(KafkaSource(servers=("a:1",), topic="other"))
+
+
+@pytest.mark.ray
+def test_a_folder_of_csv_files_grows_in_ray_as_in_one_go(ray_runtime: Runtime, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    settings_of = Data(source=CsvSource(path=str(folder)), split=BY_ID, checks=QUICK)
+    for i in range(3):
+        (folder / f"{i}.csv").write_text("id,x,k,y\n" + lines("csv", range(200 * i, 200 * i + 200)))
+        grown = prepare(PROBLEM, settings_of, tmp_path / "grown")
+    fresh = prepare(PROBLEM, settings_of, tmp_path / "fresh")
+    assert grown.growth.startswith("read 1 new of 3 parts, 2 taken over from")
+    assert grown.digest == fresh.digest
+    assert_same_snapshot(grown, fresh)

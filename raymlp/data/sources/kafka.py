@@ -6,6 +6,7 @@ one reads on from there. The calls are tested up to the client and the reader; n
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from raymlp.data.sources.extras import load
 from raymlp.data.sources.part import BadRows, Mark, Part
 from raymlp.data.sources.retry import Unanswered
 
+log = logging.getLogger(__name__)
 ASK_S = 10.0
 """Seconds that the client waits for an answer about the topic."""
 Span = tuple[int, int, int]
@@ -50,6 +52,9 @@ def pieces(source: KafkaSource, parts: list[Part], facts: list[dict[str, Any]], 
         return [(parts[0], facts[0])]
     found = [(Part(source.name, piece=tuple((int(n), *span) for n, span in mark["offsets"].items())), mark) for mark in before]
     rest = tuple((number, max(start, reached.get(number, start)), end) for number, start, end in spans)
+    for number, start, _ in rest:
+        if start > reached.get(number, start):
+            log.warning("%s: offsets %d to %d of partition %d are gone unread", source.name, reached[number], start, number)
     if any(start < end for _, start, end in rest):
         found.append((Part(source.name, piece=rest), _mark(source, rest)))
     return found
