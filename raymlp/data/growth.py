@@ -135,7 +135,7 @@ def plan(
     """
     known = [manifest for path in snapshots.glob(f"[!.]*/{MANIFEST}") if (manifest := manifest_of(path.parent))]
     fitting = [manifest for manifest in known if manifest.get("settings") == settings]
-    why = ""
+    why = "since no part of it is as it was" if fitting else ""
     for manifest in sorted(fitting, key=lambda found: (found["created"], sum(found["rows"].values())), reverse=True):
         there = [part["mark"] for part in manifest["parts"]]
         pieces = sources.pieces_of(data.source, parts, facts, there)

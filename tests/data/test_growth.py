@@ -22,7 +22,7 @@ from raymlp.config.privacy import Hash, Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.quality import Checks
 from raymlp.config.runtime import Runtime
-from raymlp.config.sources import CsvSource, DeltaSource, IcebergSource, JsonSource, KafkaSource, ParquetSource, TextSource
+from raymlp.config.sources import CsvSource, DeltaSource, IcebergSource, ImageSource, JsonSource, KafkaSource, ParquetSource, TextSource
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ContractError, DataError, SourceUnavailable
 from raymlp.core.records import Snapshot
@@ -30,7 +30,7 @@ from raymlp.data import parquet, snapshot, sources, staging
 from raymlp.data.forget import forget, person
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split, split_files
-from raymlp.data.sources import kafka
+from raymlp.data.sources import images, kafka
 from tests.data.people import SECRET, SNAPSHOT_SECRET
 
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", id_columns=("id",))
@@ -607,6 +607,50 @@ def test_bounds_in_time_become_offsets(tmp_path: Path, monkeypatch: pytest.Monke
     assert sources.parts_of(KafkaSource(servers=("a:1",), topic="t", start=0, end=30))[0].piece == ((0, 5, 30), (1, 5, 20))
     with pytest.raises(SourceUnavailable, match="is not there"):
         sources.parts_of(KafkaSource(servers=("a:1",), topic="other"))
+
+
+def test_columns_that_are_now_read_as_other_types_are_read_anew(tmp_path: Path, parts_read: list[str]) -> None:
+    source = CsvSource(path=str(tmp_path / "in"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.csv").write_text("id,x,y\n" + "".join(f"{i},{i % 7},{'yes' if i % 2 else 'no'}\n" for i in range(100)))
+    settings_of = Data(source=source, split=BY_ID, checks=QUICK)
+    prepare(PROBLEM, settings_of, tmp_path / "grown")
+    (tmp_path / "in" / "a.csv").write_text("id,x,y\n" + "".join(f"{i},{i / 7:.2f},{'yes' if i % 2 else 'no'}\n" for i in range(100, 200)))
+    grown, fresh = (prepare(PROBLEM, settings_of, tmp_path / place) for place in ("grown", "fresh"))
+    assert grown.growth == "read anew since column 'x' is now read as float, and was as int"
+    assert grown.digest == fresh.digest
+    (tmp_path / "in" / "a.csv").unlink()
+    (tmp_path / "in" / "b.csv").write_text("id,x,y\n" + "".join(f"{i},{i % 9},{'yes' if i % 2 else 'no'}\n" for i in range(100)))
+    assert prepare(PROBLEM, settings_of, tmp_path / "grown").growth == "read anew since no part of it is as it was"
+
+
+def test_a_part_whose_quarantine_keeps_no_values_is_read_again(tmp_path: Path, parts_read: list[str]) -> None:
+    seen = {"b": [b"1", b"2"] * 20}
+    narrow = pa.concat_tables(
+        [labelled("train", x=np.zeros(40), **seen), labelled("valid", x=np.r_[np.zeros(20), np.full(20, 9.0)], **seen)]
+    )
+    parts = [narrow, labelled("train", x=np.ones(40), **seen), labelled("train", x=np.full(40, 9.0), **seen)]
+    grown, fresh = grow(tmp_path, parts, lambda folder: data(folder, ColumnSplit(column="s")), NAMELESS)
+    assert parts_read[:5] == [f"{i}.parquet (0,)" for i in (0, 0, 1, 0, 2)]
+    assert (grown.rows, grown.quarantined) == ({"train": 120, "valid": 40}, 0)
+    assert_same_snapshot(grown, fresh)
+
+
+def test_a_folder_of_images_grows_by_whole_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FILES_PER_PART", 2)
+    source = ImageSource(path=str(tmp_path))
+
+    def marks() -> list[Any]:
+        parts = sources.parts_of(source)
+        return [mark for _, mark in sources.pieces_of(source, parts, sources.fingerprint(source, parts))]
+
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + name.encode())
+    before = marks()
+    (tmp_path / "d.png").write_bytes(b"\x89PNG\r\n\x1a\nd")
+    after = marks()
+    assert (len(before), len(after)) == (2, 2)
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
 
 
 @pytest.mark.ray
