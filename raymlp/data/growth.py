@@ -63,8 +63,12 @@ class Earlier:
         return int(self.manifest.get("rows", {}).get(split, 0))
 
     def counts(self, index: int) -> dict[str, Any]:
-        """What was counted when the part was read."""
-        return {**self.manifest["parts"][self.parts[index]], "first": ""}
+        """What was counted when the part was read; quarantined rows anew where some were forgotten since."""
+        found = {**self.manifest["parts"][self.parts[index]], "first": ""}
+        for name, count in (("part", "bad"), ("repeated", "repeated")) if "forgotten" in self.manifest else ():
+            file = self.file(QUARANTINE, index, name)
+            found[count] = parquet.num_rows(file) if file.is_file() else 0
+        return found
 
     def file(self, folder: str, index: int, name: str = "part") -> Path:
         """Where the snapshot has a part, if it has rows there."""
@@ -128,8 +132,8 @@ def plan(
     facts: list[Any],
     oldest: datetime | None,
 ) -> Reading:
-    """What to read of a source. `snapshots` is the folder of the problem's snapshots, `settings` the digest of everything else that
-    decides what a snapshot holds, `contract` the given one, and rows before `oldest` are not kept.
+    """What to read of a source. `snapshots` is the folder of the problem's snapshots, `settings` the digest of what else
+    decides what becomes of a part, `contract` the given one, and rows before `oldest` are not kept.
 
     Of the snapshots made under equal settings the newest that holds a part of the source is grown.
     """
@@ -206,7 +210,7 @@ def _why_keys_do_not_allow(data: Data, contract: Contract | None, earlier: Earli
     if contract is None or not contract.keys:
         return ""
     if dict(earlier.parts) != {place: place for place in range(len(parts))}:
-        return "since the contract has unique keys, of which the first row stays, and the new parts do not come last"
+        return "since the contract has unique keys, of which the first row stays, and a part went, or came before others"
     if isinstance(data.split, ColumnSplit) and any(data.split.column in key for key in contract.keys):
         return f"since '{data.split.column}', in a unique key of the contract, is not kept in a snapshot"
     if any(part["purged"] or part["outside"] for part in parts):

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 EXTENT = ("path", "version", "snapshot_id", "end")
 """Settings of a source that say which parts there are, and nothing about what becomes of a part."""
+JUDGED = ("checks", "max_bad_share")
+"""Settings of the data by which a snapshot is judged as a whole, whatever becomes of a part."""
 LEFT_OUT = {"repeated": REPEATED, "purged": PURGED, "outside": OUTSIDE}
 """Why a staged row is in no split, in the manifest, and its code."""
 COUNTED = ("rows", "bad", "unlabelled", "expired", *LEFT_OUT, "newest", "personal")
@@ -115,7 +117,7 @@ def snapshot_key(problem: Problem, data: Data) -> str:
 @dataclass(frozen=True)
 class Identity:
     """What decides what a snapshot holds: the parts of the source and their fingerprint, the first moment that is kept, and the
-    digest of all settings but those that say which parts there are. `key` digests everything."""
+    digest of all settings that decide what becomes of a part. `key` digests everything."""
 
     parts: list[sources.Part]
     source: list[dict[str, Any]]
@@ -130,7 +132,7 @@ def _identity(problem: Problem, data: Data) -> Identity:
     with joining():
         joined = [sources.fingerprint(join.source) for join in data.joins]
     plain = data.model_dump(mode="json", exclude={"batch_rows": True, "source": {"retry"}})
-    extent = {name: plain["source"].pop(name) for name in EXTENT if name in plain["source"]}
+    apart = {name: plain.pop(name) for name in JUDGED} | {name: plain["source"].pop(name, None) for name in EXTENT}
     facts: dict[str, Any] = {
         "format": FORMAT,
         "joined": joined,
@@ -145,7 +147,7 @@ def _identity(problem: Problem, data: Data) -> Identity:
         facts["privacy_key"] = privacy_key.check
     oldest = oldest_kept(data.privacy)
     settings = digest_of(facts)
-    return Identity(parts, source, oldest, settings, digest_of([settings, extent, source, oldest]))
+    return Identity(parts, source, oldest, settings, digest_of([settings, apart, source, oldest]))
 
 
 def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
@@ -163,7 +165,7 @@ def _growth(manifest: dict[str, Any]) -> str:
     """What was read of the source and what taken over, in words; empty when the snapshot was the first of its kind."""
     if manifest.get("grown_from"):
         total, new = len(manifest["parts"]), manifest["parts_read"]
-        return f"read {new} new of {total} parts, {total - new} taken over from {manifest['grown_from'][:12]}"
+        return f"read {new} new of {total} part{'s' * (total != 1)}, {total - new} taken over from {manifest['grown_from'][:12]}"
     return f"read anew {manifest['read_anew']}" if manifest.get("read_anew") else ""
 
 

@@ -28,6 +28,7 @@ from raymlp.core.errors import ContractError, DataError, SourceUnavailable
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, snapshot, sources, staging
 from raymlp.data.forget import forget, person
+from raymlp.data.growth import Earlier
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split, split_files
 from raymlp.data.sources import images, kafka
@@ -158,7 +159,7 @@ SPLITS_THAT_GROW = [
 
 
 @settings(
-    max_examples=12,
+    max_examples=20,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -357,6 +358,24 @@ def test_a_part_that_changed_or_went_is_the_only_one_that_counts_anew(tmp_path: 
     assert_same_snapshot(grown, prepare(PROBLEM, data(folder), tmp_path / "fresh"))
 
 
+def test_what_a_part_became_does_not_hang_on_how_the_whole_is_judged(tmp_path: Path, parts_read: list[str]) -> None:
+    first, _ = grow(tmp_path, [table(200, seed=i, first=200 * i) for i in range(2)], contracted)
+    parts_read.clear()
+    strict = contracted(tmp_path / "in").model_copy(update={"checks": Checks(constant="stop", outliers="off", label_noise="off")})
+    again = prepare(PROBLEM, strict, tmp_path / "grown")
+    assert (parts_read, again.digest, again.path == first.path) == ([], first.digest, False)
+    (tmp_path / "in" / "0.parquet").unlink()
+    assert "a part went, or came before others" in prepare(PROBLEM, contracted(tmp_path / "in"), tmp_path / "grown").growth
+    parts_read.clear()
+    (tmp_path / "other").mkdir()
+    grow(tmp_path / "other", [table(200, seed=i, first=200 * i) for i in range(2)], data)
+    (tmp_path / "other" / "in" / "0.parquet").unlink()
+    parts_read.clear()
+    left = prepare(PROBLEM, data(tmp_path / "other" / "in"), tmp_path / "other" / "grown")
+    assert (parts_read, left.growth[:22]) == ([], "read 0 new of 1 part, ")
+    assert_same_snapshot(left, prepare(PROBLEM, data(tmp_path / "other" / "in"), tmp_path / "other" / "fresh"))
+
+
 def test_a_snapshot_that_changed_meanwhile_or_was_damaged_is_not_grown(tmp_path: Path, parts_read: list[str]) -> None:
     grown, _ = grow(tmp_path, [table(200)], data)
     pq.write_table(table(100, seed=1, first=200), tmp_path / "in" / "1.parquet")
@@ -365,6 +384,11 @@ def test_a_snapshot_that_changed_meanwhile_or_was_damaged_is_not_grown(tmp_path:
     with pytest.raises(DataError, match=r"train/part-00000.parquet was changed since it was written"):
         prepare(PROBLEM, data(tmp_path / "in"), tmp_path / "grown")
     assert [path.name for path in (tmp_path / "grown" / "p").iterdir()] == [grown.path.name]
+    earlier = Earlier(grown.path, manifest_of(grown), {0: 0})
+    earlier.hold_unchanged({}, {})
+    (grown.path / "manifest.json").write_text(json.dumps(manifest_of(grown) | {"digest": "another"}))
+    with pytest.raises(DataError, match="was changed while it grew into another snapshot"):
+        earlier.hold_unchanged({}, {})
 
 
 def test_encrypted_snapshots_grow_with_their_key_alone(tmp_path: Path, parts_read: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

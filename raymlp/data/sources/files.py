@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -82,13 +82,16 @@ def pieces(
     `grows` says whether a file that begins as a known one, up to the end of a line, may be read on from there.
     """
     of_file = dict(zip(dict.fromkeys(part.path for part in parts), facts, strict=True))
+    steps: dict[Any, dict[int, Mark]] = {}
+    for item in known:
+        steps.setdefault((item.get("file"), item.get("path")), {})[item.get("from", 0)] = item
     found: list[tuple[Part, Mark]] = []
     for part in parts:
         mark = of_file[part.path] | ({"path": part.path} if by_path else {})
         if grows is None:
             found.append((part, mark | ({"piece": list(part.piece)} if part.piece else {})))
         else:
-            found += _ranges(part, mark, known, grows)
+            found += _ranges(part, mark, steps.get((mark["file"], mark.get("path")), {}), grows)
     return found
 
 
@@ -112,12 +115,11 @@ def first_line(part: Part) -> bytes:
         return file.readline(PIECE_BYTES)
 
 
-def _ranges(part: Part, mark: Mark, known: Sequence[Mark], grows: Callable[[Part, Beginning], bool]) -> Iterator[tuple[Part, Mark]]:
-    """The file as one part, or as the ranges that known marks tell of and the rest.
+def _ranges(part: Part, mark: Mark, steps: Mapping[int, Mark], grows: Callable[[Part, Beginning], bool]) -> Iterator[tuple[Part, Mark]]:
+    """The file as one part, or as the ranges of known marks, by their start, and the rest.
 
     Each mark digests the file from its start, so that the last that fits vouches for those before.
     """
-    steps = {item.get("from", 0): item for item in known if item.get("file") == mark["file"] and item.get("path") == mark.get("path")}
     chain, start = list[Mark](), 0
     while is_local(part) and start in steps and start < steps[start]["bytes"] <= part.size:
         chain.append(steps[start])
