@@ -246,10 +246,8 @@ class Contract(Section):
         hidden: dict[str, pa.ChunkedArray] = {}
         for name, rule in self.columns.items():
             array = table.column(name)
-            if rule.privacy is None or rule.privacy.kind == "keep":
-                cast, unreadable = _cast(array, rule.type)
-            else:
-                cast, unreadable = _cast_raw(array, rule.type)
+            cast, unreadable = read_column(array, rule)
+            if rule.privacy is not None and rule.privacy.kind != "keep":
                 cast = hidden[name] = transformed(cast, name, rule.privacy, key)
             columns.append(cast)
             for bad, reason in ((unreadable, f"{name} is not of type {rule.type}"), *_broken(name, cast, unreadable, rule)):
@@ -361,10 +359,13 @@ def _cast(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, 
         return pa.chunked_array([pa.array(read, ARROW[wanted])]), lost
 
 
-def _cast_raw(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, Any]:
-    """`_cast` of a raw column to be transformed: 7.0 is the text `7`, as a whole number with nulls often comes as a float."""
-    if wanted != "string" or not pa.types.is_floating(array.type):
-        return _cast(array, wanted)
+def read_column(array: pa.ChunkedArray, rule: ColumnContract) -> tuple[pa.ChunkedArray, Any]:
+    """A raw column in the contract's type, before its privacy rule, and a mask of the values that could not be read (they become null).
+
+    What is to be transformed is read as a whole number where it can be: 7.0 is the text `7`, since nulls often make floats of numbers.
+    """
+    if rule.privacy is None or rule.privacy.kind == "keep" or rule.type != "string" or not pa.types.is_floating(array.type):
+        return _cast(array, rule.type)
     whole, unreadable = _cast(array, "int")
     return _cast(whole, "string")[0], unreadable
 

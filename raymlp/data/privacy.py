@@ -68,6 +68,7 @@ class PrivacyKey:
         self._hash, self._proof = Mac(_derived(secret, "hash")), Mac(_derived(secret, "proof"))
         self._check = _derived(secret, "check")
         self._pseudonym = _derived(secret, "pseudonym 1") + _derived(secret, "pseudonym 2")
+        self.suppression = Mac(_derived(secret, "suppression"))
 
     def __repr__(self) -> str:
         return "PrivacyKey(***)"
@@ -112,6 +113,11 @@ def environment_key(reason: str = "the data has privacy rules") -> PrivacyKey:
             f"Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))', keep it safe, and set {KEY_VARIABLE}."
         )
     return PrivacyKey(secret)
+
+
+def given_key() -> PrivacyKey | None:
+    """The key of this process, where one is set. Raises ConfigError when it is short."""
+    return environment_key("people who are forgotten are listed with it") if os.environ.get(KEY_VARIABLE) else None
 
 
 def needs_key(rule: Rule | None) -> bool:
