@@ -12,7 +12,7 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.core.files import make_folder
 from raymlp.data import parquet
-from raymlp.data.contract import REASON
+from raymlp.data.contract_batch import REASON
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
 from raymlp.data.staging import stage_all, staged_files
 from raymlp.data.suppression import Suppressed

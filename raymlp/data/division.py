@@ -21,7 +21,8 @@ from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import to_json
 from raymlp.data import parquet
 from raymlp.data.association import Association, Outline, merged_associations
-from raymlp.data.contract import REASON, Contract, in_quarantine
+from raymlp.data.contract import Contract
+from raymlp.data.contract_batch import REASON, check_table, in_quarantine
 from raymlp.data.profile import Profile, merged, to_text
 from raymlp.data.rowhash import row_hashes
 from raymlp.data.rules import repeat_reasons
@@ -70,7 +71,7 @@ def divide(
         for name, writer in writers.items():
             chosen = table.filter(pa.array(piece == SPLITS.index(name)))
             if contract is not None and name != "live":
-                chosen, broken = contract.check_table(chosen)
+                chosen, broken = check_table(contract, chosen)
                 bad += broken.num_rows
                 first = first or (f"{name}: {broken.column(REASON)[0].as_py()}" if broken.num_rows else "")
                 bad_file.write(broken)

@@ -19,7 +19,8 @@ from raymlp.config.sources import ColumnType
 from raymlp.config.split import HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
 from raymlp.data import parquet, sources
-from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.door import Door, Passage
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import column_type
@@ -205,7 +206,7 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         if known is not None:
             unlabelled += shaped.num_rows - (pc.sum(known).as_py() or 0)
             shaped = shaped.filter(known)
-        good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
+        good, broken = check_table(shape.contract, shaped, where=part.path, key=shape.key)
         good = way.let_in(good)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:

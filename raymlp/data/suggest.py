@@ -21,6 +21,7 @@ from raymlp.core.files import write_text
 from raymlp.core.records import Task
 from raymlp.data import pii, sources
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import check_table
 from raymlp.data.leakage import LEAK, single_column_score
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.data.target import Target
@@ -138,7 +139,7 @@ def _sample(source: Source) -> pa.Table:
     tables, rows = [], 0
     for part in sources.parts_of(source):
         for table in sources.read(source, part, types, batch_rows=65_536, bad=sources.BadRows()):
-            tables.append(contract.check_table(table, where=part.path)[0])
+            tables.append(check_table(contract, table, where=part.path)[0])
             rows += tables[-1].num_rows
             if rows >= SAMPLE_ROWS:
                 return pa.concat_tables(tables)

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from raymlp.config.sources import ColumnType
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import digest_of, make_folder, to_json, write_text
-from raymlp.data.contract import ARROW, ColumnContract, Contract, read_column
+from raymlp.data.casting import ARROW, read_column
+from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.privacy import KEY_VARIABLE, Mac, environment_key, given_key
 from raymlp.data.profile import column_type
 

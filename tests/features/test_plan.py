@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from raymlp.config.features import Features
 from raymlp.config.problem import Problem
 from raymlp.core.errors import BundleError, ConfigError, DataError
-from raymlp.data.contract import Contract, table_of
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
 from raymlp.features.ids import FIRST, MISSING, UNSEEN
 from raymlp.features.plan import FeaturePlan
