@@ -132,14 +132,15 @@ def split_keys(problem: Problem, data: Data, files: Sequence[Path]) -> NDArray[A
         raise ConfigError(
             "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
         )
-    return np.concatenate([_keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files])
+    return np.concatenate([keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files])
 
 
 def _key_names(rule: Split, problem: Problem) -> list[str]:
     return list(rule.key_columns) or [problem.target]
 
 
-def _keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+def keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+    """Keys of the rows of a table that has the rule's columns alone, or the target alone where the rule has none."""
     for name in table.column_names:
         if table.column(name).null_count:
             raise DataError(
