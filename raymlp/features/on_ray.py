@@ -105,4 +105,4 @@ def _counted(files: pa.Table, steps: list[tuple[IdStep, int]], target: Target) -
 def _transformed(files: pa.Table, plan: FeaturePlan) -> Iterator[pa.Table]:
     for table in _batches(files, plan.inputs):
         tensors = {name: values for name, values in plan.transform(table).items() if values.shape[1]}
-        yield pa.table({name: pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), v.shape[1]) for name, v in tensors.items()})
+        yield pa.table({name: pa.FixedShapeTensorArray.from_numpy_ndarray(v) for name, v in tensors.items()})
