@@ -34,11 +34,12 @@ Say = Callable[[str], None]
 
 
 def _data(config: Config, problem: Say) -> dict[str, str]:
-    from raymlp.data import snapshot, sources, staging
+    from raymlp.data import snapshot, sources, staging, suppression
 
     data = snapshot.reachable(config.data)
     parts = sources.parts_of(data.source)
     columns = staging.columns_of(config.problem, data)
+    suppression.Suppressed.load(storage_root(config.runtime) / "snapshots" / config.problem.name).sieve()
     named = {
         "features.numeric": config.features.numeric or (),
         "features.categorical": config.features.categorical or (),

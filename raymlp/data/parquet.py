@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlp.config.privacy import Privacy
-from raymlp.core.errors import ConfigError, DataError
+from raymlp.core.errors import DataError
+from raymlp.core.secret import environment_secret
 
 KEY_VARIABLE = "RAYMLP_SNAPSHOT_KEY"
-MIN_KEY_CHARACTERS = 32
 ENCRYPTED = b"PARE"
 """First bytes of a Parquet file whose footer is encrypted."""
 SEALED = '{"encrypted":'
@@ -62,14 +62,7 @@ class SnapshotKey:
 
 def environment_key() -> SnapshotKey:
     """The key of this process. Raises ConfigError that names the variable when it is missing or short."""
-    secret = os.environ.get(KEY_VARIABLE, "")
-    if len(secret) < MIN_KEY_CHARACTERS:
-        found = f"has {len(secret)} characters" if secret else "is not set"
-        raise ConfigError(
-            f"{KEY_VARIABLE} {found}, and the snapshot is encrypted; expected a secret of at least {MIN_KEY_CHARACTERS} characters. "
-            f"Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))', keep it safe, and set {KEY_VARIABLE}."
-        )
-    return SnapshotKey(secret)
+    return SnapshotKey(environment_secret(KEY_VARIABLE, "the snapshot is encrypted"))
 
 
 def key_of(privacy: Privacy) -> SnapshotKey | None:

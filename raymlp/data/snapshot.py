@@ -43,6 +43,7 @@ from raymlp.data.quality import Evidence, Finding, inspect, load_learners
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, repeat_reasons, repeats
 from raymlp.data.split import PURGED, REPEATED, SPLITS, assign
 from raymlp.data.staging import given_contract, joining, stage_all, staged_files
+from raymlp.data.suppression import Suppressed, applied
 from raymlp.data.target import Target
 from raymlp.data.tasks import each_part
 
@@ -78,20 +79,31 @@ def reachable(data: Data) -> Data:
 
 def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     key = snapshot_key(problem, data)
-    target = folder / problem.name / key[:16]
+    suppressed = Suppressed.load(folder / problem.name)
+    target = _place(key, suppressed)
     if (target / "manifest.json").is_file():
         if data.contract:
             hold_freshness(given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
         return open_snapshot(target, reused=True)
     with published(target) as aside:
-        _build(problem, data, aside, key, say, warnings)
+        _build(problem, data, aside, key, suppressed, say, warnings)
     return open_snapshot(target)
 
 
 def find(problem: Problem, data: Data, folder: Path) -> Snapshot | None:
     """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
-    target = folder / problem.name / snapshot_key(problem, data)[:16]
+    target = _place(snapshot_key(problem, data), Suppressed.load(folder / problem.name))
     return open_snapshot(target, reused=True) if (target / "manifest.json").is_file() else None
+
+
+def _place(key: str, suppressed: Suppressed) -> Path:
+    """Where the snapshot of a key is, or will be. One that does not keep the list of those who were forgotten is passed over:
+    `forget` could not clean it, since it lacks the column, or it is older than this list."""
+    place = suppressed.folder / key[:16]
+    manifest = place / "manifest.json"
+    if not manifest.is_file() or applied(json.loads(manifest.read_text())) == suppressed.digest:
+        return place
+    return suppressed.folder / digest_of([key, suppressed.digest])[:16]
 
 
 def snapshot_key(problem: Problem, data: Data) -> str:
@@ -170,16 +182,19 @@ def load_contract(path: Path) -> Contract:
 # ---------------------------------------------------------------------- building
 
 
-def _build(problem: Problem, data: Data, aside: Path, key: str, say: Callable[[str], None], before: list[str]) -> None:
+def _build(
+    problem: Problem, data: Data, aside: Path, key: str, suppressed: Suppressed, say: Callable[[str], None], before: list[str]
+) -> None:
     started = time.time()
     if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
         threading.Thread(target=load_learners, daemon=True).start()
-    shape, parts, staged, warnings = stage_all(problem, data, aside, say)
+    shape, parts, staged, warnings = stage_all(problem, data, aside, suppressed, say)
     staging = aside / "staging"
     rows = sum(item["rows"] for item in staged)
     bad = sum(item["bad"] for item in staged)
     _hold_budget(data, bad, rows + bad, staged)
     facts, noticed = verdict(data.privacy, staged)
+    facts |= suppressed.facts(staged)
     if not rows:
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")

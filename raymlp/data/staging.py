@@ -19,10 +19,12 @@ from raymlp.config.sources import ColumnType
 from raymlp.config.split import HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
 from raymlp.data import parquet, sources
-from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.door import Door, Passage
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import column_type
+from raymlp.data.suppression import Suppressed
 from raymlp.data.tasks import each_part
 
 log = logging.getLogger(__name__)
@@ -49,13 +51,15 @@ class Shape:
 
 
 def stage_all(
-    problem: Problem, data: Data, aside: Path, say: Callable[[str], None] = lambda _: None
+    problem: Problem, data: Data, aside: Path, suppressed: Suppressed, say: Callable[[str], None] = lambda _: None
 ) -> tuple[Shape, list[sources.Part], list[dict[str, Any]], list[str]]:
-    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings."""
+    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings.
+    Rows of people on the list `suppressed` reach neither."""
     parts = sources.parts_of(data.source)
     shape, warnings = shape_of(problem, data)
     say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
-    door = Door.of(data.privacy, len(parts))
+    warnings += suppressed.warnings({*shape.types, *(name for _, lookup in shape.lookups for name in lookup.column_names)})
+    door = Door.of(data.privacy, len(parts), suppressed.sieve())
     staging, quarantine = aside / "staging", aside / "quarantine"
     staged = each_part(lambda index: _stage(shape, parts[index], index, staging, quarantine, door.open(index)), len(parts))
     return shape, parts, staged, warnings
@@ -197,12 +201,12 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
     first = ""
     good_file, bad_file = (parquet.Writer(folder / f"part-{index:05}.parquet", shape.seal) for folder in (staging, quarantine))
     for table in sources.read(shape.data.source, part, shape.types, batch_rows=shape.data.batch_rows, bad=bad_lines):
-        shaped = shape.rows(table)
+        shaped = way.hold_back(shape.rows(table), shape.contract)
         known = pc.is_valid(shaped.column(shape.target)) if shape.target in shaped.column_names else None
         if known is not None:
-            unlabelled += shaped.num_rows - pc.sum(known).as_py()
+            unlabelled += shaped.num_rows - (pc.sum(known).as_py() or 0)
             shaped = shaped.filter(known)
-        good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
+        good, broken = check_table(shape.contract, shaped, where=part.path, key=shape.key)
         good = way.let_in(good)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:

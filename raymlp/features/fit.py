@@ -11,6 +11,7 @@ from scipy.special import ndtri
 
 from raymlp.config.features import ColumnRules, DatePart, Features
 from raymlp.config.problem import Problem
+from raymlp.config.quality import ID_SHARE
 from raymlp.core.errors import ConfigError, nearest
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.features.ids import Buckets, Category, Hashed, IdStep
@@ -18,8 +19,6 @@ from raymlp.features.reading import SECONDS_PER_DAY
 from raymlp.features.scalers import Log, Piecewise, Quantile, Scaler, Standard, YeoJohnson, power_transform
 from raymlp.features.steps import Cyclic, Lookup, Number, NumberStep, OneHot
 
-ID_LIKE = 0.9
-"""A text column with more distinct values than this share of its rows names rows rather than describing them."""
 SKEWED = 0.5
 """Skewness by quantiles, ((q99 - q50) - (q50 - q1)) / (q99 - q1) in [-1, 1], from which `auto` straightens a column."""
 LONG_TAILED = 15.0
@@ -116,9 +115,9 @@ def _left_out(name: str, column: ColumnProfile, features: Features, problem: Pro
         return ""
     if not column.values:
         return "no value in training"
-    if column.num_distinct <= 1 and not column.nulls:
+    if column.is_constant:
         return "constant in training"
-    if column.type == "string" and column.num_distinct > ID_LIKE * column.values and column.values > 100:
+    if column.type == "string" and column.is_id_like(ID_SHARE):
         return f"id-like: {column.num_distinct} distinct values in {column.values} rows"
     return ""
 

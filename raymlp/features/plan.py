@@ -104,7 +104,7 @@ class FeaturePlan(Section):
         }
 
     def row_executor(self) -> Callable[[Mapping[str, Any]], tuple[list[float], list[int]]]:
-        """Single-row executor: a function from typed values (see `Contract.row_checker`) to N floats and C ids."""
+        """Single-row executor: a function from typed values (see `raymlp.data.contract_row`) to N floats and C ids."""
         number_runs: list[RowNumbers] = []
         for is_plain, group in groupby(self.numbers, plain):
             steps = list(group)

@@ -7,7 +7,8 @@ from typing import Any
 
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.records import Version
-from raymlp.data.contract import Contract, Row
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import Row
 
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""

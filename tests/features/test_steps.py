@@ -19,7 +19,8 @@ from raymlp.config.features import ColumnFeatures, Features
 from raymlp.config.loader import build_config, load_config
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError
-from raymlp.data.contract import Contract, table_of
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
 from raymlp.features.ids import FIRST, MISSING, UNSEEN, Hashed
 from raymlp.features.plan import FeaturePlan
