@@ -9,7 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from raymlp.config.section import Section
 
 DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days"]
-Impute = Literal["mean", "median", "most_frequent", "constant"]
+Impute = Literal["mean", "median", "most_frequent", "constant", "model"]
 Scaling = Literal["auto", "none", "standard", "robust", "minmax", "quantile", "log", "yeo_johnson", "piecewise", "bucketise"]
 Encoding = Literal["auto", "ordinal", "onehot", "frequency", "hash", "target"]
 
@@ -18,7 +18,9 @@ class ColumnRules(Section):
     """How a column becomes numbers or an id."""
 
     impute: Impute = "median"
-    """Value that stands for a missing number; `constant` takes `fill`. A missing category has an id of its own."""
+    """Value that stands for a missing number; `constant` takes `fill`. `model` predicts it from the other numbers by a Bayesian
+    ridge regression fitted on `sample_rows` training rows (van Buuren and Groothuis-Oudshoorn 2011, one round), within the
+    column's training range. A missing category has an id of its own."""
 
     fill: float = 0.0
     """The constant of `impute: constant`."""
@@ -102,6 +104,9 @@ class Features(ColumnRules):
 
     crosses: tuple[tuple[str, ...], ...] = ()
     """Categories that count together, as [[origin, dest]]; each cross is hashed into `hash_size` ids."""
+
+    sample_rows: int = Field(default=20_000, ge=100)
+    """Training rows, evenly spaced, that `impute: model` is fitted on."""
 
     drop: tuple[str, ...] = ()
     """Columns that stay in the snapshot but are no features."""

@@ -27,8 +27,6 @@ from raymlp.data.target import Target
 
 MAX_HASHES = 5_000_000
 """Rows whose hashes are compared; of more, those with the smallest hashes stand for all."""
-MAX_ROW_GROUPS = 16
-"""Row groups that a sample is read from."""
 ANOMALY = 0.65
 """Isolation forest's score from which on a row is far from all others. Ordinary rows have .4 to .5, the limit is 1."""
 MAX_CLASSES = 20
@@ -75,7 +73,7 @@ def inspect(evidence: Evidence, checks: Checks) -> list[Finding]:
     found = [finding for check in _CHECKS for finding in check(evidence, checks)]
     costly = [check for name, check in _SAMPLED.items() if getattr(checks, name) != "off"]
     if costly:
-        sample = _sample(evidence.files["train"], checks.sample_rows)
+        sample = parquet.sample(evidence.files["train"], checks.sample_rows)
         target = Target.fit(evidence.problem, evidence.profile)
         y = target.read(sample.column(evidence.problem.target))
         known = ~np.isnan(y)
@@ -239,21 +237,6 @@ def _class_rows(target: Target, files: Sequence[str]) -> NDArray[np.int64]:
 
 
 # ---------------------------------------------------------------------- on a sample
-
-
-def _sample(files: Sequence[str], rows: int) -> pa.Table:
-    """About `rows` evenly spaced rows, read from at most 16 evenly spaced row groups."""
-    sizes = [(file, group, rows) for file in files for group, rows in enumerate(parquet.group_rows(file))]
-    chosen = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_ROW_GROUPS)).astype(int))]
-    total = sum(size for _, _, size in chosen)
-    picked, start = [], 0
-    wanted = np.unique(np.linspace(0, total - 1, min(rows, total)).astype(np.int64))
-    for file, group, size in chosen:
-        inside = wanted[(wanted >= start) & (wanted < start + size)] - start
-        with parquet.opened(file) as opened:
-            picked.append(opened.read_row_group(group).take(pa.array(inside)))
-        start += size
-    return pa.concat_tables(picked)
 
 
 def _leakage(evidence: Evidence, checks: Checks, sample: pa.Table, y: NDArray[np.float64]) -> Iterator[Finding]:

@@ -40,14 +40,15 @@ class FeaturePlan(Section):
     def fit(cls, features: Features, problem: Problem, profile: Profile, *, files: Sequence[str] = ()) -> Self:
         """Choose and fit the steps from the profile of the training split.
 
-        `files`, the Parquet files of that split, are read only where a column is target-encoded: once, out of fold.
+        `files`, the Parquet files of that split, are read only where a column is target-encoded (once, out of fold) or a missing
+        number is predicted from others (a sample).
         Raises ConfigError when a named column does not exist or has the wrong type, DataError as `Target.fit`.
         """
         from raymlp.features.fit import fit_steps, only_lookups
         from raymlp.features.target import count
 
         target = Target.fit(problem, profile)
-        steps, reasons = fit_steps(features, problem, profile)
+        steps, reasons = fit_steps(features, problem, profile, files)
         waiting = only_lookups(steps)
         if waiting and not files:
             raise ConfigError("features.encoding=target reads the training rows, and only their profile is here. Use another encoding.")
