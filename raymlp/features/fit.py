@@ -56,7 +56,7 @@ def fit_steps(
         if role == "numeric":
             step, how = number_step(name, column, rules)
             reasons[name] += how
-            if isinstance(step, Number) and rules.impute == "model":
+            if isinstance(step, Number) and column.is_number and rules.impute == "model":
                 step, how = _predicted(step, sample)
                 reasons[name] += how
             found.append(step)
