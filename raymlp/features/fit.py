@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -14,6 +15,7 @@ from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, nearest
 from raymlp.data import parquet
 from raymlp.data.profile import ColumnProfile, Profile
+from raymlp.features import custom
 from raymlp.features.ids import Buckets, Category, Hashed, IdStep
 from raymlp.features.reading import SECONDS_PER_DAY
 from raymlp.features.regression import Sample
@@ -49,7 +51,10 @@ def fit_steps(
     Raises ConfigError when a named column does not exist or has the wrong type.
     """
     roles, reasons = choose(features, problem, profile)
-    sample = _sample(features, profile, roles, files)
+    own = [custom.made(target, f"features.steps.{i}") for i, target in enumerate(features.steps)]
+    predictors = _predictors(features, profile, roles)
+    rows = _training_rows(features, predictors, files)
+    sample = Sample.of(rows, predictors, profile.columns) if rows is not None and predictors else None
     found: list[NumberStep | IdStep] = []
     for name, role in roles.items():
         column, rules = profile.columns[name], features.rules(name)
@@ -69,6 +74,17 @@ def fit_steps(
         else:
             found += [_date_part(name, part, column, features) for part in role]
     found += [_cross(names, features, profile) for names in features.crosses]
+    for i, mine in enumerate(own):
+        assert rows is not None
+        fitted = custom.fit(mine, f"features.steps.{i}", profile, rows)
+        taken = {name for step in found if isinstance(step, NumberStep) for name in step.names} & set(fitted.names)
+        if taken:
+            raise ConfigError(
+                f"features.steps.{i} ({custom.path_of(type(mine))}) names an output '{min(taken)}', which is there already; "
+                "expected another name. Change the step's names."
+            )
+        found.append(fitted)
+        reasons[f"{custom.path_of(type(mine))}({', '.join(mine.columns)})"] = f"a step of your own: {', '.join(fitted.names)}"
     if not found:
         raise ConfigError("no column is left as a feature; expected one at least. Look at features.drop and problem.id_columns.")
     return sorted(found, key=lambda step: not isinstance(step, NumberStep)), reasons
@@ -87,12 +103,18 @@ def choose(features: Features, problem: Problem, profile: Profile) -> tuple[dict
         "features.drop": features.drop,
         "features.columns": tuple(features.columns),
         "features.crosses": tuple(name for cross in features.crosses for name in cross),
+        "features.steps": tuple(name for target in features.steps for name in target.columns),
         "problem.id_columns": problem.id_columns,
     }
     for key, names in named.items():
         for name in names:
             if name not in profile.columns:
                 raise ConfigError(f"{key} names '{name}', which the data does not have.{nearest(name, profile.columns)} Set {key}.")
+    answer = next((name for name in named["features.steps"] if name in (problem.target, *problem.known_after)), None)
+    if answer is not None:
+        raise ConfigError(
+            f"features.steps reads '{answer}', which is known only with the answer; expected other columns. Set features.steps."
+        )
     asked = {name for key in ("numeric", "categorical", "dates", "text") for name in named[f"features.{key}"]}
     roles: dict[str, Role] = {}
     reasons: dict[str, str] = {}
@@ -188,14 +210,19 @@ def _scaled(name: str, part: Literal["length"] | None, column: ColumnProfile, ru
     )
 
 
-def _sample(features: Features, profile: Profile, roles: Mapping[str, Role], files: Sequence[str]) -> Sample | None:
-    """Training rows of the numbers, when a missing one is to be predicted from others."""
-    numeric = [name for name, role in roles.items() if role == "numeric" and profile.columns[name].is_number]
-    if not any(features.rules(name).impute == "model" for name in numeric):
-        return None
-    if not files:
-        raise ConfigError("features.impute=model reads the training rows, and only their profile is here. Use another impute.")
-    return Sample.of(parquet.sample(files, features.sample_rows, numeric), numeric, profile.columns)
+def _predictors(features: Features, profile: Profile, roles: Mapping[str, Role]) -> list[str]:
+    """The numbers that a missing one is predicted from; none where no column asks for it."""
+    numbers = [name for name, role in roles.items() if role == "numeric" and profile.columns[name].is_number]
+    return numbers if any(features.rules(name).impute == "model" for name in numbers) else []
+
+
+def _training_rows(features: Features, predictors: Sequence[str], files: Sequence[str]) -> pa.Table | None:
+    """A sample of what is fitted on more than the profile; None when nothing is."""
+    columns = list(dict.fromkeys([*predictors, *(name for target in features.steps for name in target.columns)]))
+    if columns and not files:
+        setting = "features.impute=model" if predictors else "features.steps"
+        raise ConfigError(f"{setting} reads the training rows, and only their profile is here; expected their files. Leave it out.")
+    return parquet.sample(files, features.sample_rows, columns) if columns else None
 
 
 def _predicted(step: Number, sample: Sample | None) -> tuple[Number, str]:

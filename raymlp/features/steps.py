@@ -17,6 +17,7 @@ from pydantic import Field
 
 from raymlp.config.features import DatePart
 from raymlp.config.section import Section
+from raymlp.features.custom import Custom
 from raymlp.features.ids import FIRST, MISSING, Buckets, Category, Hashed, IdStep
 from raymlp.features.reading import Part, label, number_reader, numbers
 from raymlp.features.regression import Regression
@@ -251,5 +252,5 @@ class Lookup(Section):
         return run
 
 
-NumberStep = Number | Cyclic | OneHot | Lookup
-Step = Annotated[Number | Cyclic | OneHot | Lookup | Category | Buckets | Hashed, Field(discriminator="kind")]
+NumberStep = Number | Cyclic | OneHot | Lookup | Custom
+Step = Annotated[Number | Cyclic | OneHot | Lookup | Custom | Category | Buckets | Hashed, Field(discriminator="kind")]
