@@ -146,7 +146,7 @@ def _series(rule: ForwardFill, time: str, files: Sequence[Path], seal: parquet.S
 
 
 def _rewrite(rules: Sequence[ForwardFill], file: Path, seal: parquet.SnapshotKey | None) -> dict[str, Any]:
-    """Put a staged file with its carried values in the place of the old one, a batch at a time."""
+    """Put a staged file with its carried values in the place of the old one, a batch at a time. Twice is once: Ray may try again."""
     beside = {name: _beside(file, name) for rule in rules for name in rule.columns}
     carried = {name: parquet.read(path, key=seal) for name, path in beside.items() if path.exists()}
     flagged = [name for rule in rules if rule.flag for name in rule.columns]
@@ -156,6 +156,7 @@ def _rewrite(rules: Sequence[ForwardFill], file: Path, seal: parquet.SnapshotKey
     writer = parquet.Writer(aside, seal)
     start = 0
     for table in parquet.batches(file, key=seal):
+        table = table.select([name for name in table.column_names if name not in map(flag_of, flagged)])
         hits = {name: np.zeros(table.num_rows, bool) for name in beside}
         for name, given in carried.items():
             places = given.column(PLACE).to_numpy()

@@ -88,14 +88,16 @@ def _live(found: Any) -> Any:
     """The step itself, or the one that a file describes. Raises BundleError for what is not trusted or cannot be built."""
     if isinstance(found, CustomStep):
         return found
-    path = str(found["path"])
+    if not (isinstance(found, dict) and isinstance(found.get("path"), str)):
+        raise ValueError("a step of the user's own has no import path")
+    path = found["path"]
     if not is_trusted(path):
         raise BundleError(
             f"the feature plan runs the step {path}, whose module is not trusted; expected one named in {TRUSTED}. "
             f"If you trust its code, set {TRUSTED}={path.partition('.')[0]}."
         )
     try:
-        return class_of(path).model_validate(found["settings"])
+        return class_of(path).model_validate(found.get("settings"))
     except (ConfigError, ValidationError) as error:
         raise BundleError(f"the step {path} of the feature plan cannot be made: {_first(error)}") from error
 

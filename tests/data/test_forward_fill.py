@@ -121,7 +121,13 @@ def test_a_hand_worked_table_across_parts(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert counts == {"x": 3}
     found, counts = fill(monkeypatch, tmp_path / "gap", late_first, columns=["x"], by=["k"], max_gap="4h")
     assert found.column("x").to_pylist() == [5, 1, None, 1, None, 1]
-    assert sorted(path.name for path in (tmp_path / "all").iterdir() if path.suffix == ".filled") == []
+    assert not list((tmp_path / "all").glob("*.filled"))
+
+
+def test_a_part_that_is_rewritten_again_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, _ = fill(monkeypatch, tmp_path, [hourly(x=[1, None, 3])], columns=["x"], flag=True)
+    module._rewrite([ForwardFill(columns=["x"], flag=True)], tmp_path / "part-00000.parquet", None)
+    assert parquet.read(tmp_path / "part-00000.parquet").equals(found)
 
 
 def test_the_future_is_never_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

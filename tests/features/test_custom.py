@@ -146,6 +146,8 @@ def test_settings_that_were_tampered_with_are_refused(tmp_path: Path) -> None:
     text = plan_of(tmp_path, target("Ratio")).model_dump_json()
     with pytest.raises(BundleError, match=r"own_steps.Ratio of the feature plan cannot be made: shift"):
         FeaturePlan.from_json(text.replace('"shift":1.0', '"shift":"x"'))
+    with pytest.raises(BundleError, match=r"cannot be read: .*no import path"):
+        FeaturePlan.from_json(text.replace('"path":"own_steps.Ratio"', '"path":7'))
 
 
 def test_a_worker_of_the_job_needs_no_variable(tmp_path: Path) -> None:
