@@ -19,9 +19,9 @@ class ColumnRules(Section):
     """How a column becomes numbers or an id."""
 
     impute: Impute = "median"
-    """Value that stands for a missing number; `constant` takes `fill`. `model` predicts it from the other numbers by a Bayesian
-    ridge regression fitted on `sample_rows` training rows (van Buuren and Groothuis-Oudshoorn 2011, one round), within the
-    column's training range. A missing category has an id of its own."""
+    """Value that stands for a missing number; `constant` takes `fill`. `model` predicts it from the other numbers, the 25
+    that correlate most with it, by a Bayesian ridge regression fitted on `sample_rows` training rows (van Buuren and
+    Groothuis-Oudshoorn 2011, one round), within the column's training range. A missing category has an id of its own."""
 
     fill: float = 0.0
     """The constant of `impute: constant`."""

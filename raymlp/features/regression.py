@@ -25,6 +25,8 @@ SETTLED = 1e-8
 """Change of the penalty, relative, at which it is taken as found."""
 VAGUE = 1e-6
 """Shape and rate of the Gamma priors on both precisions: they keep a perfect fit finite."""
+MAX_TERMS = 25
+"""Columns that a prediction is made of at most, those that correlate most with it; van Buuren (2018) advises 15 to 25."""
 MIN_ROWS = 10
 """Sampled rows with a value that a regression asks for."""
 
@@ -111,16 +113,18 @@ class Sample:
         return cls(varying, values, known[:, kept], centres[kept], scales[kept], profiles, values.T @ values)
 
     def regression(self, name: str) -> tuple[Regression, float, int] | None:
-        """The regression of a column on all others, the share of the variance it explains (in [0, 1]) and the rows it was fitted
-        on; None when the sample has no other column that varies, or too few values of this one."""
+        """The regression of a column on others, the share of the variance it explains (in [0, 1]) and the rows it was fitted on.
+
+        None when the sample has no other column that varies, or too few values of this one.
+        """
         if name not in self.names or len(self.names) < 2:
             return None
         place = self.names.index(name)
-        others = [i for i in range(len(self.names)) if i != place]
         rows = int(self.known[:, place].sum())
         if rows < MIN_ROWS:
             return None
         means, products = self._moments(place, rows)
+        others = _strongest(products, place)
         weights, explained = bayesian_ridge(products[np.ix_(others, others)], products[others, place], products[place, place], rows)
         unit = self.scales[place]
         terms = tuple(self._term(i, float(weight * unit / self.scales[i])) for i, weight in zip(others, weights, strict=True))
@@ -151,6 +155,14 @@ class Sample:
             centre=float(self.centres[i]),
             weight=weight,
         )
+
+
+def _strongest(products: Floats, place: int) -> list[int]:
+    """The columns that correlate most with one, in their order; ties go to the first. One without spread comes last."""
+    spread = np.sqrt(np.maximum(np.diag(products), 0.0))
+    strength = np.divide(np.abs(products[place]), spread, out=np.zeros(len(spread)), where=spread > 0)
+    strength[place] = -1.0
+    return sorted(np.argsort(-strength, kind="stable")[: min(MAX_TERMS, len(spread) - 1)].tolist())
 
 
 def bayesian_ridge(gram: Floats, moments: Floats, total: float, rows: int) -> tuple[Floats, float]:

@@ -112,6 +112,19 @@ def test_one_column_may_be_predicted_while_the_others_are_not(tmp_path: Path) ->
     assert plan.inputs == ["a", "b", "c"]
 
 
+def test_of_many_columns_those_that_correlate_most_are_used(tmp_path: Path) -> None:
+    noise = {f"n{i:02}": RNG.normal(size=400) for i in range(40)}
+    x = RNG.normal(size=400)
+    columns = {**noise, "n17": x + RNG.normal(0, 0.1, 400), "x": x, "y": RNG.normal(size=400)}
+    plan = plan_of(tmp_path, pa.table(columns))
+    regression = number(plan, "x").regression
+    assert regression is not None
+    used = [term.column for term in regression.terms]
+    strength = {name: abs(np.corrcoef(values, x)[0, 1]) for name, values in columns.items() if name not in ("x", "y")}
+    assert used == sorted(sorted(strength, key=lambda name: -strength[name])[:25])
+    assert max(regression.terms, key=lambda term: abs(term.weight)).column == "n17"
+
+
 def test_the_sample_is_bounded_and_the_same_every_time(tmp_path: Path) -> None:
     table = pa.table({name: pa.array(values, from_pandas=True) for name, values in correlated().items()})
     plans = [plan_of(tmp_path, table, sample_rows=100) for _ in range(2)]
