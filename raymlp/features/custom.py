@@ -79,7 +79,7 @@ class CustomStep(Section):
     def row(self) -> RowOutputs | None:
         """A function from the typed values of one row to W numbers: bool, int, float, str, bytes, datetime in UTC, or None.
 
-        Without one a row goes through `batch` as a table, which takes some tenths of a millisecond instead of microseconds.
+        Without one a row goes through `batch` as a table, which takes about a tenth of a millisecond instead of a microsecond.
         """
         return None
 
