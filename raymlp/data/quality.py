@@ -27,8 +27,6 @@ from raymlp.data.target import Target
 
 MAX_HASHES = 5_000_000
 """Rows whose hashes are compared; of more, those with the smallest hashes stand for all."""
-MAX_ROW_GROUPS = 16
-"""Row groups that a sample is read from."""
 ANOMALY = 0.65
 """Isolation forest's score from which on a row is far from all others. Ordinary rows have .4 to .5, the limit is 1."""
 MAX_CLASSES = 20
@@ -75,7 +73,7 @@ def inspect(evidence: Evidence, checks: Checks) -> list[Finding]:
     found = [finding for check in _CHECKS for finding in check(evidence, checks)]
     costly = [check for name, check in _SAMPLED.items() if getattr(checks, name) != "off"]
     if costly:
-        sample, y = _answered(evidence, _sample(evidence.files["train"], checks.sample_rows))
+        sample, y = _answered(evidence, parquet.sample(evidence.files["train"], checks.sample_rows))
         for sampled in costly:
             found += sampled(evidence, checks, sample, y)
     kept = [finding for finding in found if finding.severity != "off"]
@@ -88,7 +86,7 @@ def inspect(evidence: Evidence, checks: Checks) -> list[Finding]:
 
 def unfit_columns(evidence: Evidence, train: pa.Table, checks: Checks) -> list[Finding]:
     """Columns that `inspect` would name, by training rows in memory: constant, id-like, or leaking the target. Needs no files."""
-    sample, y = _answered(evidence, train.take(pa.array(_spread(train.num_rows, checks.sample_rows))))
+    sample, y = _answered(evidence, train.take(pa.array(parquet.spread(train.num_rows, checks.sample_rows))))
     return [*_constant(evidence, checks), *_id_like(evidence, checks), *_leakage(evidence, checks, sample, y)]
 
 
@@ -232,26 +230,6 @@ def _class_rows(target: Target, files: Sequence[str]) -> NDArray[np.int64]:
 
 
 # ---------------------------------------------------------------------- on a sample
-
-
-def _sample(files: Sequence[str], rows: int) -> pa.Table:
-    """About `rows` evenly spaced rows, read from at most 16 evenly spaced row groups."""
-    sizes = [(file, group, rows) for file in files for group, rows in enumerate(parquet.group_rows(file))]
-    chosen = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_ROW_GROUPS)).astype(int))]
-    total = sum(size for _, _, size in chosen)
-    picked, start = [], 0
-    wanted = _spread(total, rows)
-    for file, group, size in chosen:
-        inside = wanted[(wanted >= start) & (wanted < start + size)] - start
-        with parquet.opened(file) as opened:
-            picked.append(opened.read_row_group(group).take(pa.array(inside)))
-        start += size
-    return pa.concat_tables(picked)
-
-
-def _spread(total: int, rows: int) -> NDArray[np.int64]:
-    """About `rows` evenly spaced places of `total`, int64 (S,)."""
-    return np.unique(np.linspace(0, total - 1, min(rows, total)).astype(np.int64))
 
 
 def _answered(evidence: Evidence, sample: pa.Table) -> tuple[pa.Table, NDArray[np.float64]]:

@@ -37,6 +37,7 @@ from raymlp.data.changes import Change, changes_since_last
 from raymlp.data.contract import Contract
 from raymlp.data.division import Cut, divide, profile_of, quarantine_repeats, split_keys, write_page_data
 from raymlp.data.door import oldest_kept, verdict
+from raymlp.data.forward_fill import forward_fill, with_fills
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
 from raymlp.data.quality import Evidence, Finding, inspect, load_learners
@@ -118,6 +119,8 @@ def snapshot_key(problem: Problem, data: Data) -> str:
         "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
     }
+    if data.forward_fill:
+        facts["time_column"] = problem.time_column
     if data.contract:
         facts["contract"] = given_contract(data.contract).to_yaml()
     privacy_key = key_for(data.privacy.columns)
@@ -199,6 +202,7 @@ def _build(
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")
     files = staged_files(staging, len(parts))
+    filled = forward_fill(problem, data, files, shape.seal)
     repeated = repeats(shape.contract, files)
     kept = repeated == 0
     bad += int(np.sum(~kept))
@@ -215,7 +219,7 @@ def _build(
     profile = profile_of(profiled, "train")
     outline = Outline.of(profile, Target.fit(problem, profile))
     contract = given_contract(data.contract).without(cut.leave_out) if data.contract else Contract.infer(profile)
-    contract = contract.with_privacy(data.privacy.columns, shape.key)
+    contract = with_fills(contract, data).with_privacy(data.privacy.columns, shape.key)
     contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
@@ -225,7 +229,7 @@ def _build(
     _clear(staging)
     say("looking for leaks, copies and noise")
     facts |= {"unlabelled": sum(item["unlabelled"] for item in staged), "quarantined": bad, "warnings": [*before, *warnings, *noticed]}
-    facts |= {"purged": int(np.sum(codes == PURGED)), "newest": latest}
+    facts |= {"purged": int(np.sum(codes == PURGED)), "newest": latest, "filled": filled}
     facts["quality"] = [asdict(item) for item in _inspected(problem, data, aside, profile, contract, profiled, held_out)]
     facts["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
     write_page_data(aside, held_out, shape.seal)

@@ -22,6 +22,7 @@ from raymlp.data import parquet, sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.door import Door, Passage
+from raymlp.data.forward_fill import check as check_fills
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import column_type
 from raymlp.data.suppression import Suppressed
@@ -73,7 +74,7 @@ def staged_files(staging: Path, parts: int) -> list[Path]:
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
     """Columns a snapshot would have, with their types, without reading the rows. Raises as `prepare` would."""
     shape, _ = shape_of(problem, data)
-    return {name: rule.type for name, rule in shape.contract.columns.items()}
+    return {**{name: rule.type for name, rule in shape.contract.columns.items()}, **dict.fromkeys(data.flags, "bool")}
 
 
 def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
@@ -114,7 +115,9 @@ def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
             f"Set data.source.types.{aged_by}=timestamp, or data.privacy.retention_column."
         )
     after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
-    contract = given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    given = given_contract(data.contract).without(data.flags) if data.contract else None
+    contract = given or Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    check_fills(problem, data, {name: rule.type for name, rule in contract.columns.items()})
     lost = next((name for name in data.split.key_columns if name not in contract.columns), None)
     if lost:
         raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")

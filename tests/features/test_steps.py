@@ -323,6 +323,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "yeo-johnson, hash": {"scaling": "yeo_johnson", "encoding": "hash", "hash_size": 50, "crosses": (("k", "l", "n"),)},
     "piecewise, target": {"scaling": "piecewise", "bins": 5, "encoding": "target", "text": ("note",)},
     "bucketise, minmax": {"scaling": "bucketise", "columns": {"gap": {"scaling": "minmax"}}, "clip_deviations": 2.0},
+    "regression for missing numbers": {"impute": "model", "sample_rows": 500, "columns": {"x": {"scaling": "piecewise", "bins": 4}}},
     "auto": {"scaling": "auto", "encoding": "auto", "max_categories": 2},
 }
 ALL_PARTS = {"t": ("month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days")}
