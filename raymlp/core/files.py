@@ -45,10 +45,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> Path:
+    """Write a file so that a reader sees the old text or the new one, never a part. `mode` has its permissions, less the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.touch(mode=mode)
     aside.write_text(text)
     os.replace(aside, path)
     return path

@@ -12,9 +12,10 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.core.files import make_folder
 from raymlp.data import parquet, sources
-from raymlp.data.contract import REASON
+from raymlp.data.contract_batch import REASON
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
 from raymlp.data.staging import shape_of, stage_all, staged_files
+from raymlp.data.suppression import Suppressed
 
 SHOWN_CHARACTERS = 120
 LINE = re.compile(r"^row ([\d,]+) has")
@@ -24,13 +25,14 @@ LINE = re.compile(r"^row ([\d,]+) has")
 def check_source(problem: Problem, data: Data, folder: Path) -> list[BrokenRule]:
     """Rules of `data.contract` that the source breaks, most rows first; empty when it keeps them all. Needs Ray.
 
-    `folder` holds temporary files meanwhile. Raises DataError when the source cannot be read.
+    Rows of people who were forgotten are not looked at. `folder`, that of all snapshots, holds temporary files meanwhile.
+    Raises DataError when the source cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix=".check-", dir=make_folder(folder)) as place:
         aside = Path(place)
         parts = dict(enumerate(sources.parts_of(data.source)))
         shape, _ = shape_of(problem, data)
-        stage_all(shape, parts, aside)
+        stage_all(shape, parts, aside, Suppressed.load(folder / problem.name).sieve())
         files = staged_files(aside / "staging", parts)
         rows = sum(parquet.num_rows(file) for file in files)
         repeated = repeats(shape.contract, files)

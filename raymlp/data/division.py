@@ -22,7 +22,8 @@ from raymlp.core.files import to_json
 from raymlp.data import parquet
 from raymlp.data.anonymity import Groups
 from raymlp.data.association import Association, Outline, merged_associations
-from raymlp.data.contract import REASON, Contract, in_quarantine
+from raymlp.data.contract import Contract
+from raymlp.data.contract_batch import REASON, check_table, in_quarantine
 from raymlp.data.profile import Profile, merged, to_text
 from raymlp.data.rowhash import row_hashes
 from raymlp.data.rules import repeat_reasons
@@ -79,8 +80,7 @@ class Tally:
 
     def _count(self, split: str, table: pa.Table) -> None:
         if split in self.hashes:
-            # By name: training rows have their columns in the order of the source, held-out rows in that of the contract.
-            told_apart = table.select(sorted(name for name in table.column_names if name not in self.cut.unhashed))
+            told_apart = table.select([name for name in table.column_names if name not in self.cut.unhashed])
             self.hashes[split].append(row_hashes(told_apart).tobytes())
         if self.cut.grouped and table.num_rows:
             self.groups.update(table, self.cut.grouped)
@@ -99,7 +99,7 @@ class Tally:
 
 def checked(contract: Contract, split: str, table: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Held-out rows that keep the contract, and those that break it. Live rows are not judged."""
-    return (table, table.slice(0, 0)) if split == "live" else contract.check_table(table)
+    return (table, table.slice(0, 0)) if split == "live" else check_table(contract, table)
 
 
 def write_training(cut: Cut, index: int, codes: NDArray[np.int8]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def split_keys(problem: Problem, data: Data, files: Sequence[Path]) -> NDArray[A
         raise ConfigError(
             "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
         )
-    keys = [_keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files]
+    keys = [keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files]
     return np.concatenate(keys) if keys else np.zeros(0)
 
 
@@ -186,7 +186,8 @@ def _key_names(rule: Split, problem: Problem) -> list[str]:
     return list(rule.key_columns) or [problem.target]
 
 
-def _keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+def keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+    """Keys of the rows of a table that has the rule's columns alone, or the target alone where the rule has none."""
     for name in table.column_names:
         if table.column(name).null_count:
             raise DataError(

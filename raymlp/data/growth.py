@@ -24,10 +24,12 @@ from raymlp.core.files import digest_of, take_over, to_json
 from raymlp.data import parquet, sources
 from raymlp.data.association import Outline
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import check_table
 from raymlp.data.division import Cut, Tally, checked
 from raymlp.data.door import is_kept
 from raymlp.data.profile import Profile
 from raymlp.data.split import SPLITS, is_lasting
+from raymlp.data.suppression import Suppressed, applied
 
 MANIFEST = "manifest.json"
 PROFILE = "profile.json"
@@ -123,28 +125,34 @@ class Reading:
         return f"reading {total}, {size}{', ' if self.why else ''}{self.why}"
 
 
-def plan(
-    data: Data,
-    contract: Contract | None,
-    snapshots: Path,
-    settings: str,
-    parts: list[sources.Part],
-    facts: list[Any],
-    oldest: datetime | None,
-) -> Reading:
-    """What to read of a source. `snapshots` is the folder of the problem's snapshots, `settings` the digest of what else
-    decides what becomes of a part, `contract` the given one, and rows before `oldest` are not kept.
+@dataclass(frozen=True)
+class Identity:
+    """What decides what a snapshot holds: the parts of the source and their fingerprint, the first moment that is kept, and the
+    digest of all settings that decide what becomes of a part. `key` digests everything."""
 
-    Of the snapshots made under equal settings the newest that holds a part of the source is grown.
+    parts: list[sources.Part]
+    source: list[dict[str, Any]]
+    oldest: datetime | None
+    settings: str
+    key: str
+
+
+def plan(data: Data, contract: Contract | None, identity: Identity, suppressed: Suppressed) -> Reading:
+    """What to read of a source. `contract` is the given one, `suppressed` the list among the problem's snapshots.
+
+    Of the snapshots made under equal settings, without those who were forgotten, the newest that holds a part of the source is grown.
     """
-    known = [manifest for path in snapshots.glob(f"[!.]*/{MANIFEST}") if (manifest := manifest_of(path.parent))]
-    fitting = [manifest for manifest in known if manifest.get("settings") == settings]
+    parts, facts = identity.parts, identity.source
+    known = [manifest for path in suppressed.folder.glob(f"[!.]*/{MANIFEST}") if (manifest := manifest_of(path.parent))]
+    fitting = [manifest for manifest in known if manifest.get("settings") == identity.settings]
+    clean = [manifest for manifest in fitting if applied(manifest) == suppressed.digest]
     why = "since no part of it is as it was" if fitting else ""
-    for manifest in sorted(fitting, key=lambda found: (found["created"], sum(found["rows"].values())), reverse=True):
+    why = why if clean or not fitting else "since the snapshots there may hold people who were forgotten since"
+    for manifest in sorted(clean, key=lambda found: (found["created"], sum(found["rows"].values())), reverse=True):
         there = [part["mark"] for part in manifest["parts"]]
         pieces = sources.pieces_of(data.source, parts, facts, there)
         if places := _places([mark for _, mark in pieces], there, _lost(manifest)):
-            earlier, types = _earlier(data, manifest, places, oldest), dict(manifest["types"])
+            earlier, types = _earlier(data, manifest, places, identity.oldest), dict(manifest["types"])
             # The first part decides over the types. A topic gives no part twice, and is asked once.
             if data.source.kind != "kafka" and (0 not in earlier.parts or pieces[0][0] != parts[0]):
                 types = sources.schema_of(data.source, parts)
@@ -191,6 +199,8 @@ def _earlier(data: Data, manifest: dict[str, Any], places: Mapping[int, int], ol
 def _why_not(data: Data, contract: Contract | None, earlier: Earlier, types: Mapping[str, Any]) -> str:
     """Why the source is read as a whole although a snapshot holds parts of it; empty when that need not be."""
     there = earlier.manifest
+    if not data.is_grown_by_new_parts:
+        return "since data.forward_fill carries values from part to part"
     if not is_lasting(data.split):
         folds = " with folds" if data.split.folds else ""
         return f"since with data.split.kind={data.split.kind}{folds} new rows move others; with hash, group, time or column they do not"
@@ -323,6 +333,6 @@ def _held_out(move: Move, split: str, contract: Contract) -> Iterator[tuple[pa.T
         yield table, True
     types = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in contract.columns.items()})
     for text in move.rows(QUARANTINE, split):
-        typed, lost = types.check_table(text)
+        typed, lost = check_table(types, text)
         assert not lost.num_rows, "a quarantined value that was read once cannot be read again"
         yield typed, False

@@ -30,6 +30,10 @@ FREQUENT_LG = 14
 DISTINCT_LG = 12
 LARGEST_WHOLE = 2.0**53
 """Whole numbers beyond it are not told apart as float64."""
+MIN_IDS = 101
+"""Values below which a column is not called id-like."""
+CLOSE = 4
+"""Whole numbers whose range is less than this many times their number are counted by place."""
 
 
 def column_type(arrow_type: pa.DataType) -> ColumnType | None:
@@ -100,6 +104,15 @@ class ColumnProfile:
         return self.rows - self.nulls
 
     @property
+    def is_constant(self) -> bool:
+        """One value in every row, or none in any; a value that is sometimes missing still says something."""
+        return self.num_distinct <= 1 and not (self.nulls and self.values)
+
+    def is_id_like(self, share: float) -> bool:
+        """Text or whole numbers with more distinct values than this share of them: they name a row."""
+        return self.type in ("string", "int") and self.values >= MIN_IDS and self.num_distinct > share * self.values
+
+    @property
     def std(self) -> float:
         """Population standard deviation; 0 without values."""
         return math.sqrt(max(self.m2, 0.0) / self.values) if self.values else 0.0
@@ -148,7 +161,7 @@ class ColumnProfile:
 
     def _measure(self, numbers: Floats) -> Floats:
         """Moments, extremes and digest take in finite numbers; gives their distinct values, rising. `rows` and `nulls` are up to date."""
-        values, counts = np.unique(numbers, return_counts=True)
+        values, counts = _distinct(numbers, whole=self.type in ("int", "string"))
         if len(values):
             mean = float(counts @ (values / len(numbers)))
             self._add_moments(len(numbers), mean, float(counts @ (values - mean) ** 2))
@@ -253,6 +266,18 @@ class ColumnProfile:
         if "distinct" in plain:
             profile.distinct = datasketches.hll_sketch.deserialize(base64.b64decode(plain["distinct"]))
         return profile
+
+
+def _distinct(numbers: Floats, *, whole: bool) -> tuple[Floats, NDArray[np.int64]]:
+    """Distinct finite numbers, rising, and how often each comes. Whole numbers that lie close together are counted without a sort."""
+    if whole and len(numbers):
+        low, high = float(numbers.min()), float(numbers.max())
+        if high - low < CLOSE * len(numbers) and max(-low, high) < LARGEST_WHOLE:
+            counts = np.bincount((numbers - low).astype(np.int64))
+            found = np.flatnonzero(counts)
+            return found.astype(np.float64) + low, counts[found]
+    values, counts = np.unique(numbers, return_counts=True)
+    return values, counts
 
 
 def _feed(sketch: Any, values: Floats) -> None:

@@ -1,6 +1,6 @@
 """From sources to a snapshot: read, join, check, split, profile; published whole or not at all.
 
-Rows flow through Ray Data in two passes over parts: the first reads, shapes and checks each part into staging, the
+Ray tasks work in two passes over parts: the first reads, shapes and checks each part into staging, the
 second divides it by the split rule and profiles the training rows. Only the split key is held on the driver. Parts that an
 earlier snapshot holds are taken over from it (`raymlp.data.growth`).
 
@@ -38,13 +38,15 @@ from raymlp.data.changes import Change, changes_since_last
 from raymlp.data.contract import Contract
 from raymlp.data.division import Cut, quarantine_repeats, split_keys, training_profile, write_page_data, write_rest, write_training
 from raymlp.data.door import anonymity, oldest_kept, verdict
-from raymlp.data.growth import Move, Reading, linked_by, plan, take_rest, take_training
+from raymlp.data.forward_fill import forward_fill, with_fills
+from raymlp.data.growth import Identity, Move, Reading, linked_by, plan, take_rest, take_training
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
 from raymlp.data.quality import Evidence, Finding, inspect, load_learners
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, newest_of, repeat_reasons, repeats
 from raymlp.data.split import OUTSIDE, PURGED, REPEATED, SPLITS, Codes, assign, hold_filled
 from raymlp.data.staging import Shape, given_contract, joining, shape_of, stage_all, staged_files
+from raymlp.data.suppression import Sieve, Suppressed, applied
 from raymlp.data.target import Target
 from raymlp.data.tasks import each_part
 
@@ -56,9 +58,9 @@ JUDGED = ("checks", "max_bad_share")
 """Settings of the data by which a snapshot is judged as a whole, whatever becomes of a part."""
 LEFT_OUT = {"repeated": REPEATED, "purged": PURGED, "outside": OUTSIDE}
 """Why a staged row is in no split, in the manifest, and its code."""
-COUNTED = ("rows", "bad", "unlabelled", "expired", *LEFT_OUT, "newest", "personal")
-"""What the manifest tells of each part: rows staged, quarantined, without an answer, too old, in no split; newest moments; hits of the
-scan for personal data."""
+COUNTED = ("rows", "bad", "unlabelled", "expired", "suppressed", *LEFT_OUT, "newest", "personal")
+"""What the manifest tells of each part: rows staged, in quarantine, without an answer, too old, held back, in no split; newest moments;
+hits of the scan for personal data."""
 
 
 def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
@@ -91,39 +93,38 @@ def reachable(data: Data) -> Data:
 
 def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     identity = _identity(problem, data)
-    target = folder / problem.name / identity.key[:16]
+    suppressed = Suppressed.load(folder / problem.name)
+    target = _place(identity.key, suppressed)
     if (target / "manifest.json").is_file():
         if data.contract:
             hold_freshness(given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
         return open_snapshot(target, reused=True)
     contract = given_contract(data.contract) if data.contract else None
-    reading = plan(data, contract, target.parent, identity.settings, identity.parts, identity.source, identity.oldest)
+    reading = plan(data, contract, identity, suppressed)
     with published(target) as aside:
-        _build(problem, data, aside, identity, reading, say, warnings)
+        _build(problem, data, aside, identity, reading, suppressed, say, warnings)
     return open_snapshot(target)
 
 
 def find(problem: Problem, data: Data, folder: Path) -> Snapshot | None:
     """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
-    target = folder / problem.name / snapshot_key(problem, data)[:16]
+    target = _place(snapshot_key(problem, data), Suppressed.load(folder / problem.name))
     return open_snapshot(target, reused=True) if (target / "manifest.json").is_file() else None
+
+
+def _place(key: str, suppressed: Suppressed) -> Path:
+    """Where the snapshot of a key is, or will be. One that does not keep the list of those who were forgotten is passed over:
+    `forget` could not clean it, since it lacks the column, or it is older than this list."""
+    place = suppressed.folder / key[:16]
+    manifest = place / "manifest.json"
+    if not manifest.is_file() or applied(json.loads(manifest.read_text())) == suppressed.digest:
+        return place
+    return suppressed.folder / digest_of([key, suppressed.digest])[:16]
 
 
 def snapshot_key(problem: Problem, data: Data) -> str:
     """Digest of everything that decides what a snapshot holds: the files' content, and the settings of problem and data."""
     return _identity(problem, data).key
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What decides what a snapshot holds: the parts of the source and their fingerprint, the first moment that is kept, and the
-    digest of all settings that decide what becomes of a part. `key` digests everything."""
-
-    parts: list[sources.Part]
-    source: list[dict[str, Any]]
-    oldest: datetime | None
-    settings: str
-    key: str
 
 
 def _identity(problem: Problem, data: Data) -> Identity:
@@ -140,6 +141,8 @@ def _identity(problem: Problem, data: Data) -> Identity:
         "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
     }
+    if data.forward_fill:
+        facts["time_column"] = problem.time_column
     if data.contract:
         facts["contract"] = given_contract(data.contract).to_yaml()
     privacy_key = key_for(data.privacy.columns)
@@ -223,7 +226,14 @@ class Site:
 
 
 def _build(
-    problem: Problem, data: Data, aside: Path, identity: Identity, reading: Reading, say: Callable[[str], None], before: list[str]
+    problem: Problem,
+    data: Data,
+    aside: Path,
+    identity: Identity,
+    reading: Reading,
+    suppressed: Suppressed,
+    say: Callable[[str], None],
+    before: list[str],
 ) -> None:
     started = time.time()
     if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
@@ -233,9 +243,14 @@ def _build(
     cut = Cut(aside / "staging", aside, left_out, problem.id_columns, data.privacy.quasi_identifiers, shape.seal)
     site = Site(problem, data, reading, shape, cut)
     say(reading.words())
-    counts = _staged(site)
+    warnings += suppressed.warnings({*shape.types, *(name for _, lookup in shape.lookups for name in lookup.column_names)})
+    counts = _staged(site, suppressed.sieve())
     facts, noticed = verdict(data.privacy, counts)
+    facts |= suppressed.facts(counts)
+    if not any(count["rows"] for count in counts):
+        raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {sum(counts[index]['rows'] for index in reading.new):,} rows ({data.split.kind})")
+    facts["filled"] = forward_fill(problem, data, staged_files(cut.staging, reading.new), shape.seal)
     codes = _codes(site, counts)
     facts["newest"] = newest_of(count["newest"] for count in counts)
     hold_freshness(shape.contract, facts["newest"])
@@ -268,15 +283,13 @@ def _build(
     _write_manifest(site, identity, contract, files, facts, started)
 
 
-def _staged(site: Site) -> list[dict[str, Any]]:
+def _staged(site: Site, sieve: Sieve) -> list[dict[str, Any]]:
     """Counts of each part of the source: of new ones as they are staged, of others as they were."""
     new = site.reading.new
-    staged = stage_all(site.shape, {index: site.reading.parts[index] for index in new}, site.cut.aside)
+    staged = stage_all(site.shape, {index: site.reading.parts[index] for index in new}, site.cut.aside, sieve)
     of_part = dict(zip(new, staged, strict=True))
     counts = [of_part.get(index) or site.reading.earlier.counts(index) for index in range(len(site.reading.parts))]
     _hold_budget(site.data, counts)
-    if not any(count["rows"] for count in counts):
-        raise DataError(f"no row has a value in '{site.problem.target}'; expected labelled rows. Set problem.target.")
     return counts
 
 
@@ -303,7 +316,7 @@ def _contract(site: Site, profile: Profile) -> Contract:
     """The given contract of the columns that are kept, or one that the training rows keep."""
     given = site.data.contract
     contract = given_contract(given).without(site.cut.leave_out) if given else Contract.infer(profile)
-    contract = contract.with_privacy(site.data.privacy.columns, site.shape.key)
+    contract = with_fills(contract, site.data).with_privacy(site.data.privacy.columns, site.shape.key)
     return contract.without_examples() if site.shape.seal else contract
 
 

@@ -19,10 +19,13 @@ from raymlp.config.sources import ColumnType
 from raymlp.config.split import ColumnSplit, HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
 from raymlp.data import parquet, sources
-from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.door import Door, Passage
+from raymlp.data.forward_fill import check as check_fills
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import column_type
+from raymlp.data.suppression import Sieve
 from raymlp.data.tasks import each_part
 
 log = logging.getLogger(__name__)
@@ -48,9 +51,10 @@ class Shape:
         return table
 
 
-def stage_all(shape: Shape, parts: Mapping[int, sources.Part], aside: Path) -> list[dict[str, Any]]:
-    """Read, shape and check parts, by their number, into `aside/staging` and `aside/quarantine`; gives the counts of each."""
-    door = Door.of(shape.data.privacy, len(parts))
+def stage_all(shape: Shape, parts: Mapping[int, sources.Part], aside: Path, sieve: Sieve) -> list[dict[str, Any]]:
+    """Read, shape and check parts, by their number, into `aside/staging` and `aside/quarantine`; gives the counts of each.
+    Rows that `sieve` holds back reach neither."""
+    door = Door.of(shape.data.privacy, len(parts), sieve)
     staging, quarantine = aside / "staging", aside / "quarantine"
     numbered = list(parts.items())
     return each_part(lambda place: _stage(shape, *numbered[place], staging, quarantine, door.open(place)), len(parts))
@@ -64,7 +68,7 @@ def staged_files(staging: Path, indices: Iterable[int]) -> list[Path]:
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
     """Columns a snapshot would have, with their types, without reading the rows. Raises as `prepare` would."""
     shape, _ = shape_of(problem, data)
-    return {name: rule.type for name, rule in shape.contract.columns.items()}
+    return {**{name: rule.type for name, rule in shape.contract.columns.items()}, **dict.fromkeys(data.flags, "bool")}
 
 
 def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | None = None) -> tuple[Shape, list[str]]:
@@ -107,7 +111,9 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
             f"Set data.source.types.{aged_by}=timestamp, or data.privacy.retention_column."
         )
     after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
-    contract = given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    given = given_contract(data.contract).without(data.flags) if data.contract else None
+    contract = given or Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    check_fills(problem, data, {name: rule.type for name, rule in contract.columns.items()})
     lost = next((name for name in data.split.key_columns if name not in contract.columns), None)
     if lost:
         raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")
@@ -194,12 +200,12 @@ def _stage(shape: Shape, index: int, part: sources.Part, staging: Path, quaranti
     first = ""
     good_file, bad_file = (parquet.Writer(folder / f"part-{index:05}.parquet", shape.seal) for folder in (staging, quarantine))
     for table in sources.read(shape.data.source, part, shape.types, batch_rows=shape.data.batch_rows, bad=bad_lines):
-        shaped = shape.rows(table)
+        shaped = way.hold_back(shape.rows(table), shape.contract)
         known = pc.is_valid(shaped.column(shape.target)) if shape.target in shaped.column_names else None
         if known is not None:
-            unlabelled += shaped.num_rows - pc.sum(known).as_py()
+            unlabelled += shaped.num_rows - (pc.sum(known).as_py() or 0)
             shaped = shaped.filter(known)
-        good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
+        good, broken = check_table(shape.contract, shaped, where=part.path, key=shape.key)
         good = way.let_in(good)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:

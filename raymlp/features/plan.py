@@ -17,8 +17,11 @@ from raymlp.config.section import Section
 from raymlp.core.errors import BundleError, ConfigError
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
+from raymlp.features import target as target_encoding
 from raymlp.features.ids import IdStep
 from raymlp.features.steps import Folds, Lookup, NumberStep, RowNumbers, Step, plain, plain_row
+
+Count = Callable[[Sequence[str], Sequence[tuple[IdStep, int]], Target], list[target_encoding.Sums]]
 
 
 class FeaturePlan(Section):
@@ -37,17 +40,21 @@ class FeaturePlan(Section):
     """Why each column is, or is not, a feature, and what was chosen for it."""
 
     @classmethod
-    def fit(cls, features: Features, problem: Problem, profile: Profile, *, files: Sequence[str] = ()) -> Self:
+    def fit(
+        cls, features: Features, problem: Problem, profile: Profile, *, files: Sequence[str] = (), count: Count = target_encoding.count
+    ) -> Self:
         """Choose and fit the steps from the profile of the training split.
 
-        `files`, the Parquet files of that split, are read only where a column is target-encoded: once, out of fold.
-        Raises ConfigError when a named column does not exist or has the wrong type, DataError as `Target.fit`.
+        `files`, the Parquet files of that split, are read only where a column is target-encoded (once, out of fold, here or by the
+        `count` of `raymlp.features.on_ray`), and a sample of them where a missing number is predicted from others or a step of the
+        user's own is fitted.
+        Raises ConfigError when a named column does not exist or has the wrong type, or a step of the user's own is not sound;
+        DataError as `Target.fit`.
         """
         from raymlp.features.fit import fit_steps, only_lookups
-        from raymlp.features.target import count
 
         target = Target.fit(problem, profile)
-        steps, reasons = fit_steps(features, problem, profile)
+        steps, reasons = fit_steps(features, problem, profile, files)
         waiting = only_lookups(steps)
         if waiting and not files:
             raise ConfigError("features.encoding=target reads the training rows, and only their profile is here. Use another encoding.")
@@ -99,7 +106,7 @@ class FeaturePlan(Section):
         }
 
     def row_executor(self) -> Callable[[Mapping[str, Any]], tuple[list[float], list[int]]]:
-        """Single-row executor: a function from typed values (see `Contract.row_checker`) to N floats and C ids."""
+        """Single-row executor: a function from typed values (see `raymlp.data.contract_row`) to N floats and C ids."""
         number_runs: list[RowNumbers] = []
         for is_plain, group in groupby(self.numbers, plain):
             steps = list(group)
@@ -116,7 +123,7 @@ class FeaturePlan(Section):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises BundleError when the text is no plan of this format."""
+        """Raises BundleError when the text is no plan of this format, or has a step of the user's own that is not trusted here."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

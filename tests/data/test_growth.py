@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from raymlp.config.data import Data, Join
+from raymlp.config.data import Data, ForwardFill, Join
 from raymlp.config.privacy import Hash, Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.quality import Checks
@@ -26,12 +26,13 @@ from raymlp.config.sources import CsvSource, DeltaSource, IcebergSource, ImageSo
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ContractError, DataError, SourceUnavailable
 from raymlp.core.records import Snapshot
-from raymlp.data import parquet, snapshot, sources, staging
+from raymlp.data import forward_fill, parquet, snapshot, sources, staging
 from raymlp.data.forget import forget, person
 from raymlp.data.growth import Earlier
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split, split_files
 from raymlp.data.sources import images, kafka
+from raymlp.data.suppression import Suppressed
 from tests.data.people import SECRET, SNAPSHOT_SECRET
 
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="yes", id_columns=("id",))
@@ -48,14 +49,14 @@ def parts_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     def each_part(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
-        return [{"index": index, **work(index)} for index in range(count)]
+        return [work(index) for index in range(count)]
 
     def read(source: Any, part: sources.Part, *rest: Any, **more: Any) -> Any:
         seen.append(Path(part.path).name + (f" {part.piece}" if part.piece else ""))
         return whole(source, part, *rest, **more)
 
     whole = sources.read
-    for module in (snapshot, staging):
+    for module in (snapshot, staging, forward_fill):
         monkeypatch.setattr(module, "each_part", each_part)
     monkeypatch.setattr(sources, "read", read)
     return seen
@@ -332,19 +333,39 @@ def test_rows_that_became_too_old_go_when_the_snapshot_grows(
     assert "reaches further back" in prepare(PROBLEM, rule(folder), tmp_path / "grown").growth
 
 
-def test_rows_that_were_forgotten_do_not_come_back(tmp_path: Path, parts_read: list[str]) -> None:
-    grow(tmp_path, [table(200), table(200, seed=1, first=200)], data)
+def test_people_who_were_forgotten_do_not_come_back(tmp_path: Path, parts_read: list[str]) -> None:
+    def unnamed(folder: Path) -> Data:
+        return data(folder, drop=("n",))
+
+    grow(tmp_path, [table(200), table(200, seed=1, first=200)], unnamed)
     folder = tmp_path / "grown" / "p"
-    forget(person(folder, "id", "7", {}), snapshots=folder, log=tmp_path / "log", labels=tmp_path / "labels")
-    pq.write_table(table(100, seed=2, first=400), tmp_path / "in" / "2.parquet")
+
+    def forgotten(column: str, value: str) -> None:
+        forget(person(folder, column, value, {}), snapshots=folder, log=tmp_path / "log", labels=tmp_path / "labels")
+
+    forgotten("id", "7")
+    pq.write_table(pa.concat_tables([table(8), table(100, seed=2, first=400)]), tmp_path / "in" / "2.parquet")
     parts_read.clear()
-    later = prepare(PROBLEM, data(tmp_path / "in"), tmp_path / "grown")
+    later = prepare(PROBLEM, unnamed(tmp_path / "in"), tmp_path / "grown")
     assert parts_read == ["2.parquet (0,)"]
-    ids = [i for split in later.rows for i in read_split(later.path, split).column("id").to_pylist()]
-    assert (7 not in ids, 7 + 200 in ids) == (True, True)
+    assert manifest_of(later)["suppressed"]["rows"] == 1
+    ids = Counter(i for split in later.rows for i in read_split(later.path, split).column("id").to_pylist())
+    assert (ids[7], ids[6], ids[207], ids[407]) == (0, 2, 1, 1)
     for split in later.rows:
         mean = load_profile(later.path, split).columns["id"].mean
         assert mean == pytest.approx(np.mean(read_split(later.path, split).column("id").to_numpy()))
+    listed = Suppressed.load(folder).listing("n", {"1"})[1]  # by a column that no snapshot keeps, so that none could be cleaned
+    listed.save()
+    pq.write_table(table(100, seed=3, first=500), tmp_path / "in" / "3.parquet")
+    assert "may hold people who were forgotten" in prepare(PROBLEM, unnamed(tmp_path / "in"), tmp_path / "grown").growth
+
+
+def test_values_carried_in_time_are_carried_anew(tmp_path: Path, parts_read: list[str]) -> None:
+    timed = PROBLEM.model_copy(update={"time_column": "t"})
+    rule = ForwardFill(columns=("x",), by=("g",), flag=True)
+    grown, fresh = grow(tmp_path, [table(200), table(200, seed=1, first=200)], lambda folder: data(folder, forward_fill=(rule,)), timed)
+    assert grown.growth == "read anew since data.forward_fill carries values from part to part"
+    assert grown.digest == fresh.digest
 
 
 def test_a_part_that_changed_or_went_is_the_only_one_that_counts_anew(tmp_path: Path, parts_read: list[str]) -> None:
