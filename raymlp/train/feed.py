@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 import ray.data
 
 from raymlp.core.errors import DataError
+from raymlp.core.files import Place
 from raymlp.data.snapshot import split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block, Source, grouped, packed_files, row_bytes, unpack, usable_in_files
@@ -33,7 +33,7 @@ class Feed:
     shards: Shards
 
     @classmethod
-    def open(cls, path: Path, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
+    def open(cls, path: Place, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
         """Raises DataError when a split has fewer usable rows than there are workers."""
         datasets = {split: _packed(path, plan, split) for split in SPLITS}
         if not hold:
@@ -51,7 +51,7 @@ class Feed:
         return cls(datasets, rows, Shards(held))
 
 
-def _refuse_too_few(rows: Mapping[str, int], path: Path, num_workers: int) -> None:
+def _refuse_too_few(rows: Mapping[str, int], path: Place, num_workers: int) -> None:
     for split, count in rows.items():
         if count < num_workers:
             raise DataError(
@@ -100,7 +100,7 @@ def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
             yield block.slice(low, high)
 
 
-def local_blocks(path: Path, plan: FeaturePlan, split: str) -> Iterator[Block]:
+def local_blocks(path: Place, plan: FeaturePlan, split: str) -> Iterator[Block]:
     """Transformed rows of a split, without Ray."""
     files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
     for table in packed_files(files, plan, training=split == "train"):
@@ -112,18 +112,18 @@ def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
         yield from unpack(table, plan)
 
 
-def _packed(path: Path, plan: FeaturePlan, split: str) -> Any:
+def _packed(path: Place, plan: FeaturePlan, split: str) -> Any:
     options = {"plan": plan, "training": split == "train"}
     return _files(path, split).map_batches(packed_files, batch_size=1, batch_format="pyarrow", fn_kwargs=options)
 
 
-def _count(path: Path, plan: FeaturePlan, split: str) -> int:
+def _count(path: Place, plan: FeaturePlan, split: str) -> int:
     """Usable rows of a split: only the answers are read."""
     counts = _files(path, split).map_batches(usable_in_files, batch_size=1, batch_format="pyarrow", fn_kwargs={"target": plan.target})
     return int(sum(row["rows"] for row in counts.iter_rows()))
 
 
-def _files(path: Path, split: str) -> Any:
+def _files(path: Place, split: str) -> Any:
     """A dataset of file names, one a block. Reading is left to our tasks: `read_parquet` of Ray 2.60 starts a pool of actors
     to read the footers first, which takes seconds."""
     files = split_files(path, split)
