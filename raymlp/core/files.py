@@ -101,8 +101,9 @@ def make_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RaymlpError(
-            f"{path} cannot be created ({error.strerror or error}); expected a place that can be written. Set runtime.storage."
+            f"{path} cannot be created ({error.strerror or error}); expected a place that can be written. "
+            "Set runtime.storage or runtime.snapshots."
         ) from error
     if not os.access(path, os.W_OK):
-        raise RaymlpError(f"{path} cannot be written; expected write permission. Set runtime.storage.")
+        raise RaymlpError(f"{path} cannot be written; expected write permission. Set runtime.storage or runtime.snapshots.")
     return path

@@ -119,10 +119,13 @@ class StorePlace:
 
         try:
             filesystem, base = _filesystem(self.root, self.query)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self.refusal(error) from error
+        try:
             yield filesystem, f"{base.rstrip('/')}/{unquote(self.path)}".rstrip("/") if base else unquote(self.path)
         except FileNotFoundError:
             raise
-        except (OSError, pa.ArrowInvalid) as error:
+        except OSError as error:
             raise self.refusal(error) from error
 
     def refusal(self, error: Exception) -> DataError:
@@ -139,8 +142,8 @@ class StorePlace:
 
         with self.asking() as (filesystem, path):
             infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
-            below = len(path.rstrip("/")) + 1 if path.strip("/") else len(path)
-            return [(item.path[below:], item.type == pafs.FileType.File) for item in infos]
+            start = len(path.strip("/"))
+            return [(item.path.strip("/")[start:].lstrip("/"), item.type == pafs.FileType.File) for item in infos]
 
 
 @lru_cache(maxsize=16)
