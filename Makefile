@@ -36,13 +36,14 @@ format: $(INSTALLED)  ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)  ## Measure data, features, training and serving beside what people use instead
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 lock:  ## Make constraints.txt anew from pyproject.toml, in an empty environment
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
-	(echo '# Every transitive pin of raymlp[dev]. Made by: make lock'; .lock/bin/pip freeze --exclude raymlp | sed 's/+cpu$$//') > constraints.txt
+	.lock/bin/pip install --quiet --disable-pip-version-check '.[dev,bench]'
+	(echo '# Every transitive pin of raymlp[dev,bench]. Made by: make lock'; .lock/bin/pip freeze --exclude raymlp | sed 's/+cpu$$//') > constraints.txt
 	rm -rf .lock
 
 wheel: $(INSTALLED)  ## Build the wheel into dist/

@@ -35,10 +35,11 @@ from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
 from raymlp.data import sources
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import load_profile, prepare
-from raymlp.features.on_ray import dataset_of, profile_dataset, transform_dataset
+from raymlp.data.snapshot import load_profile, prepare, split_files
+from raymlp.features.on_ray import profile_files, stream_files, transform_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.runtime.session import ray_session
+from raymlp.train.blocks import packed_files
 
 ROUNDS = 3
 ROW_CALLS = 200
@@ -75,9 +76,8 @@ def in_memory(files: list[str]) -> None:
 
 
 def on_ray(files: list[str]) -> None:
-    data = dataset_of(files, [*NUMBERS, *CATEGORIES, TARGET])
-    plan = FeaturePlan.fit(FEATURES, PROBLEM, profile_dataset(data))
-    transform_dataset(data, plan).materialize()
+    plan = FeaturePlan.fit(FEATURES, PROBLEM, profile_files(files, [*NUMBERS, *CATEGORIES, TARGET]))
+    transform_files(files, plan).materialize()
 
 
 def scikit_learn(files: list[str]) -> Any:
@@ -138,7 +138,7 @@ def features(folder: Path) -> None:
     files = flights(folder, 10)
     contenders: dict[str, Callable[[], Any]] = {
         "raymlp, Arrow in memory": lambda: in_memory(files),
-        "raymlp, Ray Data": lambda: on_ray(files),
+        "raymlp on Ray": lambda: on_ray(files),
         "Polars in memory, by hand": lambda: polars(files),
         "scikit-learn ColumnTransformer": lambda: scikit_learn(files),
         "Ray Data preprocessors": lambda: ray_chain(files),
@@ -283,14 +283,12 @@ def proportional_bytes(pid: int) -> int:
 
 def work(storage: str, cpus: str, *files: str) -> None:
     """Run by `apart`: the work itself; prints rows and seconds."""
-    from raymlp.train.feed import _packed
-
     config = scale_config(storage, int(cpus), files)
     with ray_session(config.runtime):
         started = time.perf_counter()
         snapshot = prepare(config.problem, config.data, Path(storage))
         plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot.path))
-        tensors = _packed(snapshot.path, plan, "train")
+        tensors = stream_files(split_files(snapshot.path, "train"), packed_files, plan=plan, training=True)
         rows = sum(batch.num_rows for batch in tensors.iter_batches(batch_size=None, batch_format="pyarrow"))
         assert rows
         print(len(files) * 336_776, time.perf_counter() - started)
@@ -298,7 +296,8 @@ def work(storage: str, cpus: str, *files: str) -> None:
 
 def scale_config(storage: str, cpus: int, files: Sequence[str]) -> Config:
     return build_config(
-        {
+        load_config("flights").model_dump(mode="json")
+        | {
             "problem": PROBLEM.model_dump(mode="json"),
             "data": {"source": {"kind": "parquet", "path": list(files)}, "split": {"kind": "random", "valid": 0.1, "test": 0.0}},
             "features": FEATURES.model_dump(mode="json"),

@@ -1,6 +1,6 @@
 """From sources to a snapshot: read, join, check, split, profile; published whole or not at all.
 
-Rows flow through Ray Data in two passes over parts: the first reads, shapes and checks each part into staging, the
+Ray tasks work in two passes over parts: the first reads, shapes and checks each part into staging, the
 second divides it by the split rule and profiles the training rows. Only the split key is held on the driver.
 
     train/ valid/ test/ live/   Parquet parts

@@ -1,4 +1,4 @@
-"""Work over the parts of a source as Ray Data tasks, one a part, and errors that arrive as they were raised."""
+"""Work over the parts of a source as Ray tasks, one a part, and errors that arrive as they were raised."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ log = logging.getLogger(__name__)
 
 
 def each_part(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Run `work` for 0 .. count - 1 as Ray Data tasks; results in that order. The error of the first that failed is raised here."""
+    """Run `work` for 0 .. count - 1 as Ray tasks; results in that order. The error of the first that failed is raised here."""
     import ray
     from ray.exceptions import RayError
 
-    tasks = ray.data.range(count, override_num_blocks=count)
+    task, shared = ray.remote(scheduling_strategy="SPREAD")(_told), ray.put(work)
     try:
-        found = tasks.map(lambda row: _told(work, int(row["id"]))).take_all()
+        results: list[dict[str, Any]] = ray.get([task.remote(shared, index) for index in range(count)])
     except RayError as error:
         raise DataError(f"preparing failed: {str(error).strip().splitlines()[0]}. Ray's logs have more.") from error
-    results = sorted(found, key=lambda row: int(row["index"]))
-    failed = next((row for row in results if "error" in row), None)
+    failed = next((found for found in results if "error" in found), None)
     if failed:
         raise getattr(errors, failed["error"])(failed["message"])
     return results
 
 
 def _told(work: Callable[[int], dict[str, Any]], index: int) -> dict[str, Any]:
-    """What the work gives, or what went wrong in plain words: Ray Data wraps an error so that its cause does not arrive."""
+    """What the work gives, or what went wrong in plain words, since an error of a task arrives wrapped in its stack."""
     try:
-        return {"index": index, **work(index)}
+        return work(index)
     except RaymlpError as error:
-        return {"index": index, "error": type(error).__name__, "message": str(error)}
+        return {"error": type(error).__name__, "message": str(error)}
     except Exception as error:
         log.exception("part %d", index)
-        return {"index": index, "error": "DataError", "message": f"preparing failed: {type(error).__name__}: {error}"}
+        return {"error": "DataError", "message": f"preparing failed: {type(error).__name__}: {error}"}

@@ -17,8 +17,11 @@ from raymlp.config.section import Section
 from raymlp.core.errors import BundleError, ConfigError
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
+from raymlp.features import target as target_encoding
 from raymlp.features.ids import IdStep
 from raymlp.features.steps import Folds, Lookup, NumberStep, RowNumbers, Step, plain, plain_row
+
+Count = Callable[[Sequence[str], Sequence[tuple[IdStep, int]], Target], list[target_encoding.Sums]]
 
 
 class FeaturePlan(Section):
@@ -37,14 +40,16 @@ class FeaturePlan(Section):
     """Why each column is, or is not, a feature, and what was chosen for it."""
 
     @classmethod
-    def fit(cls, features: Features, problem: Problem, profile: Profile, *, files: Sequence[str] = ()) -> Self:
+    def fit(
+        cls, features: Features, problem: Problem, profile: Profile, *, files: Sequence[str] = (), count: Count = target_encoding.count
+    ) -> Self:
         """Choose and fit the steps from the profile of the training split.
 
-        `files`, the Parquet files of that split, are read only where a column is target-encoded: once, out of fold.
+        `files`, the Parquet files of that split, are read only where a column is target-encoded: once, out of fold, here or by
+        the `count` of `raymlp.features.on_ray`.
         Raises ConfigError when a named column does not exist or has the wrong type, DataError as `Target.fit`.
         """
         from raymlp.features.fit import fit_steps, only_lookups
-        from raymlp.features.target import count
 
         target = Target.fit(problem, profile)
         steps, reasons = fit_steps(features, problem, profile)

@@ -14,6 +14,7 @@ import ray.data
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.data.snapshot import split_files
+from raymlp.features.on_ray import gather_files, hold_files, stream_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block, Source, grouped, packed_files, row_bytes, unpack, usable_in_files
 from raymlp.train.shards import Shards
@@ -35,12 +36,12 @@ class Feed:
     @classmethod
     def open(cls, path: Place, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
         """Raises DataError when a split has fewer usable rows than there are workers."""
-        datasets = {split: _packed(path, plan, split) for split in SPLITS}
+        spread = hold_files if hold else stream_files
+        datasets = {split: spread(_files(path, split), packed_files, plan=plan, training=split == "train") for split in SPLITS}
         if not hold:
             rows = {split: _count(path, plan, split) for split in SPLITS}
             _refuse_too_few(rows, path, num_workers)
             return cls(datasets, rows, Shards())
-        datasets = {split: dataset.materialize() for split, dataset in datasets.items()}
         rows = {split: dataset.count() for split, dataset in datasets.items()}
         _refuse_too_few(rows, path, num_workers)
         each = rows["train"] // num_workers
@@ -112,26 +113,17 @@ def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
         yield from unpack(table, plan)
 
 
-def _packed(path: Place, plan: FeaturePlan, split: str) -> Any:
-    options = {"plan": plan, "training": split == "train"}
-    return _files(path, split).map_batches(packed_files, batch_size=1, batch_format="pyarrow", fn_kwargs=options)
-
-
 def _count(path: Place, plan: FeaturePlan, split: str) -> int:
     """Usable rows of a split: only the answers are read."""
-    counts = _files(path, split).map_batches(usable_in_files, batch_size=1, batch_format="pyarrow", fn_kwargs={"target": plan.target})
-    return int(sum(row["rows"] for row in counts.iter_rows()))
+    counts = gather_files(_files(path, split), usable_in_files, target=plan.target)
+    return int(sum(sum(table.column("rows").to_pylist()) for table in counts))
 
 
-def _files(path: Place, split: str) -> Any:
-    """A dataset of file names, one a block. Reading is left to our tasks: `read_parquet` of Ray 2.60 starts a pool of actors
-    to read the footers first, which takes seconds."""
+def _files(path: Place, split: str) -> list[str]:
     files = split_files(path, split)
     if not files:
         raise DataError(f"{path} has no rows in the split '{split}'; expected some. Check the split.")
-    dataset = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
-    dataset.context.execution_options.preserve_order = True
-    return dataset
+    return files
 
 
 def _cut(dataset: Any, indices: list[int]) -> list[Any]:

@@ -29,6 +29,7 @@ from raymlp.core.records import Snapshot, TrainedModel
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_contract, load_profile, split_files
 from raymlp.data.target import Target
+from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.train.feed import Feed, may_hold
@@ -56,7 +57,7 @@ def train(
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
-    plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"))
+    plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
