@@ -40,7 +40,7 @@ class Runtime(Section):
     @model_validator(mode="after")
     def _addresses(self) -> Self:
         if "://" in self.storage:
-            raise ValueError(f"storage is {self.storage}; expected a folder. Snapshots alone go to an object store: set snapshots.")
+            raise ValueError(f"storage is {self.storage}; expected a folder. Snapshots alone go to an object store: set snapshots")
         if self.snapshots is None or "://" not in self.snapshots:
             return self
         address = urlsplit(self.snapshots)
@@ -49,5 +49,5 @@ class Runtime(Section):
                 f"snapshots begins with {address.scheme}://; expected a folder or {', '.join(f'{name}://' for name in STORES)}"
             )
         if address.password is not None or SECRETS & set(parse_qs(address.query)):
-            raise ValueError("snapshots holds a secret; expected an address alone. Give the credentials in the environment")
+            raise ValueError("snapshots holds a key or a signature; expected an address alone. Give credentials in the environment")
         return self

@@ -78,11 +78,12 @@ class StorePlace:
     def glob(self, pattern: str) -> Iterator[StorePlace]:
         """Places below that fit, level by level; none when there is no such folder."""
         first, _, rest = pattern.partition("/")
-        names = [name for name, _ in self._listed()] if any(sign in first for sign in "*?[") else [first]
+        listed = any(sign in first for sign in "*?[")
+        names = [name for name, _ in self._listed()] if listed else [first]
         for found in (self / name for name in names if fnmatchcase(name, first)):
             if rest:
                 yield from found.glob(rest)
-            elif len(names) > 1 or found.exists():
+            elif listed or found.exists():
                 yield found
 
     def files(self) -> list[StorePlace]:

@@ -449,6 +449,13 @@ def test_where_snapshots_go_is_a_setting(tmp_path: Path, monkeypatch: pytest.Mon
     assert str(snapshot_root(Runtime(snapshots="s3://lake/x/?region=eu-west-1"))) == "s3://lake/x?region=eu-west-1"
 
 
+@pytest.mark.parametrize("address", ["s3://key:geheim@lake/x", "abfs://lake@a.dfs.core.windows.net/x?sv=1&sig=geheim", "ftp://lake/x"])
+def test_an_address_with_a_secret_or_of_another_kind_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=r"holds a key or a signature|begins with ftp://; expected a folder or s3://") as refused:
+        Runtime(snapshots=address)
+    assert "geheim" not in refused.value.errors()[0]["msg"]  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------------------------------------- a store that refuses
 
 
