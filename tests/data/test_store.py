@@ -202,6 +202,11 @@ def test_without_a_manifest_nobody_sees_it_and_two_writers_do_no_harm(lake: Stor
     assert [path for path, _ in snapshots_in(lake / "toy")] == [first, second]
     remove(first)
     assert published_at(target) == second
+    older = [place.beside(target) for _ in range(6)]
+    for number, folder in enumerate(older):
+        (folder / "manifest.json").write_text(json.dumps({"created": f"2025-0{9 - number}"}))
+    assert published_at(target) == older[-1]
+    assert [path for path, _ in snapshots_in(lake / "toy")] == [*reversed(older), second]
     assert [str(file.relative_to(second)) for file in second.files()] == ["manifest.json", "profile.json"]  # type: ignore[attr-defined]
 
 
