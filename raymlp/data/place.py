@@ -123,7 +123,7 @@ class StorePlace:
         except (OSError, pa.ArrowInvalid) as error:
             raise self.refusal(error) from error
         try:
-            yield filesystem, f"{base.rstrip('/')}/{unquote(self.path)}".rstrip("/") if base else unquote(self.path)
+            yield filesystem, str(PurePosixPath(base) / unquote(self.path))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -175,9 +175,13 @@ def snapshot_root(runtime: Runtime) -> Place:
 
 
 def require_store(place: Place) -> None:
-    """Raise DataError when a store does not answer or has no such bucket. A local folder is made when it is needed."""
-    if isinstance(place, StorePlace) and not StorePlace(place.root, "", place.query).exists():
-        raise DataError(f"{place} is in a bucket or container that does not exist. Make it, or set runtime.snapshots.")
+    """Raise DataError when a store does not answer or, on S3, has no such bucket. A local folder is made when it is needed."""
+    if not isinstance(place, StorePlace):
+        return
+    if not place.root.startswith("s3://"):
+        place.exists()  # elsewhere it takes a right of its own to ask for a bucket
+    elif not StorePlace(place.root, "", place.query).exists():
+        raise DataError(f"{place} is in a bucket that does not exist. Make it, or set runtime.snapshots.")
 
 
 # ---------------------------------------------------------------------- publishing

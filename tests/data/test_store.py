@@ -31,7 +31,18 @@ from raymlp.data import snapshot as snapshots
 from raymlp.data.changes import changes_since_last
 from raymlp.data.conformance import check_source
 from raymlp.data.forget import Wanted, forget
-from raymlp.data.place import StorePlace, copy, files_in, place_of, published_at, publishing, remove, snapshot_root, snapshots_in
+from raymlp.data.place import (
+    StorePlace,
+    copy,
+    files_in,
+    place_of,
+    published_at,
+    publishing,
+    remove,
+    require_store,
+    snapshot_root,
+    snapshots_in,
+)
 from raymlp.data.profile_page import quarantine_reasons
 from raymlp.data.snapshot import find, load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
 from tests.data.people import SNAPSHOT_SECRET, make_snapshot
@@ -414,6 +425,8 @@ def test_a_place_does_what_a_path_does(root: StorePlace, tmp_path_factory: pytes
         path.write_text(text)
 
     assert seen(root, lambda path, text: path.write_text(text)) == seen(folder, make_local)
+    require_store(root)
+    assert StorePlace(root.root, "", root.query).exists()
     for missing in (lambda: (root / "none").read_text(), lambda: (root / "none").open("rb"), lambda: (root / "none").unlink()):
         with pytest.raises(FileNotFoundError):
             missing()
@@ -468,7 +481,7 @@ def test_a_bucket_that_is_not_there_is_named_before_a_row_is_read(bucket: Any, t
     _, query = bucket
     (tmp_path / "a.csv").write_text("x,y\n1,yes\n2,no\n")
     where = place_of(f"s3://none/x?{query}")
-    with pytest.raises(DataError, match=r"s3://none/x\?.* is in a bucket or container that does not exist\. .*runtime\.snapshots"):
+    with pytest.raises(DataError, match=r"s3://none/x\?.* is in a bucket that does not exist\. .*runtime\.snapshots"):
         prepare(PROBLEM, Data(source=CsvSource(path=str(tmp_path / "a.csv")), split=RandomSplit()), where)
 
 
