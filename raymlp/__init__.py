@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raymlp.config.loader import load_config
     from raymlp.config.schema import Config
+    from raymlp.features.custom import CustomStep
     from raymlp.life import run
     from raymlp.pipeline import (
         deploy,
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "raymlp.config.schema",
+    "CustomStep": "raymlp.features.custom",
     "load_config": "raymlp.config.loader",
     "ray_session": "raymlp.runtime.session",
     "run": "raymlp.life",
@@ -68,6 +70,7 @@ _HOMES = {
 
 __all__ = [
     "Config",
+    "CustomStep",
     "deploy",
     "evaluate",
     "forget",

@@ -209,7 +209,7 @@ def retrain(overrides: Overrides = None, verbose: Verbose = False) -> None:
 @app.command()
 def forget(
     overrides: Overrides = None,
-    key: Annotated[str, typer.Option(help="COLUMN=VALUE: remove the rows whose raw value this is.")] = "",
+    key: Annotated[str, typer.Option(help="COLUMN=VALUE: remove the rows whose raw value this is, and keep them out.")] = "",
     expired: Annotated[bool, typer.Option("--expired", help="Remove the rows older than data.privacy.retention_days.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and remove nothing.")] = False,
     verbose: Verbose = False,

@@ -369,10 +369,12 @@ def forget(
     """Remove the rows of a person (`key` is a column and a value) or, with `expired`, those older than `data.privacy.retention_days`,
     from all snapshots of the problem, the prediction log and the labels; name the registered models that saw them.
 
-    Not while a job reads a snapshot. The source is not touched: remove the rows there first, or `prepare` reads them again.
+    Not while a job reads a snapshot. The source is not touched; `prepare` drops the rows of a person who was forgotten when it reads
+    them again.
     """
     from raymlp.data import forget as forgetting
     from raymlp.data.door import oldest_kept
+    from raymlp.data.suppression import LIST
 
     root, name, privacy = storage_root(config.runtime), config.problem.name, config.data.privacy
     snapshots, logs = snapshot_root(config.runtime) / name, {"log": root / "predictions" / name, "labels": label_folder(config)}
@@ -394,6 +396,8 @@ def forget(
         )
         for note in found.notes:
             step.note(note)
+        if key is not None and not dry_run:
+            step.note(f"listed, without the value, in {snapshots / LIST}: `prepare` leaves such rows out from now on")
     return ForgetResult(found.snapshots, found.log_rows, found.labels, models, found.notes, dry_run)
 
 

@@ -23,7 +23,7 @@ def preflight(config: Config) -> PlanReport:
     """Facts of what a run would do, and every problem that would stop it."""
     facts: dict[str, str] = {}
     problems: list[str] = []
-    for check in (_data, _storage, _training, _serving):
+    for check in (_data, _own_steps, _storage, _training, _serving):
         try:
             facts.update(check(config, problems.append))
         except RaymlpError as error:
@@ -35,16 +35,18 @@ Say = Callable[[str], None]
 
 
 def _data(config: Config, problem: Say) -> dict[str, str]:
-    from raymlp.data import snapshot, sources, staging
+    from raymlp.data import snapshot, sources, staging, suppression
 
     data = snapshot.reachable(config.data)
     parts = sources.parts_of(data.source)
     columns = staging.columns_of(config.problem, data)
+    suppression.Suppressed.load(snapshot_root(config.runtime) / config.problem.name).sieve()
     named = {
         "features.numeric": config.features.numeric or (),
         "features.categorical": config.features.categorical or (),
         "features.dates": tuple(config.features.dates or ()),
         "features.drop": config.features.drop,
+        "features.steps": tuple(name for target in config.features.steps for name in target.columns),
     }
     for key, names in named.items():
         for name in names:
@@ -63,6 +65,26 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
         "columns": f"{len(columns)} ({kinds})",
         "split": " ".join(f"{key}={value}" for key, value in config.data.split.model_dump(mode="json", exclude_none=True).items()),
     }
+
+
+def _own_steps(config: Config, problem: Say) -> dict[str, str]:
+    """Steps of the user's own: whether they are there, and whether the endpoint may run them."""
+    if not config.features.steps:
+        return {}
+    from raymlp.features.custom import TRUSTED, made, path_of, serves
+
+    for i, target in enumerate(config.features.steps):
+        try:
+            path = path_of(type(made(target, f"features.steps.{i}")))
+        except ConfigError as error:
+            problem(str(error))
+            continue
+        if not serves(path):
+            problem(
+                f"features.steps.{i} runs {path}, which the endpoint would refuse; expected its module in {TRUSTED}. "
+                f"Set {TRUSTED}={path.partition('.')[0]}."
+            )
+    return {"own steps": ", ".join(target.target for target in config.features.steps)}
 
 
 def _existing(path: Path) -> Path:

@@ -52,6 +52,16 @@ def test_the_verb_removes_a_person_and_names_the_models_also_after_a_second_even
     assert not any("user-3" in file.read_text() for file in storage.glob("*.log"))
 
 
+def test_plan_says_that_the_list_needs_its_key(storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=flights", f"runtime.storage={storage}", "serve.port=8997"]
+    assert run_command(["forget", *words, "--key", "user=user-3"]) == 0
+    assert "`prepare` leaves such rows out from now on" in " ".join(capsys.readouterr().out.split())
+    assert run_command(["plan", *words]) == 0
+    monkeypatch.delenv("RAYMLP_PRIVACY_KEY")
+    assert run_command(["plan", *words]) == 2
+    assert "RAYMLP_PRIVACY_KEY is not set, and" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from raymlp.config.section import Section
+from raymlp.config.split import Names
 
 DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days"]
-Impute = Literal["mean", "median", "most_frequent", "constant"]
+Impute = Literal["mean", "median", "most_frequent", "constant", "model"]
 Scaling = Literal["auto", "none", "standard", "robust", "minmax", "quantile", "log", "yeo_johnson", "piecewise", "bucketise"]
 Encoding = Literal["auto", "ordinal", "onehot", "frequency", "hash", "target"]
 
@@ -18,7 +19,9 @@ class ColumnRules(Section):
     """How a column becomes numbers or an id."""
 
     impute: Impute = "median"
-    """Value that stands for a missing number; `constant` takes `fill`. A missing category has an id of its own."""
+    """Value that stands for a missing number; `constant` takes `fill`. `model` predicts it from the other numbers, the 25
+    that correlate most with it, by a Bayesian ridge regression fitted on `sample_rows` training rows (van Buuren and
+    Groothuis-Oudshoorn 2011, one round), within the column's training range. A missing category has an id of its own."""
 
     fill: float = 0.0
     """The constant of `impute: constant`."""
@@ -82,6 +85,34 @@ class ColumnFeatures(ColumnRules):
         return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
 
+class StepTarget(Section):
+    """A step of your own. What stands beside `_target_` and `columns` are its settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target: str = Field(alias="_target_")
+    """Import path of a subclass of `raymlp.CustomStep`, as `mypackage.steps.LogRatio`."""
+
+    columns: Names = Field(min_length=1)
+    """Columns it reads. They are features of their own, too, unless they are named in `features.drop`."""
+
+    @field_validator("target")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        if "." not in path or not all(name.isidentifier() for name in path.split(".")):
+            raise ValueError(f"'{path}' is no import path; expected a module and a class, as mypackage.steps.LogRatio")
+        return path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the path."""
+        return {"columns": self.columns, **(self.model_extra or {})}
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        return {"_target_": self.target, **self.settings}
+
+
 class Features(ColumnRules):
     """Null lists are filled by column type and profile; the plan writes down the reason of each choice."""
 
@@ -102,6 +133,13 @@ class Features(ColumnRules):
 
     crosses: tuple[tuple[str, ...], ...] = ()
     """Categories that count together, as [[origin, dest]]; each cross is hashed into `hash_size` ids."""
+
+    steps: tuple[StepTarget, ...] = ()
+    """Steps of your own, as [{_target_: mypackage.steps.LogRatio, columns: [a, b]}]; each gives numbers. Its code runs wherever the
+    model does, so a bundle with one is loaded only where RAYMLP_TRUSTED_MODULES names the module."""
+
+    sample_rows: int = Field(default=20_000, ge=100)
+    """Training rows, evenly spaced, that `impute: model` and steps of your own are fitted on."""
 
     drop: tuple[str, ...] = ()
     """Columns that stay in the snapshot but are no features."""

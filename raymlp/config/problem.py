@@ -36,7 +36,7 @@ class Problem(Section):
     """Value of the metric that the gate asks for at least (at most, for a loss); null asks only for the baselines."""
 
     time_column: str | None = None
-    """Column that says when a row happened; the replay follows its order."""
+    """Column that says when a row happened; the replay and `data.forward_fill` follow its order."""
 
     known_after: tuple[str, ...] = ()
     """Columns known only after the answer is: dropped, since a model that saw them would cheat."""

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from raymlp.config.section import Section
 
+ID_SHARE = 0.95
+"""Distinct values in a column's values, from which on its text or whole numbers name a row."""
 Severity = Literal["off", "warn", "stop"]
 """`off` does not look, `warn` notes what it finds, `stop` ends the run and publishes nothing."""
 
@@ -30,7 +32,7 @@ class Checks(Section):
 
     id_like: Severity = "warn"
     """Columns of text or whole numbers that differ in nearly every row: they name a row, and a model can only learn them by heart."""
-    id_share: float = Field(default=0.95, gt=0, le=1)
+    id_share: float = Field(default=ID_SHARE, gt=0, le=1)
     """Distinct values in a column's values, from which on it counts as id-like."""
 
     leakage: Severity = "warn"

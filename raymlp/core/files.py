@@ -35,6 +35,7 @@ class Place(Protocol):
     def read_text(self) -> str: ...
     def write_text(self, data: str, /) -> int: ...
     def unlink(self) -> None: ...
+    def replace(self, target: Any, /) -> Any: ...
 
 
 def sha256_file(path: Place) -> str:
@@ -66,10 +67,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> Path:
+    """Write a file so that a reader sees the old text or the new one, never a part. `mode` has its permissions, less the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.touch(mode=mode)
     aside.write_text(text)
     os.replace(aside, path)
     return path

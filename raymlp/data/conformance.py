@@ -10,10 +10,11 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.core.files import Place
 from raymlp.data import parquet
-from raymlp.data.contract import REASON
+from raymlp.data.contract_batch import REASON
 from raymlp.data.place import scratch
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
 from raymlp.data.staging import stage_all, staged_files
+from raymlp.data.suppression import Suppressed
 
 SHOWN_CHARACTERS = 120
 LINE = re.compile(r"^row ([\d,]+) has")
@@ -23,10 +24,11 @@ LINE = re.compile(r"^row ([\d,]+) has")
 def check_source(problem: Problem, data: Data, folder: Place) -> list[BrokenRule]:
     """Rules of `data.contract` that the source breaks, most rows first; empty when it keeps them all. Needs Ray.
 
-    `folder` holds temporary files meanwhile. Raises DataError when the source cannot be read.
+    Rows of people who were forgotten are not looked at. `folder`, that of all snapshots, holds temporary files meanwhile.
+    Raises DataError when the source cannot be read.
     """
     with scratch(folder, ".check") as aside:
-        shape, parts, _, _ = stage_all(problem, data, aside)
+        shape, parts, _, _ = stage_all(problem, data, aside, Suppressed.load(folder / problem.name))
         files = staged_files(aside / "staging", len(parts))
         rows = sum(parquet.num_rows(file) for file in files)
         repeated = repeats(shape.contract, files)

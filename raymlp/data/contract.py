@@ -1,15 +1,12 @@
-"""What a column may hold. Inferred from a profile, edited by a person, enforced at ingestion and at the endpoint."""
+"""What a column may hold. Inferred from a profile, edited by a person, enforced at ingestion (`contract_batch`) and at the
+endpoint (`contract_row`)."""
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, ValidationError, model_validator
@@ -18,25 +15,10 @@ from raymlp.config.privacy import Rule
 from raymlp.config.section import Section
 from raymlp.config.sources import ColumnType
 from raymlp.config.split import Duration
-from raymlp.core.errors import ConfigError, DataError, RequestError, nearest
-from raymlp.data.privacy import KEY_VARIABLE, PrivacyKey, key_for, makes_text, needs_key, single, transformed
-from raymlp.data.profile import Profile, column_type, to_text
-
-ARROW: dict[ColumnType, pa.DataType] = {
-    "bool": pa.bool_(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "string": pa.string(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-    "bytes": pa.binary(),
-}
-REASON = "raymlp_reason"
-"""Column that says, in quarantined rows, why the row is there."""
-MAX_PATTERN_TEXT = 1_000
-"""Characters of a text that a pattern is tried on; a longer text does not match."""
-KNOWN_TEXTS = 4_096
-"""Texts of requests whose match is remembered, for each pattern."""
-Row = dict[str, Any]
+from raymlp.core.errors import ConfigError, nearest
+from raymlp.data.pattern import MAX_TEXT, matches, whole
+from raymlp.data.privacy import KEY_VARIABLE, PrivacyKey, key_for, makes_text, needs_key
+from raymlp.data.profile import Profile
 
 
 class ColumnContract(Section):
@@ -79,14 +61,14 @@ class ColumnContract(Section):
             return self
         if self.type != "string":
             raise ValueError(f"pattern is set on a column of type {self.type}; expected type string")
-        for expression in (self.pattern, _whole(self.pattern)):
+        for expression in (self.pattern, whole(self.pattern)):
             try:
                 pc.match_substring_regex(pa.array([""]), expression)
             except pa.ArrowInvalid as error:
                 raise ValueError(f"pattern is '{self.pattern}', which RE2 does not take ({error})") from None
         if self.example is None and not self.nullable:
             raise ValueError("pattern needs an example that matches it, since a row must be there to try a model on")
-        if self.example is not None and not _matches(pa.array([str(self.example)]), self.pattern)[0]:
+        if self.example is not None and not matches(pa.array([str(self.example)]), self.pattern)[0]:
             raise ValueError(f"example is '{self.example}', which does not match the pattern '{self.pattern}'")
         return self
 
@@ -226,83 +208,6 @@ class Contract(Section):
             where = ".".join(map(str, detail["loc"])) if detail else "the file"
             raise ConfigError(f"{source}: {where} is wrong: {detail['msg'] if detail else error}.") from None
 
-    # ------------------------------------------------------------------ whole batches
-
-    def check_table(self, table: pa.Table, *, where: str = "the source", key: PrivacyKey | None = None) -> tuple[pa.Table, pa.Table]:
-        """Split a batch into rows that keep the contract (cast to its types) and rows that break it (as text,
-        with the reason in `raymlp_reason`), both with the privacy rules applied. `key` is the environment's when not given.
-
-        Raises DataError when a column is missing, ConfigError when a rule needs a key and there is none."""
-        key = self.key(key)
-        missing = [name for name in self.columns if name not in table.column_names]
-        if missing:
-            raise DataError(
-                f"{where} has no column '{missing[0]}'; expected the columns {', '.join(self.columns)}."
-                f"{nearest(missing[0], table.column_names)} Mend the source, or change the contract."
-            )
-        reasons = np.full(table.num_rows, None, dtype=object)
-        bad_rows = np.zeros(table.num_rows, dtype=bool)
-        columns = []
-        hidden: dict[str, pa.ChunkedArray] = {}
-        for name, rule in self.columns.items():
-            array = table.column(name)
-            if rule.privacy is None or rule.privacy.kind == "keep":
-                cast, unreadable = _cast(array, rule.type)
-            else:
-                cast, unreadable = _cast_raw(array, rule.type)
-                cast = hidden[name] = transformed(cast, name, rule.privacy, key)
-            columns.append(cast)
-            for bad, reason in ((unreadable, f"{name} is not of type {rule.type}"), *_broken(name, cast, unreadable, rule)):
-                reasons[bad & ~bad_rows] = reason
-                bad_rows |= bad
-        typed = pa.table(columns, names=list(self.columns))
-        if not bad_rows.any():
-            return typed, typed.slice(0, 0)
-        text = {name: in_quarantine(hidden.get(name, table.column(name))) for name in self.columns}
-        broken = pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(bad_rows))
-        return typed.filter(pa.array(~bad_rows)), broken
-
-    # ------------------------------------------------------------------ one row, as the endpoint meets it
-
-    def row_checker(self, *, key: PrivacyKey | None = None) -> Callable[[Any, str], Row]:
-        """A function that turns one JSON row into typed values, privacy rules applied, or raises RequestError naming the field.
-
-        Every column must be there (null where nullable), no other may be; numbers are not read from text.
-        Raises ConfigError when a rule needs a key and there is none.
-        """
-        key = self.key(key)
-        checks = {name: _private_checker(name, rule, key) for name, rule in self.columns.items()}
-        private = {name for name, rule in self.columns.items() if rule.privacy is not None}
-        nullable = {name for name, rule in self.columns.items() if rule.nullable}
-        names = list(checks)
-
-        def check(row: Any, where: str = "instances[0]") -> Row:
-            if not isinstance(row, Mapping):
-                raise RequestError(where, _show(row), "an object with the fields " + ", ".join(names))
-            typed: Row = {}
-            for name, convert in checks.items():
-                value = row.get(name)
-                if value is None:
-                    if name not in nullable:
-                        found = "null" if name in row else "missing"
-                        raise RequestError(f"{where}.{name}", found, self.describe(name))
-                    typed[name] = None
-                    continue
-                try:
-                    typed[name] = convert(value)
-                except (TypeError, ValueError, OverflowError):
-                    found = f"a value ({type(value).__name__})" if name in private else _show(value)
-                    raise RequestError(f"{where}.{name}", found, self.describe(name)) from None
-            if len(row) > len(names) or not row.keys() <= checks.keys():
-                extra = next((str(key) for key in row if key not in checks), None)
-                if extra is not None:
-                    raise RequestError(
-                        f"{where}.{extra}", "not a field", "only known fields" + nearest(extra, names).replace(" Did", "; did").rstrip(".")
-                    )
-            return typed
-
-        return check
-
     def describe(self, name: str) -> str:
         """What a column expects, for people: `a number from 0 to 23`."""
         rule = self.columns[name]
@@ -313,188 +218,11 @@ class Contract(Section):
         if rule.categories:
             words = "one of " + ", ".join(rule.categories)
         elif rule.pattern:
-            words = f"text of at most {MAX_PATTERN_TEXT:,} characters that matches {rule.pattern}"
+            words = f"text of at most {MAX_TEXT:,} characters that matches {rule.pattern}"
         if rule.minimum is not None or rule.maximum is not None:
             words += f" from {_number(rule.minimum, '-inf')} to {_number(rule.maximum, 'inf')}"
         return words + (" or null" if rule.nullable else "")
 
 
-def table_of(rows: list[Row], contract: Contract) -> pa.Table:
-    """Typed rows as an Arrow table with the contract's types."""
-    return pa.table({name: pa.array([row[name] for row in rows], ARROW[rule.type]) for name, rule in contract.columns.items()})
-
-
-def in_quarantine(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values as text, bytes as a checksum of theirs."""
-    return to_text(array) if column_type(array.type) == "bytes" else pc.cast(array, pa.string())
-
-
 def _number(value: float | None, default: str) -> str:
     return default if value is None else f"{value:g}"
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def _cast(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, Any]:
-    """The column in the wanted type, and a mask of the values that could not be read (they become null)."""
-    none = np.zeros(len(array), dtype=bool)
-    if column_type(array.type) == wanted and array.type == ARROW[wanted]:
-        return array, none
-    if pa.types.is_null(array.type):
-        return pa.chunked_array([pa.nulls(len(array), ARROW[wanted])]), none
-    try:
-        if wanted in ("int", "float", "bool") and column_type(array.type) == "timestamp":
-            raise pa.ArrowInvalid("a timestamp is no number")
-        if wanted == "timestamp" and column_type(array.type) in ("int", "float", "bool"):
-            raise pa.ArrowInvalid("a number is no timestamp")
-        if wanted == "timestamp" and column_type(array.type) == "timestamp" and getattr(array.type, "tz", None) is None:
-            array = pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
-        return pc.cast(array, ARROW[wanted]), none
-    except pa.ArrowInvalid:
-        values = array.to_pylist()
-        convert = _text_reader(wanted)
-        read = [convert(value) for value in values]
-        lost = np.array([value is not None and got is None for value, got in zip(values, read, strict=True)])
-        return pa.chunked_array([pa.array(read, ARROW[wanted])]), lost
-
-
-def _cast_raw(array: pa.ChunkedArray, wanted: ColumnType) -> tuple[pa.ChunkedArray, Any]:
-    """`_cast` of a raw column to be transformed: 7.0 is the text `7`, as a whole number with nulls often comes as a float."""
-    if wanted != "string" or not pa.types.is_floating(array.type):
-        return _cast(array, wanted)
-    whole, unreadable = _cast(array, "int")
-    return _cast(whole, "string")[0], unreadable
-
-
-def _text_reader(wanted: ColumnType) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        try:
-            if value is None:
-                return None
-            if wanted == "string":
-                return str(value)
-            if wanted == "bytes":
-                return value if isinstance(value, bytes) else None
-            if wanted == "timestamp":
-                return _moment(value)
-            if wanted == "bool":
-                return {"true": True, "false": False}[str(value).lower()]
-            if isinstance(value, datetime):
-                return None
-            number = float(value)
-            if wanted == "int":
-                return int(number) if number == int(number) and -(2**63) <= number < 2**63 else None
-            return number
-        except (TypeError, ValueError, KeyError, OverflowError):
-            return None
-
-    return read
-
-
-def _broken(name: str, array: pa.ChunkedArray, unreadable: Any, rule: ColumnContract) -> list[tuple[Any, str]]:
-    found = []
-    if not rule.nullable:
-        empty = pc.is_null(array).to_numpy(zero_copy_only=False) & ~unreadable
-        found.append((empty, f"{name} is null"))
-    if rule.type in ("int", "float") and (rule.minimum is not None or rule.maximum is not None):
-        numbers = pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        with np.errstate(invalid="ignore"):
-            low = numbers < (-math.inf if rule.minimum is None else rule.minimum)
-            high = numbers > (math.inf if rule.maximum is None else rule.maximum)
-        found.append((low, f"{name} is below {_number(rule.minimum, '')}"))
-        found.append((high, f"{name} is above {_number(rule.maximum, '')}"))
-    if rule.categories:
-        known = pc.is_in(pc.cast(array, pa.string()), value_set=pa.array(rule.categories))
-        unknown = ~known.to_numpy(zero_copy_only=False) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
-        found.append((unknown, f"{name} is not one of its categories"))
-    if rule.pattern:
-        wrong = ~_matches(array.combine_chunks(), rule.pattern) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
-        found.append((wrong, f"{name} does not match its pattern"))
-    return found
-
-
-def _private_checker(name: str, rule: ColumnContract, key: PrivacyKey | None) -> Callable[[Any], Any]:
-    """One value of a request: the raw value's type, then the transform, then what the contract says of the result."""
-    check = _value_checker(rule)
-    if rule.privacy is None:
-        return check
-    convert = single(name, rule.privacy, key)
-    if rule.type == "string":
-        return lambda value: check(convert(value))
-    readable = _value_checker(ColumnContract(type=rule.type))
-    return lambda value: check(convert(readable(value)))
-
-
-def _whole(pattern: str) -> str:
-    return rf"\A(?:{pattern})\z"
-
-
-def _matches(texts: pa.Array, pattern: str) -> Any:
-    """Mask of the texts that match as a whole, by RE2; null does not."""
-    fits = pc.less_equal(pc.utf8_length(texts), MAX_PATTERN_TEXT)
-    return pc.and_(fits, pc.match_substring_regex(texts, _whole(pattern))).fill_null(False).to_numpy(zero_copy_only=False)
-
-
-def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
-    """One value of a request: raises TypeError or ValueError when it does not fit."""
-    low = -math.inf if rule.minimum is None else rule.minimum
-    high = math.inf if rule.maximum is None else rule.maximum
-    known = frozenset(rule.categories)
-
-    @lru_cache(maxsize=KNOWN_TEXTS)
-    def matches(value: str) -> bool:
-        """The same engine as for batches: Python's own could be made to run for ever. Remembered, since a call takes 60 us."""
-        return bool(_matches(pa.array([value], pa.string()), rule.pattern or "")[0])
-
-    def ranged(number: Any) -> Any:
-        if not low <= number <= high or not math.isfinite(number):
-            raise ValueError
-        if known and str(number) not in known:
-            raise ValueError
-        return number
-
-    def floating(value: Any) -> float:
-        if type(value) is not float and type(value) is not int:
-            raise TypeError
-        return float(ranged(value))
-
-    def whole(value: Any) -> int:
-        if type(value) is float and value.is_integer():
-            value = int(value)
-        if type(value) is not int or not -(2**63) <= value < 2**63:
-            raise TypeError
-        return int(ranged(value))
-
-    def text(value: Any) -> str:
-        if type(value) is not str:
-            raise TypeError
-        value.encode()
-        if known and value not in known:
-            raise ValueError
-        if rule.pattern is not None and (len(value) > MAX_PATTERN_TEXT or not matches(value)):
-            raise ValueError
-        return value
-
-    def encoded(value: Any) -> bytes:
-        if type(value) is not str:
-            raise TypeError
-        return base64.b64decode(value, validate=True)
-
-    def truth(value: Any) -> bool:
-        if type(value) is not bool:
-            raise TypeError
-        return value
-
-    checkers: dict[ColumnType, Callable[[Any], Any]] = {
-        "bool": truth, "int": whole, "float": floating, "string": text, "timestamp": _moment, "bytes": encoded,
-    }  # fmt: skip
-    return checkers[rule.type]
-
-
-def _moment(value: Any) -> datetime:
-    """A timestamp in UTC; text is ISO 8601, and no zone means UTC."""
-    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

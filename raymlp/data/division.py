@@ -20,7 +20,8 @@ from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import Place, to_json
 from raymlp.data import parquet
 from raymlp.data.association import Association, Outline, merged_associations
-from raymlp.data.contract import REASON, Contract, in_quarantine
+from raymlp.data.contract import Contract
+from raymlp.data.contract_batch import REASON, check_table, in_quarantine
 from raymlp.data.profile import Profile, merged, to_text
 from raymlp.data.rowhash import row_hashes
 from raymlp.data.rules import repeat_reasons
@@ -69,7 +70,7 @@ def divide(
         for name, writer in writers.items():
             chosen = table.filter(pa.array(piece == SPLITS.index(name)))
             if contract is not None and name != "live":
-                chosen, broken = contract.check_table(chosen)
+                chosen, broken = check_table(contract, chosen)
                 bad += broken.num_rows
                 first = first or (f"{name}: {broken.column(REASON)[0].as_py()}" if broken.num_rows else "")
                 bad_file.write(broken)
@@ -134,14 +135,15 @@ def split_keys(problem: Problem, data: Data, files: Sequence[Place]) -> NDArray[
         raise ConfigError(
             "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
         )
-    return np.concatenate([_keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files])
+    return np.concatenate([keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files])
 
 
 def _key_names(rule: Split, problem: Problem) -> list[str]:
     return list(rule.key_columns) or [problem.target]
 
 
-def _keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+def keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:
+    """Keys of the rows of a table that has the rule's columns alone, or the target alone where the rule has none."""
     for name in table.column_names:
         if table.column(name).null_count:
             raise DataError(

@@ -1,4 +1,5 @@
-"""What happens to good rows on their way into a snapshot: old ones stay out, personal columns are looked for, groups are counted.
+"""What happens to rows on their way into a snapshot: those of people who were forgotten and old ones stay out, personal columns
+are looked for, groups are counted.
 
 A worker opens the door for its part; the driver adds up what the parts saw.
 """
@@ -19,6 +20,8 @@ from raymlp.core.errors import DataError
 from raymlp.core.files import to_json
 from raymlp.data import pii
 from raymlp.data.anonymity import Groups, merged_groups
+from raymlp.data.contract import Contract
+from raymlp.data.suppression import Sieve
 
 
 def oldest_kept(privacy: Privacy, now: datetime | None = None) -> datetime | None:
@@ -36,10 +39,11 @@ class Door:
     privacy: Privacy
     oldest: datetime | None
     scanned: frozenset[int]
+    sieve: Sieve
 
     @classmethod
-    def of(cls, privacy: Privacy, parts: int) -> Self:
-        return cls(privacy, oldest_kept(privacy), frozenset(pii.sampled_parts(parts)))
+    def of(cls, privacy: Privacy, parts: int, sieve: Sieve) -> Self:
+        return cls(privacy, oldest_kept(privacy), frozenset(pii.sampled_parts(parts)), sieve)
 
     def open(self, part: int) -> Passage:
         """The way of one part's rows."""
@@ -51,12 +55,18 @@ class Passage:
 
     def __init__(self, door: Door, scan: bool) -> None:
         self.door = door
-        self.expired = 0
+        self.expired = self.suppressed = 0
         self.groups = Groups()
         self.personal: pii.Counts | None = None if scan else {}
 
+    def hold_back(self, raw: pa.Table, contract: Contract) -> pa.Table:
+        """Raw rows without those of people who were forgotten; these are counted."""
+        kept = self.door.sieve.let_through(raw, contract)
+        self.suppressed += raw.num_rows - kept.num_rows
+        return kept
+
     def let_in(self, table: pa.Table) -> pa.Table:
-        """The rows that may go on; they are counted."""
+        """The good rows that may go on; they are counted."""
         privacy = self.door.privacy
         if self.door.oldest is not None:
             kept = table.filter(is_kept(table.column(privacy.retention_column), self.door.oldest))
@@ -70,7 +80,12 @@ class Passage:
 
     def facts(self) -> dict[str, Any]:
         """What the driver adds up."""
-        return {"expired": self.expired, "personal": to_json(self.personal or {}, indent=None), "groups": self.groups.to_bytes()}
+        return {
+            "expired": self.expired,
+            "suppressed": self.suppressed,
+            "personal": to_json(self.personal or {}, indent=None),
+            "groups": self.groups.to_bytes(),
+        }
 
 
 def is_kept(times: pa.ChunkedArray, oldest: datetime) -> pa.ChunkedArray:

@@ -1,8 +1,9 @@
 """Rows taken out of snapshots, the prediction log and the labels: one person's, or those that are too old.
 
 A snapshot is otherwise never changed. Here it is written anew beside itself and swapped in: by two renames, or in an object store
-by a manifest that names the snapshot it replaces. The manifest gets the new digests and a note of the event, without the value.
-Rows that still wait in a replica's memory, and reports made earlier, are not reached.
+by a manifest that names the snapshot it replaces. The manifest gets the new digests and a note of the event, without the value. A
+person is also listed, so that `prepare` does not read them in again. Rows that still wait in a replica's memory, and reports made
+earlier, are not reached.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from raymlp.config.privacy import Generalise, Hash, Mask, Pseudonymise, Rule
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import Place, digest_of, sha256_file, to_json
 from raymlp.data import parquet
+from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
-from raymlp.data.place import MANIFEST, StorePlace, copy, files_in, remove, replacing, snapshots_in
+from raymlp.data.place import MANIFEST, StorePlace, copy, files_in, remove, replacing, snapshots_in, write_whole
 from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
 from raymlp.data.profile import Profile, to_text
 from raymlp.data.snapshot import load_contract, split_files
 from raymlp.data.split import SPLITS
+from raymlp.data.suppression import Suppressed, applied
 
 INPUT = "in."
 """Prefix of the inputs' columns in the prediction log."""
@@ -42,10 +45,12 @@ BEFORE = "before-forget"
 @dataclass(frozen=True)
 class Wanted:
     """What to remove: rows whose `column` holds one of `forms`, or, with `oldest`, rows whose `column` is before it.
-    `routing_keys` are looked for in the prediction log as well, inputs there only when `by_input`."""
+    `routing_keys` are looked for in the prediction log as well, inputs there only when `by_input`. With `by_token` the value that was
+    given is a hash or a pseudonym already, and a source that has the raw one is not recognised by it."""
 
     column: str
     by_input: bool = True
+    by_token: bool = False
     forms: frozenset[str] = frozenset()
     routing_keys: frozenset[str] = frozenset()
     oldest: datetime | None = None
@@ -55,6 +60,19 @@ class Wanted:
         if self.oldest is not None:
             return pc.invert(is_kept(column, self.oldest)) if pa.types.is_timestamp(column.type) else _none_of(column)
         return pc.fill_null(pc.is_in(to_text(column), value_set=_as_texts(self.forms, column.type)), False)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Digests of the list of those who were forgotten: a snapshot that keeps one of `before` keeps `after` once it is cleaned."""
+
+    before: frozenset[str]
+    after: str
+
+    def mark(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest of a snapshot that was cleaned of the newest person."""
+        kept = applied(manifest) in self.before
+        return {**manifest, "suppressed": {"rows": 0, **manifest.get("suppressed", {}), "list": self.after}} if kept else {**manifest}
 
 
 @dataclass(frozen=True)
@@ -87,27 +105,34 @@ def person(folder: Place, column: str, value: str, rules: Mapping[str, Rule]) ->
         )
     found = {repr(rule): rule for rule in [*used, rules.get(column)] if isinstance(rule, Hash | Pseudonymise)}
     key = _key(contracts, [*found.values(), *rules.values()])
-    forms = {value, *(str(single(column, rule, key)(value)) for rule in found.values())}
-    return Wanted(column, not any(blurred), frozenset(forms), frozenset({value, routing_key_hider(key)(value)}))
+    tokens = {str(single(column, rule, key)(value)) for rule in found.values()}
+    return Wanted(column, not any(blurred), value in tokens, frozenset({value, *tokens}), frozenset({value, routing_key_hider(key)(value)}))
 
 
 def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, dry_run: bool = False) -> Forgotten:
-    """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, and the labels of those predictions.
+    """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, and the labels of those predictions;
+    a person is put on the list of those whom `prepare` leaves out.
 
     `dry_run` only counts. Each snapshot and each file is either as before or as after; started again, it goes on where it stopped.
+    Raises ConfigError or DataError when a key of the list is missing or another one; then nothing is touched.
     """
+    lists = _listed(snapshots, wanted) if wanted.oldest is None and not dry_run else None
     recover(snapshots)
     counts: dict[str, int] = {}
     digests: set[str] = set()
     notes: list[str] = []
+    if wanted.by_token:
+        notes.append(f"the value is a token of '{wanted.column}': where the source has the raw value, `prepare` reads the person in again")
     for path, _ in snapshots_in(snapshots):
         if wanted.column not in load_contract(path).columns:
-            notes.append(f"snapshot {path.name} has no column '{wanted.column}' and was left as it is")
+            notes.append(f"snapshot {path.name} has no column '{wanted.column}' and was left as it is; the next `prepare` makes it anew")
             continue
         if wanted.oldest is None and isinstance(load_contract(path).columns[wanted.column].privacy, Mask | Generalise):
-            notes.append(f"snapshot {path.name} has '{wanted.column}' masked or generalised and was left as it is")
+            notes.append(
+                f"snapshot {path.name} has '{wanted.column}' masked or generalised and was left as it is; the next `prepare` makes it anew"
+            )
             continue
-        rows, seen = _in_snapshot(path, wanted, dry_run=dry_run)
+        rows, seen = _in_snapshot(path, wanted, lists, dry_run=dry_run)
         if rows:
             counts[path.name] = rows
             digests |= seen
@@ -115,15 +140,25 @@ def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, dry_run
     return Forgotten(counts, frozenset(digests), log_rows, _in_labels(labels, ids, dry_run=dry_run), tuple(notes))
 
 
+def _listed(snapshots: Place, wanted: Wanted) -> Lists:
+    """Put a person on the list; the digests it may have had before, and the one it has now."""
+    before = Suppressed.load(snapshots)
+    without, after = before.listing(wanted.column, wanted.forms)
+    if after != before:
+        after.save()
+    return Lists(frozenset({before.digest, without.digest}), after.digest)
+
+
 # ---------------------------------------------------------------------- snapshots
 
 
-def _in_snapshot(path: Place, wanted: Wanted, *, dry_run: bool) -> tuple[int, set[str]]:
+def _in_snapshot(path: Place, wanted: Wanted, lists: Lists | None, *, dry_run: bool) -> tuple[int, set[str]]:
     """Rows removed from a snapshot, and every digest it ever had."""
     files = files_in(path)
     hits = {file: count for file in files if file.name.endswith(".parquet") and (count := _count(file, wanted.column, wanted.rows))}
     rows = sum(hits.values())
     manifest = json.loads((path / MANIFEST).read_text())
+    marked = lists.mark(manifest) if lists else manifest
     if rows and not dry_run:
         with _swapped(path) as aside:
             for file in files:
@@ -132,28 +167,51 @@ def _in_snapshot(path: Place, wanted: Wanted, *, dry_run: bool) -> tuple[int, se
                     _rewrite(file, place, wanted.column, wanted.rows)
                 elif file.name != MANIFEST:
                     copy(file, place)
-            if any(file.parent.name == "train" for file in hits):
-                _describe_again(aside, wanted)
+            _describe_again(aside, wanted, {file.parent.name for file in hits} & set(SPLITS))
             changed = {str(file.relative_to(path)) for file in hits}
-            manifest = _noted(manifest, aside, wanted, rows, changed) | ({"replaces": path.name} if isinstance(path, StorePlace) else {})
+            manifest = _noted(marked, aside, wanted, rows, changed) | ({"replaces": path.name} if isinstance(path, StorePlace) else {})
             (aside / MANIFEST).write_text(to_json(manifest))
+    elif marked != manifest:
+        write_whole(path / MANIFEST, to_json(marked))
     return rows, {manifest["digest"], *(event["digest_before"] for event in manifest.get("forgotten", ()))}
 
 
-def _describe_again(aside: Place, wanted: Wanted) -> None:
-    """Profile of the training rows that are left; an example that names the person goes."""
-    profile = Profile()
-    for file in split_files(aside, "train"):
-        for table in parquet.batches(file):
-            profile.update(table)
-    old = aside / "profile.json"
-    key = parquet.environment_key() if parquet.is_sealed(old) else None
-    old.unlink()
-    old.write_text(parquet.sealed_text(to_json(profile.to_dict(), indent=None), key))
+def _describe_again(aside: Place, wanted: Wanted, splits: Collection[str]) -> None:
+    """Profiles of the splits that lost rows, and how the columns of the training rows move; an example that names the person goes."""
+    for split in splits:
+        profile = Profile()
+        for file in split_files(aside, split):
+            for table in parquet.batches(file):
+                profile.update(table)
+        _write_again(aside / ("profile.json" if split == "train" else f"profile-{split}.json"), profile.to_dict())
+        if split == "train":
+            _associate_again(aside, profile)
     contract = load_contract(aside)
     if str(contract.columns[wanted.column].example) in wanted.forms:
         (aside / "contract.yaml").unlink()
         (aside / "contract.yaml").write_text(_without_example(contract, wanted.column).to_yaml())
+
+
+def _associate_again(aside: Place, profile: Profile) -> None:
+    file = aside / "association.json"
+    if not file.exists():
+        return
+    if not profile.rows:
+        file.unlink()
+        return
+    association = Association(Outline.of(profile, Association.from_json(parquet.unsealed_text(file)).outline.target))
+    for part in split_files(aside, "train"):
+        for table in parquet.batches(part):
+            association.update(table)
+    _write_again(file, association.to_dict())
+
+
+def _write_again(file: Place, plain: Mapping[str, Any]) -> None:
+    """Other content for a file that was linked from the old snapshot, encrypted as it was; an older snapshot may lack the file."""
+    if file.exists():
+        key = parquet.environment_key() if parquet.is_sealed(file) else None
+        file.unlink()
+        file.write_text(parquet.sealed_text(to_json(plain, indent=None), key))
 
 
 def _without_example(contract: Contract, column: str) -> Contract:
@@ -176,6 +234,7 @@ def _noted(manifest: dict[str, Any], aside: Place, wanted: Wanted, rows: int, ch
     }
     return {
         **manifest,
+        "changes": [change for change in manifest.get("changes", ()) if change["column"] != wanted.column],
         "files": files,
         "digest": digest_of(files),
         "rows": {name: count for name, count in left.items() if count},

@@ -12,8 +12,6 @@ from raymlp.core.records import Task
 from raymlp.data.profile import column_type, to_float, to_text
 
 BINS = 50
-LEAK = {"binary": 0.985, "multiclass": 0.985, "regression": 0.985}
-"""Score from which on a single column is called a leak: AUC, accuracy (gain over the majority), or R squared."""
 
 
 def single_column_score(column: pa.ChunkedArray, y: NDArray[np.float64], task: Task) -> float:

@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import DataError
-from raymlp.core.files import Place, make_folder, published
+from raymlp.core.files import Place, make_folder, published, write_text
 from raymlp.runtime.session import storage_root
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,17 @@ class StorePlace:
             aside = path if filesystem.type_name in WHOLE_AT_CLOSE else f"{path}.{uuid.uuid4().hex[:8]}"
             with filesystem.open_output_stream(aside, compression=None) as file:
                 file.write(text.encode())
-            if aside != path:
-                filesystem.move(aside, path)
+        if aside != path:
+            self.with_name(PurePosixPath(aside).name).replace(self)
         return len(text)
+
+    def replace(self, target: StorePlace) -> None:
+        """Put this file in the place of another, in one step where the store can."""
+        with self.asking() as (filesystem, path), target.asking() as (_, there):
+            if filesystem.type_name not in WHOLE_AT_CLOSE:
+                with suppress(FileNotFoundError):
+                    filesystem.delete_file(there)
+            filesystem.move(path, there)
 
     def unlink(self) -> None:
         with self.asking() as (filesystem, path):
@@ -284,6 +292,16 @@ def writing(place: Place) -> Any:
     assert isinstance(place, Path)
     place.parent.mkdir(parents=True, exist_ok=True)
     return place.open("wb")
+
+
+def write_whole(place: Place, text: str, *, mode: int = 0o666) -> None:
+    """Write a file so that a reader sees the old text or the new one. `mode` has its permissions, less the umask, where there are such."""
+    if isinstance(place, StorePlace):
+        place.write_text(text)
+        return
+    assert isinstance(place, Path)
+    make_folder(place.parent)
+    write_text(place, text, mode=mode)
 
 
 def asking(place: Place) -> Any:

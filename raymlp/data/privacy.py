@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 from raymlp.config.privacy import Generalise, Hash, Keep, Mask, Pseudonymise, Rule
 from raymlp.config.sources import ColumnType
 from raymlp.core.errors import ConfigError
+from raymlp.core.secret import environment_secret
 
 KEY_VARIABLE = "RAYMLP_PRIVACY_KEY"
-MIN_KEY_CHARACTERS = 32
 PROOF_DIGITS = 8
 BASE64URL = re.compile(r"[A-Za-z0-9_-]{22,}")
 ONE_WAY = "-"
@@ -68,6 +68,7 @@ class PrivacyKey:
         self._hash, self._proof = Mac(_derived(secret, "hash")), Mac(_derived(secret, "proof"))
         self._check = _derived(secret, "check")
         self._pseudonym = _derived(secret, "pseudonym 1") + _derived(secret, "pseudonym 2")
+        self.suppression = Mac(_derived(secret, "suppression"))
 
     def __repr__(self) -> str:
         return "PrivacyKey(***)"
@@ -104,14 +105,12 @@ def _derived(secret: str, use: str) -> bytes:
 
 def environment_key(reason: str = "the data has privacy rules") -> PrivacyKey:
     """The key of this process. Raises ConfigError that names the variable when it is missing or short."""
-    secret = os.environ.get(KEY_VARIABLE, "")
-    if len(secret) < MIN_KEY_CHARACTERS:
-        found = f"has {len(secret)} characters" if secret else "is not set"
-        raise ConfigError(
-            f"{KEY_VARIABLE} {found}, and {reason}; expected a secret of at least {MIN_KEY_CHARACTERS} characters. "
-            f"Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))', keep it safe, and set {KEY_VARIABLE}."
-        )
-    return PrivacyKey(secret)
+    return PrivacyKey(environment_secret(KEY_VARIABLE, reason))
+
+
+def given_key() -> PrivacyKey | None:
+    """The key of this process, where one is set. Raises ConfigError when it is short."""
+    return environment_key("people who are forgotten are listed with it") if os.environ.get(KEY_VARIABLE) else None
 
 
 def needs_key(rule: Rule | None) -> bool:

@@ -30,6 +30,8 @@ FREQUENT_LG = 14
 DISTINCT_LG = 12
 LARGEST_WHOLE = 2.0**53
 """Whole numbers beyond it are not told apart as float64."""
+MIN_IDS = 101
+"""Values below which a column is not called id-like."""
 CLOSE = 4
 """Whole numbers whose range is less than this many times their number are counted by place."""
 
@@ -100,6 +102,15 @@ class ColumnProfile:
     def values(self) -> int:
         """Rows that are not null."""
         return self.rows - self.nulls
+
+    @property
+    def is_constant(self) -> bool:
+        """One value in every row, or none in any; a value that is sometimes missing still says something."""
+        return self.num_distinct <= 1 and not (self.nulls and self.values)
+
+    def is_id_like(self, share: float) -> bool:
+        """Text or whole numbers with more distinct values than this share of them: they name a row."""
+        return self.type in ("string", "int") and self.values >= MIN_IDS and self.num_distinct > share * self.values
 
     @property
     def std(self) -> float:

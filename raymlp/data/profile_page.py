@@ -26,7 +26,7 @@ from raymlp.core.records import Finding, Snapshot
 from raymlp.data import parquet
 from raymlp.data import profile_svg as svg
 from raymlp.data.association import Answers, Association
-from raymlp.data.contract import REASON
+from raymlp.data.contract_batch import REASON
 from raymlp.data.distribution import Distribution
 from raymlp.data.drift import drift
 from raymlp.data.profile import ColumnProfile, Profile

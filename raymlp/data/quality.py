@@ -21,14 +21,12 @@ from raymlp.config.split import Split, TimeSplit
 from raymlp.core.errors import DataError
 from raymlp.data import parquet
 from raymlp.data.leakage import single_column_score
-from raymlp.data.profile import ColumnProfile, Profile, column_type, to_float, to_text
+from raymlp.data.profile import Profile, column_type, to_float, to_text
 from raymlp.data.rowhash import Hashes
 from raymlp.data.target import Target
 
 MAX_HASHES = 5_000_000
 """Rows whose hashes are compared; of more, those with the smallest hashes stand for all."""
-MAX_ROW_GROUPS = 16
-"""Row groups that a sample is read from."""
 ANOMALY = 0.65
 """Isolation forest's score from which on a row is far from all others. Ordinary rows have .4 to .5, the limit is 1."""
 MAX_CLASSES = 20
@@ -75,18 +73,21 @@ def inspect(evidence: Evidence, checks: Checks) -> list[Finding]:
     found = [finding for check in _CHECKS for finding in check(evidence, checks)]
     costly = [check for name, check in _SAMPLED.items() if getattr(checks, name) != "off"]
     if costly:
-        sample = _sample(evidence.files["train"], checks.sample_rows)
-        target = Target.fit(evidence.problem, evidence.profile)
-        y = target.read(sample.column(evidence.problem.target))
-        known = ~np.isnan(y)
+        sample, y = _answered(evidence, parquet.sample(evidence.files["train"], checks.sample_rows))
         for sampled in costly:
-            found += sampled(evidence, checks, sample.filter(pa.array(known)), y[known])
+            found += sampled(evidence, checks, sample, y)
     kept = [finding for finding in found if finding.severity != "off"]
     stops = [finding for finding in kept if finding.severity == "stop"]
     if stops:
         words = "\n".join(f"  {finding}" for finding in stops)
         raise DataError(f"{len(stops)} quality checks stop the run:\n{words}\nMend the data, or set data.checks.{stops[0].check}=warn.")
     return kept
+
+
+def unfit_columns(evidence: Evidence, train: pa.Table, checks: Checks) -> list[Finding]:
+    """Columns that `inspect` would name, by training rows in memory: constant, id-like, or leaking the target. Needs no files."""
+    sample, y = _answered(evidence, train.take(pa.array(parquet.spread(train.num_rows, checks.sample_rows))))
+    return [*_constant(evidence, checks), *_id_like(evidence, checks), *_leakage(evidence, checks, sample, y)]
 
 
 def load_learners() -> None:
@@ -134,20 +135,10 @@ def _features(evidence: Evidence) -> list[str]:
     return [name for name in evidence.columns if name not in named and name in evidence.profile.columns]
 
 
-def is_constant(column: ColumnProfile) -> bool:
-    """One value in every row, or none in any; a value that is sometimes missing still says something."""
-    return column.num_distinct <= 1 and not (column.nulls and column.values)
-
-
-def is_id_like(column: ColumnProfile, share: float) -> bool:
-    """Text or whole numbers that differ in nearly every row."""
-    return column.type in ("string", "int") and column.values > 100 and column.num_distinct > share * column.values
-
-
 def _constant(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
     for name in _features(evidence):
         column = evidence.profile.columns[name]
-        if is_constant(column):
+        if column.is_constant:
             words = f"'{name}' has {'one value' if column.values else 'no value'} in training. Leave it out with data.drop"
             yield Finding("constant", checks.constant, name, column.num_distinct, 1, column.rows, words)
 
@@ -155,7 +146,7 @@ def _constant(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
 def _id_like(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
     for name in _features(evidence):
         column = evidence.profile.columns[name]
-        if is_id_like(column, checks.id_share):
+        if column.is_id_like(checks.id_share):
             share = min(1.0, column.num_distinct / column.values)
             words = f"'{name}' differs in {share:.0%} of the training rows. Name it in problem.id_columns, or leave it out with data.drop"
             yield Finding("id_like", checks.id_like, name, share, checks.id_share, column.values, words)
@@ -241,19 +232,11 @@ def _class_rows(target: Target, files: Sequence[str]) -> NDArray[np.int64]:
 # ---------------------------------------------------------------------- on a sample
 
 
-def _sample(files: Sequence[str], rows: int) -> pa.Table:
-    """About `rows` evenly spaced rows, read from at most 16 evenly spaced row groups."""
-    sizes = [(file, group, rows) for file in files for group, rows in enumerate(parquet.group_rows(file))]
-    chosen = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_ROW_GROUPS)).astype(int))]
-    total = sum(size for _, _, size in chosen)
-    picked, start = [], 0
-    wanted = np.unique(np.linspace(0, total - 1, min(rows, total)).astype(np.int64))
-    for file, group, size in chosen:
-        inside = wanted[(wanted >= start) & (wanted < start + size)] - start
-        with parquet.opened(file) as opened:
-            picked.append(opened.read_row_group(group).take(pa.array(inside)))
-        start += size
-    return pa.concat_tables(picked)
+def _answered(evidence: Evidence, sample: pa.Table) -> tuple[pa.Table, NDArray[np.float64]]:
+    """The rows that have an answer, and the answers, float64 (S,)."""
+    y = Target.fit(evidence.problem, evidence.profile).read(sample.column(evidence.problem.target))
+    known = ~np.isnan(y)
+    return sample.filter(pa.array(known)), y[known]
 
 
 def _leakage(evidence: Evidence, checks: Checks, sample: pa.Table, y: NDArray[np.float64]) -> Iterator[Finding]:

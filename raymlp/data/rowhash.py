@@ -16,10 +16,10 @@ NULL = np.uint64(0x9E3779B97F4A7C15)
 
 
 def row_hashes(table: pa.Table) -> Hashes:
-    """Hash of each row over all columns in their order, uint64 (N,). Two different rows share one by a chance of 2^-64."""
+    """Hash of each row over all columns, in whatever order they stand, uint64 (N,). Two different rows share one by a chance of 2^-64."""
     total = np.zeros(table.num_rows, np.uint64)
-    for column in table.columns:
-        total = _mixed(total * np.uint64(31) + _mixed(_numbers(column)))
+    for name in sorted(table.column_names):
+        total = _mixed(total * np.uint64(31) + _mixed(_numbers(table.column(name))))
     return total
 
 

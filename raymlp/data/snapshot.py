@@ -36,6 +36,7 @@ from raymlp.data.changes import Change, changes_since_last
 from raymlp.data.contract import Contract
 from raymlp.data.division import Cut, divide, profile_of, quarantine_repeats, split_keys, write_page_data
 from raymlp.data.door import oldest_kept, verdict
+from raymlp.data.forward_fill import forward_fill, with_fills
 from raymlp.data.place import MANIFEST, published_at, publishing, remove, require_store
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
@@ -43,6 +44,7 @@ from raymlp.data.quality import Evidence, Finding, inspect, load_learners
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, repeat_reasons, repeats
 from raymlp.data.split import PURGED, REPEATED, SPLITS, assign
 from raymlp.data.staging import given_contract, joining, stage_all, staged_files
+from raymlp.data.suppression import Suppressed, applied
 from raymlp.data.target import Target
 from raymlp.data.tasks import each_part
 
@@ -78,7 +80,8 @@ def reachable(data: Data) -> Data:
 
 def _prepare(problem: Problem, data: Data, folder: Place, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     key = snapshot_key(problem, data)
-    target = folder / problem.name / key[:16]
+    suppressed = Suppressed.load(folder / problem.name)
+    target = _place(key, suppressed)
     found = published_at(target)
     if found is not None:
         if data.contract:
@@ -86,14 +89,24 @@ def _prepare(problem: Problem, data: Data, folder: Place, say: Callable[[str], N
         return open_snapshot(found, reused=True)
     require_store(folder)
     with publishing(target) as aside:
-        _build(problem, data, aside, key, say, warnings)
+        _build(problem, data, aside, key, suppressed, say, warnings)
     return open_snapshot(published_at(target) or target)
 
 
 def find(problem: Problem, data: Data, folder: Place) -> Snapshot | None:
     """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
-    found = published_at(folder / problem.name / snapshot_key(problem, data)[:16])
+    found = published_at(_place(snapshot_key(problem, data), Suppressed.load(folder / problem.name)))
     return open_snapshot(found, reused=True) if found is not None else None
+
+
+def _place(key: str, suppressed: Suppressed) -> Place:
+    """Where the snapshot of a key is, or will be. One that does not keep the list of those who were forgotten is passed over:
+    `forget` could not clean it, since it lacks the column, or it is older than this list."""
+    place = suppressed.folder / key[:16]
+    found = published_at(place)
+    if found is None or applied(json.loads((found / MANIFEST).read_text())) == suppressed.digest:
+        return place
+    return suppressed.folder / digest_of([key, suppressed.digest])[:16]
 
 
 def snapshot_key(problem: Problem, data: Data) -> str:
@@ -108,6 +121,8 @@ def snapshot_key(problem: Problem, data: Data) -> str:
         "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
     }
+    if data.forward_fill:
+        facts["time_column"] = problem.time_column
     if data.contract:
         facts["contract"] = given_contract(data.contract).to_yaml()
     privacy_key = key_for(data.privacy.columns)
@@ -172,20 +187,24 @@ def load_contract(path: Place) -> Contract:
 # ---------------------------------------------------------------------- building
 
 
-def _build(problem: Problem, data: Data, aside: Place, key: str, say: Callable[[str], None], before: list[str]) -> None:
+def _build(
+    problem: Problem, data: Data, aside: Place, key: str, suppressed: Suppressed, say: Callable[[str], None], before: list[str]
+) -> None:
     started = time.time()
     if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
         threading.Thread(target=load_learners, daemon=True).start()
-    shape, parts, staged, warnings = stage_all(problem, data, aside, say)
+    shape, parts, staged, warnings = stage_all(problem, data, aside, suppressed, say)
     staging = aside / "staging"
     rows = sum(item["rows"] for item in staged)
     bad = sum(item["bad"] for item in staged)
     _hold_budget(data, bad, rows + bad, staged)
     facts, noticed = verdict(data.privacy, staged)
+    facts |= suppressed.facts(staged)
     if not rows:
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {rows:,} rows ({data.split.kind})")
     files = staged_files(staging, len(parts))
+    filled = forward_fill(problem, data, files, shape.seal)
     repeated = repeats(shape.contract, files)
     kept = repeated == 0
     bad += int(np.sum(~kept))
@@ -202,7 +221,7 @@ def _build(problem: Problem, data: Data, aside: Place, key: str, say: Callable[[
     profile = profile_of(profiled, "train")
     outline = Outline.of(profile, Target.fit(problem, profile))
     contract = given_contract(data.contract).without(cut.leave_out) if data.contract else Contract.infer(profile)
-    contract = contract.with_privacy(data.privacy.columns, shape.key)
+    contract = with_fills(contract, data).with_privacy(data.privacy.columns, shape.key)
     contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
@@ -212,7 +231,7 @@ def _build(problem: Problem, data: Data, aside: Place, key: str, say: Callable[[
     remove(staging)
     say("looking for leaks, copies and noise")
     facts |= {"unlabelled": sum(item["unlabelled"] for item in staged), "quarantined": bad, "warnings": [*before, *warnings, *noticed]}
-    facts |= {"purged": int(np.sum(codes == PURGED)), "newest": latest}
+    facts |= {"purged": int(np.sum(codes == PURGED)), "newest": latest, "filled": filled}
     facts["quality"] = [asdict(item) for item in _inspected(problem, data, aside, profile, contract, profiled, held_out)]
     facts["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
     write_page_data(aside, held_out, shape.seal)

@@ -20,10 +20,13 @@ from raymlp.config.split import HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import Place
 from raymlp.data import parquet, sources
-from raymlp.data.contract import REASON, ColumnContract, Contract
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.door import Door, Passage
+from raymlp.data.forward_fill import check as check_fills
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import column_type
+from raymlp.data.suppression import Suppressed
 from raymlp.data.tasks import each_part
 
 log = logging.getLogger(__name__)
@@ -50,13 +53,15 @@ class Shape:
 
 
 def stage_all(
-    problem: Problem, data: Data, aside: Place, say: Callable[[str], None] = lambda _: None
+    problem: Problem, data: Data, aside: Place, suppressed: Suppressed, say: Callable[[str], None] = lambda _: None
 ) -> tuple[Shape, list[sources.Part], list[dict[str, Any]], list[str]]:
-    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings."""
+    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings.
+    Rows of people on the list `suppressed` reach neither."""
     parts = sources.parts_of(data.source)
     shape, warnings = shape_of(problem, data)
     say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
-    door = Door.of(data.privacy, len(parts))
+    warnings += suppressed.warnings({*shape.types, *(name for _, lookup in shape.lookups for name in lookup.column_names)})
+    door = Door.of(data.privacy, len(parts), suppressed.sieve())
     staging, quarantine = aside / "staging", aside / "quarantine"
     staged = each_part(lambda index: _stage(shape, parts[index], index, staging, quarantine, door.open(index)), len(parts))
     return shape, parts, staged, warnings
@@ -71,7 +76,7 @@ def staged_files(staging: Place, parts: int) -> list[Place]:
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
     """Columns a snapshot would have, with their types, without reading the rows. Raises as `prepare` would."""
     shape, _ = shape_of(problem, data)
-    return {name: rule.type for name, rule in shape.contract.columns.items()}
+    return {**{name: rule.type for name, rule in shape.contract.columns.items()}, **dict.fromkeys(data.flags, "bool")}
 
 
 def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
@@ -112,7 +117,9 @@ def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
             f"Set data.source.types.{aged_by}=timestamp, or data.privacy.retention_column."
         )
     after = {name: type_after(name, columns[name], rules[name]) if name in rules else columns[name] for name in kept}
-    contract = given_contract(data.contract) if data.contract else Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    given = given_contract(data.contract).without(data.flags) if data.contract else None
+    contract = given or Contract(columns={n: ColumnContract(type=after[n]) for n in kept})
+    check_fills(problem, data, {name: rule.type for name, rule in contract.columns.items()})
     lost = next((name for name in data.split.key_columns if name not in contract.columns), None)
     if lost:
         raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")
@@ -199,12 +206,12 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Place, quarant
     first = ""
     good_file, bad_file = (parquet.Writer(folder / f"part-{index:05}.parquet", shape.seal) for folder in (staging, quarantine))
     for table in sources.read(shape.data.source, part, shape.types, batch_rows=shape.data.batch_rows, bad=bad_lines):
-        shaped = shape.rows(table)
+        shaped = way.hold_back(shape.rows(table), shape.contract)
         known = pc.is_valid(shaped.column(shape.target)) if shape.target in shaped.column_names else None
         if known is not None:
-            unlabelled += shaped.num_rows - pc.sum(known).as_py()
+            unlabelled += shaped.num_rows - (pc.sum(known).as_py() or 0)
             shaped = shaped.filter(known)
-        good, broken = shape.contract.check_table(shaped, where=part.path, key=shape.key)
+        good, broken = check_table(shape.contract, shaped, where=part.path, key=shape.key)
         good = way.let_in(good)
         rows, bad = rows + good.num_rows, bad + broken.num_rows
         if broken.num_rows and not first:

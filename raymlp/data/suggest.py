@@ -10,26 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from raymlp.config.problem import Problem
+from raymlp.config.quality import Checks
 from raymlp.config.sources import CsvSource, JsonSource, ParquetSource, Source
+from raymlp.config.split import RandomSplit, StratifiedSplit
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import write_text
 from raymlp.core.records import Task
 from raymlp.data import pii, sources
 from raymlp.data.contract import ColumnContract, Contract
-from raymlp.data.leakage import LEAK, single_column_score
-from raymlp.data.profile import ColumnProfile, Profile
-from raymlp.data.target import Target
+from raymlp.data.contract_batch import check_table
+from raymlp.data.division import keys_of
+from raymlp.data.profile import ColumnProfile, Profile, column_type
+from raymlp.data.quality import Evidence, Finding, unfit_columns
+from raymlp.data.split import SPLITS, assign
 
 SAMPLE_ROWS = 200_000
 SMALL = 50_000
 """Rows below which the suggested training uses small batches."""
 FEW_CLASSES = 20
-ID_LIKE = 0.95
 
 
 @dataclass
@@ -52,19 +55,19 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
         raise DataError(f"{data_file} is not a file; expected a CSV or Parquet file.")
     source = _source(data_file)
     table = _sample(source)
-    profile = Profile().update(table)
-    if target not in profile.columns:
-        raise ConfigError(
-            f"{data_file} has no column '{target}'; found {', '.join(profile.columns)}.{nearest(target, profile.columns)} Set --target."
-        )
-    task, positive, why = guess_task(profile.columns[target])
+    names = table.column_names
+    if target not in names:
+        raise ConfigError(f"{data_file} has no column '{target}'; found {', '.join(names)}.{nearest(target, names)} Set --target.")
+    table = table.filter(pc.is_valid(table.column(target)))
+    task, positive, why = guess_task(Profile().update(table.select([target])).columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
-    dropped = left_out(table, profile, problem)
+    split = RandomSplit() if task == "regression" else StratifiedSplit()
+    unfit = left_out(table, problem, split)
     personal = pii.scan(table, known=(target,))
-    text = _experiment(problem, source, dropped, why, data_file, table.num_rows, personal)
-    remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {reason}" for column, reason in dropped.items())]
+    text = _experiment(problem, source, split, unfit, why, data_file, table.num_rows, personal)
+    remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {_reason(finding)}" for column, finding in unfit.items())]
     remarks += [f"{found.column} looks like {found.words}: see data.privacy in the file" for found in personal]
-    times = [column for column, facts in profile.columns.items() if facts.type == "timestamp"]
+    times = [field.name for field in table.schema if column_type(field.type) == "timestamp"]
     if times:
         remarks.append(f"rows have a time ({times[0]}): if the future is to be predicted, use data.split.kind=time")
     return Written(write_text(path, text), remarks)
@@ -86,24 +89,21 @@ def guess_task(column: ColumnProfile) -> tuple[Task, str | None, str]:
     return "multiclass", None, f"{len(counts)} classes"
 
 
-def left_out(table: pa.Table, profile: Profile, problem: Problem) -> dict[str, str]:
-    """Columns that should not be features, with the reason: constant, id-like, or leaking the target."""
-    target = Target.fit(problem, profile)
-    y = target.read(table.column(problem.target))
-    known = ~np.isnan(y)
-    out = {}
-    for name, column in profile.columns.items():
-        if name == problem.target:
-            continue
-        if column.num_distinct <= 1 and not (column.nulls and column.values):
-            out[name] = "constant"
-        elif column.type in ("string", "int") and column.values > 100 and column.num_distinct > ID_LIKE * column.values:
-            out[name] = f"id-like, {column.num_distinct} distinct values in {column.values} rows"
-        else:
-            score = single_column_score(table.column(name).filter(pa.array(known)), y[known], problem.task)
-            if score >= LEAK[problem.task]:
-                out[name] = f"leaks the target: alone it scores {score:.3f}"
-    return out
+def left_out(table: pa.Table, problem: Problem, split: RandomSplit) -> dict[str, Finding]:
+    """Columns that should be no features, with the finding: what `prepare` would warn about, by the training rows of the split."""
+    codes = assign(split, keys_of(split, problem, table.select([problem.target])))
+    train = table.filter(pa.array(codes == SPLITS.index("train")))
+    evidence = Evidence(problem, split, Profile().update(train), train.column_names, {}, {})
+    found = {finding.column: finding for finding in reversed(unfit_columns(evidence, train, Checks()))}
+    return {name: found[name] for name in train.column_names if name in found}
+
+
+def _reason(finding: Finding) -> str:
+    if finding.check == "constant":
+        return "constant"
+    if finding.check == "id_like":
+        return f"id-like, differs in {finding.value:.0%} of the training rows"
+    return f"leaks the target: alone it scores {finding.value:.3f}"
 
 
 def _source(data_file: Path) -> Source:
@@ -138,7 +138,7 @@ def _sample(source: Source) -> pa.Table:
     tables, rows = [], 0
     for part in sources.parts_of(source):
         for table in sources.read(source, part, types, batch_rows=65_536, bad=sources.BadRows()):
-            tables.append(contract.check_table(table, where=part.path)[0])
+            tables.append(check_table(contract, table, where=part.path)[0])
             rows += tables[-1].num_rows
             if rows >= SAMPLE_ROWS:
                 return pa.concat_tables(tables)
@@ -150,7 +150,8 @@ def _sample(source: Source) -> pa.Table:
 def _experiment(
     problem: Problem,
     source: Source,
-    dropped: dict[str, str],
+    split: RandomSplit,
+    unfit: dict[str, Finding],
     why: str,
     data_file: Path,
     rows: int,
@@ -168,26 +169,29 @@ def _experiment(
     ]
     if problem.positive_class is not None:
         lines.append(f"  positive_class: {_flow(problem.positive_class)}")
+    ids = {column: finding for column, finding in unfit.items() if finding.check == "id_like"}
+    lines += _named("id_columns", ids)
     lines += ["", "data:", "  source:", f"    kind: {source.kind}"]
     lines += [f"    {key}: {_flow(value)}" for key, value in settings.items() if key != "kind"]
-    kind = "random" if problem.task == "regression" else "stratified"
-    lines += ["  split:", f"    kind: {kind}  # random | stratified | group | time", "    valid: 0.15", "    test: 0.15"]
+    lines += _named("drop", {column: finding for column, finding in unfit.items() if column not in ids})
+    lines += ["  split:", f"    kind: {split.kind}  # random | stratified | group | time"]
+    lines += [f"    valid: {split.valid:g}", f"    test: {split.test:g}"]
     if personal:
         lines += ["  # privacy:  # columns that look personal, and what could be done before a row reaches any file", "  #   columns:"]
         lines += [f"  #     {_flow(found.column)}: {_flow(found.proposal)}  # {found.words}" for found in personal]
-    if dropped or problem.task == "regression":
-        lines += ["", "features:"]
     if problem.task == "regression":
-        lines.append("  scaling: quantile  # nets fit smooth values best when each input is spread evenly")
-    if dropped:
-        lines.append("  drop:")
-        lines += [f"    - {_flow(column)}  # {reason}" for column, reason in dropped.items()]
+        lines += ["", "features:", "  scaling: quantile  # nets fit smooth values best when each input is spread evenly"]
     if rows < SMALL:
         lines += ["", f"train:  # for {rows:,} rows: small batches, and for smooth values more passes", "  batch_size: 128"]
         lines += ["  epochs: 40", "  patience: 8", "  learning_rate: 0.002"] if problem.task == "regression" else ["  epochs: 10"]
     if problem.task == "regression":
         lines += ["", "evaluate:", "  gate:", "    max_gap_to_baseline: 0.1  # share that the net may be behind gradient boosting"]
     return "\n".join(lines) + "\n"
+
+
+def _named(key: str, columns: dict[str, Finding]) -> list[str]:
+    """A list of columns with the reason for each, one level below the section; nothing without columns."""
+    return [f"  {key}:", *(f"    - {_flow(column)}  # {_reason(finding)}" for column, finding in columns.items())] if columns else []
 
 
 def _flow(value: Any) -> str:

@@ -17,6 +17,7 @@ from raymlp.core.errors import DataError
 from raymlp.core.metrics import METRICS, paired_gain, resample_all
 from raymlp.core.records import Decision, Evaluation, Interval, Snapshot
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import check_table
 from raymlp.data.snapshot import read_split
 from raymlp.evaluate import gate
 from raymlp.evaluate.baselines import sample_rows, scores_of
@@ -114,7 +115,7 @@ def _labelled(table: pa.Table, plan: FeaturePlan) -> tuple[pa.Table, Floats]:
 def _scores(predictor: Predictor, table: pa.Table) -> Floats:
     """Scores of every row. Ranges and closed categories are left to ingestion, so that two models see the same rows."""
     open_contract = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in predictor.bundle.contract.columns.items()})
-    typed, unreadable = open_contract.check_table(table, where="the evaluated table")
+    typed, unreadable = check_table(open_contract, table, where="the evaluated table")
     if unreadable.num_rows:
         raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract. Prepare the data again.")
     return predictor.bundle.calibration.apply(predictor.outputs(typed))

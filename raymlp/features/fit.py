@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from raymlp.config.features import ColumnRules, DatePart, Features
 from raymlp.config.problem import Problem
+from raymlp.config.quality import ID_SHARE
 from raymlp.core.errors import ConfigError, nearest
+from raymlp.data import parquet
 from raymlp.data.profile import ColumnProfile, Profile
+from raymlp.features import custom
 from raymlp.features.ids import Buckets, Category, Hashed, IdStep
 from raymlp.features.reading import SECONDS_PER_DAY
+from raymlp.features.regression import Sample
 from raymlp.features.scalers import Log, Piecewise, Quantile, Scaler, Standard, YeoJohnson, power_transform
 from raymlp.features.steps import Cyclic, Lookup, Number, NumberStep, OneHot
 
-ID_LIKE = 0.9
-"""A text column with more distinct values than this share of its rows names rows rather than describing them."""
 SKEWED = 0.5
 """Skewness by quantiles, ((q99 - q50) - (q50 - q1)) / (q99 - q1) in [-1, 1], from which `auto` straightens a column."""
 LONG_TAILED = 15.0
@@ -39,19 +42,28 @@ Floats = NDArray[np.float64]
 Role = Literal["numeric", "categorical", "text"] | tuple[DatePart, ...]
 
 
-def fit_steps(features: Features, problem: Problem, profile: Profile) -> tuple[list[NumberStep | IdStep], dict[str, str]]:
+def fit_steps(
+    features: Features, problem: Problem, profile: Profile, files: Sequence[str] = ()
+) -> tuple[list[NumberStep | IdStep], dict[str, str]]:
     """Steps, numbers before categories, and the reason for each column. A target encoding is still without its numbers.
 
     Raises ConfigError when a named column does not exist or has the wrong type.
     """
     roles, reasons = choose(features, problem, profile)
+    own = [custom.made(target, f"features.steps.{i}") for i, target in enumerate(features.steps)]
+    predictors = _predictors(features, profile, roles)
+    rows = _training_rows(features, predictors, files)
+    sample = Sample.of(rows, predictors, profile.columns) if rows is not None and predictors else None
     found: list[NumberStep | IdStep] = []
     for name, role in roles.items():
         column, rules = profile.columns[name], features.rules(name)
         if role == "numeric":
             step, how = number_step(name, column, rules)
-            found.append(step)
             reasons[name] += how
+            if isinstance(step, Number) and column.is_number and rules.impute == "model":
+                step, how = _predicted(step, sample)
+                reasons[name] += how
+            found.append(step)
         elif role == "categorical":
             category, how = category_step(name, column, rules)
             found.append(category)
@@ -61,6 +73,17 @@ def fit_steps(features: Features, problem: Problem, profile: Profile) -> tuple[l
         else:
             found += [_date_part(name, part, column, features) for part in role]
     found += [_cross(names, features, profile) for names in features.crosses]
+    for i, mine in enumerate(own):
+        assert rows is not None
+        fitted = custom.fit(mine, f"features.steps.{i}", profile, rows)
+        taken = {name for step in found if isinstance(step, NumberStep) for name in step.names} & set(fitted.names)
+        if taken:
+            raise ConfigError(
+                f"features.steps.{i} ({custom.path_of(type(mine))}) names an output '{min(taken)}', which is there already; "
+                "expected another name. Change the step's names."
+            )
+        found.append(fitted)
+        reasons[f"{custom.path_of(type(mine))}({', '.join(mine.columns)})"] = f"a step of your own: {', '.join(fitted.names)}"
     if not found:
         raise ConfigError("no column is left as a feature; expected one at least. Look at features.drop and problem.id_columns.")
     return sorted(found, key=lambda step: not isinstance(step, NumberStep)), reasons
@@ -79,12 +102,18 @@ def choose(features: Features, problem: Problem, profile: Profile) -> tuple[dict
         "features.drop": features.drop,
         "features.columns": tuple(features.columns),
         "features.crosses": tuple(name for cross in features.crosses for name in cross),
+        "features.steps": tuple(name for target in features.steps for name in target.columns),
         "problem.id_columns": problem.id_columns,
     }
     for key, names in named.items():
         for name in names:
             if name not in profile.columns:
                 raise ConfigError(f"{key} names '{name}', which the data does not have.{nearest(name, profile.columns)} Set {key}.")
+    answer = next((name for name in named["features.steps"] if name in (problem.target, *problem.known_after)), None)
+    if answer is not None:
+        raise ConfigError(
+            f"features.steps reads '{answer}', which is known only with the answer; expected other columns. Set features.steps."
+        )
     asked = {name for key in ("numeric", "categorical", "dates", "text") for name in named[f"features.{key}"]}
     roles: dict[str, Role] = {}
     reasons: dict[str, str] = {}
@@ -116,9 +145,9 @@ def _left_out(name: str, column: ColumnProfile, features: Features, problem: Pro
         return ""
     if not column.values:
         return "no value in training"
-    if column.num_distinct <= 1 and not column.nulls:
+    if column.is_constant:
         return "constant in training"
-    if column.type == "string" and column.num_distinct > ID_LIKE * column.values and column.values > 100:
+    if column.type == "string" and column.is_id_like(ID_SHARE):
         return f"id-like: {column.num_distinct} distinct values in {column.values} rows"
     return ""
 
@@ -180,6 +209,32 @@ def _scaled(name: str, part: Literal["length"] | None, column: ColumnProfile, ru
     )
 
 
+def _predictors(features: Features, profile: Profile, roles: Mapping[str, Role]) -> list[str]:
+    """The numbers that a missing one is predicted from; none where no column asks for it."""
+    numbers = [name for name, role in roles.items() if role == "numeric" and profile.columns[name].is_number]
+    return numbers if any(features.rules(name).impute == "model" for name in numbers) else []
+
+
+def _training_rows(features: Features, predictors: Sequence[str], files: Sequence[str]) -> pa.Table | None:
+    """A sample of what is fitted on more than the profile; None when nothing is."""
+    columns = list(dict.fromkeys([*predictors, *(name for target in features.steps for name in target.columns)]))
+    if columns and not files:
+        setting = "features.impute=model" if predictors else "features.steps"
+        raise ConfigError(f"{setting} reads the training rows, and only their profile is here; expected their files. Leave it out.")
+    return parquet.sample(files, features.sample_rows, columns) if columns else None
+
+
+def _predicted(step: Number, sample: Sample | None) -> tuple[Number, str]:
+    """The step with its regression. A column that was never missing in training gets one, too: it has the most rows to learn from,
+    and when it fails at the endpoint its neighbours say more than its median."""
+    found = sample.regression(step.column) if sample else None
+    if found is None:
+        return step, "; a missing value is the median: the sample has no other number, or too few values of this one, to predict it from"
+    regression, explained, rows = found
+    how = f"a regression on {len(regression.terms)} numbers, which explains {explained:.0%} of the variance of {rows:,} sampled rows"
+    return step.model_copy(update={"regression": regression}), f"; a missing value is predicted by {how}"
+
+
 def _auto_scaling(column: ColumnProfile) -> tuple[Literal["standard", "yeo_johnson", "quantile"], str]:
     far_low, low, quarter, middle, three_quarters, high, far_high = (
         column.quantile(share) for share in (0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999)
@@ -198,7 +253,7 @@ def _fill(name: str, column: ColumnProfile, rules: ColumnRules) -> float:
         return rules.fill
     if rules.impute == "mean" or not column.values:
         return column.mean
-    if rules.impute == "median":
+    if rules.impute in ("median", "model"):
         return column.quantile(0.5)
     weights = np.where(column.digest.pure, column.digest.weights, 0.0)
     if weights.max() < 2:

@@ -45,14 +45,16 @@ class FeaturePlan(Section):
     ) -> Self:
         """Choose and fit the steps from the profile of the training split.
 
-        `files`, the Parquet files of that split, are read only where a column is target-encoded: once, out of fold, here or by
-        the `count` of `raymlp.features.on_ray`.
-        Raises ConfigError when a named column does not exist or has the wrong type, DataError as `Target.fit`.
+        `files`, the Parquet files of that split, are read only where a column is target-encoded (once, out of fold, here or by the
+        `count` of `raymlp.features.on_ray`), and a sample of them where a missing number is predicted from others or a step of the
+        user's own is fitted.
+        Raises ConfigError when a named column does not exist or has the wrong type, or a step of the user's own is not sound;
+        DataError as `Target.fit`.
         """
         from raymlp.features.fit import fit_steps, only_lookups
 
         target = Target.fit(problem, profile)
-        steps, reasons = fit_steps(features, problem, profile)
+        steps, reasons = fit_steps(features, problem, profile, files)
         waiting = only_lookups(steps)
         if waiting and not files:
             raise ConfigError("features.encoding=target reads the training rows, and only their profile is here. Use another encoding.")
@@ -104,7 +106,7 @@ class FeaturePlan(Section):
         }
 
     def row_executor(self) -> Callable[[Mapping[str, Any]], tuple[list[float], list[int]]]:
-        """Single-row executor: a function from typed values (see `Contract.row_checker`) to N floats and C ids."""
+        """Single-row executor: a function from typed values (see `raymlp.data.contract_row`) to N floats and C ids."""
         number_runs: list[RowNumbers] = []
         for is_plain, group in groupby(self.numbers, plain):
             steps = list(group)
@@ -121,7 +123,7 @@ class FeaturePlan(Section):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Raises BundleError when the text is no plan of this format."""
+        """Raises BundleError when the text is no plan of this format, or has a step of the user's own that is not trusted here."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

@@ -35,8 +35,8 @@ def numbers(column: pa.ChunkedArray, part: Part | None) -> NDArray[np.float64]:
         "hour": pc.hour,
         "minute": pc.minute,
         "dayofyear": pc.day_of_year,
-        "epoch_days": lambda array: pc.floor(
-            pc.divide(pc.cast(pc.cast(array, pa.timestamp("s"), safe=False), pa.int64()), float(SECONDS_PER_DAY))
+        "epoch_days": lambda array: pc.divide(
+            pc.cast(pc.cast(pc.floor_temporal(array, unit="day"), pa.timestamp("s")), pa.int64()), SECONDS_PER_DAY
         ),
         "length": pc.utf8_length,
     }

@@ -32,7 +32,8 @@ class Standard(Section):
     """Width that becomes 1: their deviation, interquartile range or range; 1 for a constant."""
 
     def batch(self, values: Floats) -> Floats:
-        return np.asarray((values - self.mean) / self.scale)
+        with np.errstate(over="ignore"):
+            return np.asarray((values - self.mean) / self.scale)
 
     def one(self) -> One:
         mean, scale = self.mean, self.scale
@@ -129,7 +130,8 @@ class Piecewise(Section):
     def batch(self, values: Floats) -> Floats:
         """float64 (B, W)."""
         edges = np.array(self.edges)
-        inside = (values[:, None] - edges[:-1]) / np.diff(edges)
+        with np.errstate(over="ignore"):
+            inside = (values[:, None] - edges[:-1]) / np.diff(edges)
         low, high = np.zeros(self.outputs), np.ones(self.outputs)
         low[0], high[-1] = -np.inf, np.inf
         return np.asarray(np.clip(inside, low, high))

@@ -17,8 +17,10 @@ from pydantic import Field
 
 from raymlp.config.features import DatePart
 from raymlp.config.section import Section
+from raymlp.features.custom import Custom
 from raymlp.features.ids import FIRST, MISSING, Buckets, Category, Hashed, IdStep
 from raymlp.features.reading import Part, label, number_reader, numbers
+from raymlp.features.regression import Regression
 from raymlp.features.scalers import LARGEST, Piecewise, Scaler, Standard
 
 Floats = NDArray[np.float32]
@@ -38,6 +40,8 @@ class Number(Section):
     """Part of a timestamp column, or the length of a text."""
     fill: float
     """Value that stands for a missing one, before scaling."""
+    regression: Regression | None = None
+    """What predicts a missing value from other columns, in the place of `fill`."""
     low: float | None = None
     """Smaller values are taken as this one."""
     high: float | None = None
@@ -49,7 +53,7 @@ class Number(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.column,)
+        return (self.column, *(term.column for term in self.regression.terms)) if self.regression else (self.column,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,6 +67,8 @@ class Number(Section):
         missing = np.isnan(values)
         if missing.any():
             values = np.where(missing, self.fill, values)
+            if self.regression is not None:
+                values[missing] = self.regression.batch(table.filter(pa.array(missing)))
         if self.low is not None or self.high is not None:
             values = np.clip(values, self.low, self.high)
         scaled = np.clip(self.scaler.batch(values), -LARGEST, LARGEST).astype(np.float32)
@@ -73,12 +79,13 @@ class Number(Section):
         column, fill, indicator = self.column, self.fill, self.indicator
         low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
         read, write, isfinite = number_reader(self.part), self._writer(), math.isfinite
+        predict = self.regression.one() if self.regression else lambda row: fill
 
         def run(row: dict[str, Any], out: list[float]) -> None:
             value = row[column]
             number = math.nan if value is None else read(value)
             missing = not isfinite(number)
-            number = fill if missing else number
+            number = predict(row) if missing else number
             write(low if number < low else high if number > high else number, out)
             if indicator:
                 out.append(1.0 if missing else 0.0)
@@ -108,13 +115,11 @@ def plain_row(steps: Sequence[Number]) -> RowNumbers:
     facts = []
     for step in steps:
         assert isinstance(step.scaler, Standard)
-        missing: list[float] = []
-        step.row()({step.column: None}, missing)
-        facts.append((step.column, step.scaler.mean, step.scaler.scale, step.indicator, missing))
+        facts.append((step.column, step.scaler.mean, step.scaler.scale, step.indicator, step.row()))
 
     def run(row: dict[str, Any], out: list[float]) -> None:
         append = out.append
-        for column, mean, scale, indicator, missing in facts:
+        for column, mean, scale, indicator, run_missing in facts:
             value = row[column]
             if type(value) is not float:
                 value = math.nan if value is None else value.timestamp() if isinstance(value, datetime) else float(value)
@@ -128,7 +133,7 @@ def plain_row(steps: Sequence[Number]) -> RowNumbers:
                 if indicator:
                     append(0.0)
             else:
-                out += missing
+                run_missing(row, out)
 
     isfinite = math.isfinite
     return run
@@ -247,5 +252,5 @@ class Lookup(Section):
         return run
 
 
-NumberStep = Number | Cyclic | OneHot | Lookup
-Step = Annotated[Number | Cyclic | OneHot | Lookup | Category | Buckets | Hashed, Field(discriminator="kind")]
+NumberStep = Number | Cyclic | OneHot | Lookup | Custom
+Step = Annotated[Number | Cyclic | OneHot | Lookup | Custom | Category | Buckets | Hashed, Field(discriminator="kind")]

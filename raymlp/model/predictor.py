@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from raymlp.core.errors import BundleError, RequestError
 from raymlp.core.records import Task
-from raymlp.data.contract import REASON, Row, table_of
+from raymlp.data.contract_batch import REASON, check_table
+from raymlp.data.contract_row import Row, row_checker, table_of
 from raymlp.data.privacy import routing_key_hider
 from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.model.nets import build_net
@@ -66,7 +67,7 @@ class Predictor:
             raise BundleError(f"the weights of {bundle.path} do not fit its net: {error}") from None
         self.net.eval().float()
         key = bundle.contract.key()
-        self.check: Callable[[Any, str], Row] = bundle.contract.row_checker(key=key)
+        self.check: Callable[[Any, str], Row] = row_checker(bundle.contract, key=key)
         self.hide_routing_key: Callable[[str], str] = routing_key_hider(key)
         self._row = bundle.plan.row_executor()
 
@@ -82,7 +83,7 @@ class Predictor:
         """
         contract = self.bundle.contract
         if isinstance(rows, pa.Table):
-            typed, broken = contract.check_table(rows, where="the table")
+            typed, broken = check_table(contract, rows, where="the table")
             if broken.num_rows:
                 raise RequestError("table", broken.column(REASON)[0].as_py(), "rows that keep the contract")
         else:

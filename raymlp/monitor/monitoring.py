@@ -20,6 +20,7 @@ from raymlp.config.monitor import Monitor
 from raymlp.core.metrics import DEFAULT_METRIC
 from raymlp.core.records import Finding, MonitorReport
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import check_table
 from raymlp.data.drift import drift
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
@@ -142,7 +143,7 @@ def _keys(table: pa.Table) -> pa.ChunkedArray:
 
 
 def _typed(column: pa.ChunkedArray, contract: Contract, name: str) -> pa.ChunkedArray:
-    typed, unreadable = contract.check_table(pa.table({name: column}), where="the prediction log")
+    typed, unreadable = check_table(contract, pa.table({name: column}), where="the prediction log")
     lost = pa.chunked_array([pa.nulls(unreadable.num_rows, typed.column(name).type)])
     return pa.chunked_array([*typed.column(name).chunks, *lost.chunks], typed.column(name).type)
 

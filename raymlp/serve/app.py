@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, RequestError, ServingError
-from raymlp.data.contract import Row, table_of
+from raymlp.data.contract_row import Row, table_of
 from raymlp.serve.deploy import DEPLOYMENT
 from raymlp.serve.guard import Guard
 from raymlp.serve.log import Entry, PredictionLog

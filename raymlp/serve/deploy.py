@@ -23,7 +23,7 @@ from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import SLOW_PATH, fast_path_environment, has_fast_path, port_is_free, private_folder
 from raymlp.runtime.session import quiet, storage_root
-from raymlp.serve.probe import probe, start_probe
+from raymlp.serve.probe import probe, start_probe, trust
 from raymlp.serve.request import key_hash
 from raymlp.serve.routing import check_weights
 
@@ -221,13 +221,13 @@ def _application(config: Config, user_config: dict[str, Any], hashes: list[str])
 
 
 def _runtime_env() -> dict[str, Any]:
-    """The code of this job for the replicas. The deployment's number makes a new deploy of changed settings a new version for
-    Ray Serve, which looks at the import path and this alone."""
+    """The code of this job for the replicas, and what they may trust. The deployment's number makes a new deploy of changed settings
+    a new version for Ray Serve, which looks at the import path and this alone."""
     import ray
 
     job = ray.get_runtime_context().runtime_env
     code = {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}
-    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex}}
+    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust()}}
 
 
 def _user_config(versions: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, Any]:

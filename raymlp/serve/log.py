@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 
 from raymlp.config.serve import Log
 from raymlp.core.files import make_folder
-from raymlp.data.contract import ARROW, Contract, Row
+from raymlp.data.casting import ARROW
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import Row
 
 INPUT = "in."
 """Prefix of the columns that hold a request's values."""

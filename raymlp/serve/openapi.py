@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from raymlp.core.records import Task
-from raymlp.data.contract import MAX_PATTERN_TEXT, ColumnContract, Contract
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.pattern import MAX_TEXT
 from raymlp.data.privacy import makes_text
 
 Json = dict[str, Any]
@@ -88,7 +89,7 @@ def _column(rule: ColumnContract, description: str) -> Json:
     if rule.categories and rule.type == "string":
         kind["enum"] = [*rule.categories, *([None] if rule.nullable else [])]
     if rule.pattern:
-        kind |= {"pattern": f"^(?:{rule.pattern})$", "maxLength": MAX_PATTERN_TEXT}
+        kind |= {"pattern": f"^(?:{rule.pattern})$", "maxLength": MAX_TEXT}
     if rule.example is not None:
         kind["examples"] = [rule.example]
     return {**kind, "description": description}

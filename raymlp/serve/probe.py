@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.records import Version
-from raymlp.data.contract import Contract, Row
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import Row
+from raymlp.features.custom import TRUSTED
 
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""
@@ -44,6 +47,11 @@ def answers_a_sample(bundle: str) -> str:
     return predictor.bundle.digest
 
 
+def trust() -> dict[str, str]:
+    """What this process trusts of bundles with steps of a user's own, as environment variables for one that serves them."""
+    return {TRUSTED: os.environ[TRUSTED]} if os.environ.get(TRUSTED) else {}
+
+
 def probe(version: Version) -> str:
     """The bundle's digest. Raises ServingError when the bundle cannot be loaded, crashes, hangs or gives no number; nothing else
     changes."""
@@ -63,7 +71,8 @@ def in_own_process(function: Callable[[str], str], argument: str, *, what: str, 
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(function).remote(argument)
+    code = {"runtime_env": {"env_vars": trust()}} if trust() else {}
+    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(argument)
 
     def result() -> str:
         try:

@@ -12,6 +12,7 @@ from raymlp.config.privacy import Rule
 from raymlp.core.files import digest_of, sha256_file
 from raymlp.data import parquet
 from raymlp.data.contract import Contract
+from raymlp.data.contract_batch import check_table
 from raymlp.data.privacy import PrivacyKey
 from raymlp.data.profile import Profile
 
@@ -30,7 +31,7 @@ def make_snapshot(folder: Path, name: str, rule: Rule | None = None, *, sealed: 
     )
     contract = Contract.infer(Profile().update(raw))
     contract = contract.with_privacy({"user": rule} if rule else {}, KEY)
-    table, _ = contract.check_table(raw)
+    table, _ = check_table(contract, raw)
     text = pa.table({column: table.column(column).slice(3, 1).cast(pa.string()) for column in table.column_names})
     for place, rows in (
         ("train/a", table.slice(0, 70)),

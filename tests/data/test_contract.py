@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymlp.core.errors import ConfigError, DataError, RequestError
-from raymlp.data.contract import REASON, ColumnContract, Contract, table_of
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import REASON, check_table
+from raymlp.data.contract_row import row_checker, table_of
 from raymlp.data.profile import Profile
 
 CONTRACT = Contract(
@@ -22,7 +24,7 @@ CONTRACT = Contract(
     }
 )
 ROW: dict[str, Any] = {"age": 30, "rate": 0.5, "city": "bonn", "paid": True, "when": "2013-07-01T09:00:00Z"}
-check = CONTRACT.row_checker()
+check = row_checker(CONTRACT)
 
 
 def test_a_good_row_comes_back_typed() -> None:
@@ -89,7 +91,7 @@ def test_a_table_is_divided_into_good_rows_and_bad_rows_with_reasons() -> None:
             "when": ["2013-07-01T09:00:00"] * 4,
         }
     )
-    good, bad = CONTRACT.check_table(table)
+    good, bad = check_table(CONTRACT, table)
     assert good.to_pylist() == [{"age": 30, "rate": 1.0, "city": "bonn", "paid": True, "when": datetime(2013, 7, 1, 9, tzinfo=UTC)}]
     assert bad.column(REASON).to_pylist() == ["age is not of type int", "age is above 120", "age is null"]
     assert bad.column("age").to_pylist() == ["old", "130", None]
@@ -97,27 +99,27 @@ def test_a_table_is_divided_into_good_rows_and_bad_rows_with_reasons() -> None:
 
 def test_unknown_categories_are_quarantined_only_when_closed() -> None:
     table = pa.table({name: pa.array([value]) for name, value in {**ROW, "city": "rome"}.items()})
-    assert CONTRACT.check_table(table)[1].column(REASON).to_pylist() == ["city is not one of its categories"]
+    assert check_table(CONTRACT, table)[1].column(REASON).to_pylist() == ["city is not one of its categories"]
     opened = Contract(columns={"city": ColumnContract(type="string")})
-    assert opened.check_table(table)[1].num_rows == 0
+    assert check_table(opened, table)[1].num_rows == 0
 
 
 def test_a_missing_column_is_named_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"has no column 'age'.*Did you mean 'ages'"):
-        CONTRACT.check_table(pa.table({"ages": [1]}))
+        check_table(CONTRACT, pa.table({"ages": [1]}))
 
 
 def test_numbers_do_not_pass_as_timestamps_nor_the_other_way() -> None:
     when = Contract(columns={"x": ColumnContract(type="timestamp")})
     number = Contract(columns={"x": ColumnContract(type="float")})
-    assert when.check_table(pa.table({"x": [1]}))[1].num_rows == 1
-    assert number.check_table(pa.table({"x": [datetime(2013, 1, 1, tzinfo=UTC)]}))[1].num_rows == 1
+    assert check_table(when, pa.table({"x": [1]}))[1].num_rows == 1
+    assert check_table(number, pa.table({"x": [datetime(2013, 1, 1, tzinfo=UTC)]}))[1].num_rows == 1
 
 
 def test_rows_that_were_profiled_keep_the_inferred_contract() -> None:
     table = pa.table({"a": [1.5, 2.5, None], "n": [1, 2, 3], "k": ["x", None, "y"], "t": pa.array([0, 1, 2], pa.timestamp("us", tz="UTC"))})
     contract = Contract.infer(Profile().update(table))
-    assert contract.check_table(table)[1].num_rows == 0
+    assert check_table(contract, table)[1].num_rows == 0
     assert not contract.columns["n"].nullable
     assert contract.columns["k"].nullable
     assert (contract.columns["n"].minimum, contract.columns["n"].maximum) == (-2, 6)
@@ -142,10 +144,10 @@ FLIGHT = ColumnContract(type="string", nullable=False, pattern=r"[A-Z]{2}\d{1,4}
 def test_a_pattern_is_matched_as_a_whole_in_batches_and_in_requests() -> None:
     contract = Contract(columns={"flight": FLIGHT})
     texts = ["UA12", "xUA12", "UA12 ", "UA12\n", "ua12", "AA1234", "A" * 2_000]
-    good, bad = contract.check_table(pa.table({"flight": texts}))
+    good, bad = check_table(contract, pa.table({"flight": texts}))
     assert good.column("flight").to_pylist() == ["UA12", "AA1234"]
     assert set(bad.column(REASON).to_pylist()) == {"flight does not match its pattern"}
-    one = contract.row_checker()
+    one = row_checker(contract)
     assert one({"flight": "UA12"}, "row") == {"flight": "UA12"}
     for text in bad.column("flight").to_pylist():
         with pytest.raises(RequestError, match="text of at most 1,000 characters that matches"):
@@ -156,9 +158,9 @@ def test_a_pattern_is_matched_as_a_whole_in_batches_and_in_requests() -> None:
 @given(st.text(alphabet="ab|1\n é", max_size=6), st.sampled_from(["a|b", "(a|b)+1?", ".", "\\s*", "[^a]+", "(?i)A"]))
 def test_batches_and_requests_agree_on_every_text(text: str, pattern: str) -> None:
     contract = Contract(columns={"x": ColumnContract(type="string", pattern=pattern)})
-    kept = contract.check_table(pa.table({"x": [text]}))[0].num_rows == 1
+    kept = check_table(contract, pa.table({"x": [text]}))[0].num_rows == 1
     try:
-        contract.row_checker()({"x": text}, "row")
+        row_checker(contract)({"x": text}, "row")
         assert kept
     except RequestError:
         assert not kept
@@ -169,9 +171,9 @@ def test_a_pattern_that_would_run_for_ever_elsewhere_is_quick() -> None:
     rule = ColumnContract(type="string", pattern="(a+)+b")
     contract = Contract(columns={"x": rule})
     attack = "a" * 900 + "!"
-    assert contract.check_table(pa.table({"x": [attack] * 100}))[1].num_rows == 100
+    assert check_table(contract, pa.table({"x": [attack] * 100}))[1].num_rows == 100
     with pytest.raises(RequestError):
-        contract.row_checker()({"x": attack}, "row")
+        row_checker(contract)({"x": attack}, "row")
 
 
 @pytest.mark.parametrize(

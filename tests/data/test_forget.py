@@ -68,7 +68,7 @@ def test_a_person_is_gone_from_every_snapshot_and_the_digest_says_so(tmp_path: P
     assert manifest["forgotten"][0]["rows"] == 11
     assert manifest["forgotten"][0]["digest_before"] == before.digest
     assert manifest["key"] == "k"
-    assert sorted(item.name for item in folder.iterdir()) == ["one", "two"]
+    assert sorted(item.name for item in folder.iterdir()) == ["one", "suppressed.json", "two"]
     for file in (item for item in folder.rglob("*") if item.is_file()):
         assert b"user-3" not in file.read_bytes()
         assert file.suffix != ".parquet" or parquet.is_encrypted(file) is sealed

@@ -21,7 +21,9 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.sources import CsvSource, ParquetSource
 from raymlp.config.split import GroupSplit, RandomSplit
 from raymlp.core.errors import ConfigError, RequestError
-from raymlp.data.contract import REASON, ColumnContract, Contract, table_of
+from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_batch import REASON, check_table
+from raymlp.data.contract_row import row_checker, table_of
 from raymlp.data.privacy import Mac, PrivacyKey, environment_key, masked, revealed, routing_key_hider, single, transformed
 from raymlp.data.snapshot import load_contract, prepare, read_split, snapshot_key
 
@@ -59,7 +61,7 @@ def privacy_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_rule_gives_what_a_hand_worked_case_expects() -> None:
-    row = CONTRACT.row_checker()(ROW, "row")
+    row = row_checker(CONTRACT)(ROW, "row")
     derived = hmac.new(SECRET.encode(), b"raymlp privacy: hash", hashlib.sha256).digest()
     assert row["user"].split("-")[0] == hmac.new(derived, b"user\0u1", hashlib.sha256).hexdigest()[:32]
     assert revealed(row["email"], column="email") == "ann@example.org"
@@ -114,16 +116,16 @@ MOMENT = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)).map(lambda mom
     )
 )
 def test_the_arrow_path_and_the_row_path_agree_and_do_nothing_the_second_time(rows: list[dict[str, Any]]) -> None:
-    check = CONTRACT.row_checker()
+    check = row_checker(CONTRACT)
     single_rows = [check(row, "row") for row in rows]
     as_written = {name: [None if row[name] is None else str(row[name]) for row in rows] for name in ("user", "email", "phone", "zip")}
     raw = pa.table(
         {**as_written, "age": [r["age"] for r in rows], "pay": [r["pay"] for r in rows], "birth": [r["birth"] for r in rows]}
     ).select(list(CONTRACT.columns))
-    once, broken = CONTRACT.check_table(raw)
+    once, broken = check_table(CONTRACT, raw)
     assert broken.num_rows == 0
     assert once.to_pylist() == single_rows
-    assert CONTRACT.check_table(once)[0].to_pylist() == single_rows
+    assert check_table(CONTRACT, once)[0].to_pylist() == single_rows
     assert [check(row, "row") for row in single_rows] == single_rows
     assert table_of(single_rows, CONTRACT) == once
 
@@ -146,14 +148,14 @@ def test_a_text_that_only_looks_like_a_token_is_transformed() -> None:
 
 def test_a_quarantined_row_holds_no_raw_value() -> None:
     raw = pa.table({**{name: [value] for name, value in ROW.items()}, "age": ["old as ann@example.org"]}).select(list(CONTRACT.columns))
-    good, broken = CONTRACT.check_table(raw)
+    good, broken = check_table(CONTRACT, raw)
     assert (good.num_rows, broken.column(REASON).to_pylist()) == (0, ["age is not of type int"])
     kept = str(broken.to_pylist())
     assert not any(text in kept for text in ("u1'", "ann@", "0171", "1985-08", "53113"))
 
 
 def test_ranges_speak_of_the_result_and_a_refusal_does_not_show_the_value() -> None:
-    check = CONTRACT.row_checker()
+    check = row_checker(CONTRACT)
     assert check({**ROW, "age": 99}, "row")["age"] == 90
     for change in ({"age": 100}, {"user": True}, {"birth": "ann"}, {"email": "\ud800 ann"}, {"zip": 5.5}):
         with pytest.raises(RequestError) as error:
@@ -163,8 +165,8 @@ def test_ranges_speak_of_the_result_and_a_refusal_does_not_show_the_value() -> N
 
 def test_a_whole_number_read_as_a_float_gets_the_token_of_the_number() -> None:
     contract = Contract(columns={"user": ColumnContract(type="string")}).with_privacy({"user": Hash()}, KEY)
-    good, broken = contract.check_table(pa.table({"user": [7.0, None, 1.5]}))
-    assert good.column("user").to_pylist() == [contract.row_checker()({"user": 7}, "row")["user"], None]
+    good, broken = check_table(contract, pa.table({"user": [7.0, None, 1.5]}))
+    assert good.column("user").to_pylist() == [row_checker(contract)({"user": 7}, "row")["user"], None]
     assert broken.num_rows == 1
 
 
@@ -177,15 +179,15 @@ def test_a_missing_or_short_key_is_refused_by_name(monkeypatch: pytest.MonkeyPat
         environment_key()
     assert "short" not in str(error.value)
     with pytest.raises(ConfigError, match="RAYMLP_PRIVACY_KEY"):
-        CONTRACT.row_checker()
+        row_checker(CONTRACT)
     without = Contract(columns={"zip": ColumnContract(type="string")}).with_privacy({"zip": Mask()}, None)
-    assert without.row_checker()({"zip": "53113"}, "row") == {"zip": "***13"}
+    assert row_checker(without)({"zip": "53113"}, "row") == {"zip": "***13"}
 
 
 def test_another_key_than_the_training_datas_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMLP_PRIVACY_KEY", "another secret, which is long enough as well")
     with pytest.raises(ConfigError, match=f"another key than the one that 'user' was transformed with.*expected {KEY.check}"):
-        CONTRACT.row_checker()
+        row_checker(CONTRACT)
 
 
 def test_a_contract_keeps_its_rules_as_text_and_never_the_key() -> None:
@@ -265,7 +267,7 @@ def test_a_snapshot_holds_only_transformed_values_and_no_key(ray_runtime: Runtim
         assert not any(value in text for value in raw)
         assert SECRET.encode() not in file.read_bytes()
     held_out = read_split(snapshot.path, "test").to_pylist()[0]
-    check = contract.only(["user", "phone", "birth"]).row_checker()
+    check = row_checker(contract.only(["user", "phone", "birth"]))
     kept = {name: held_out[name] for name in ("user", "phone", "birth")}
     assert check(kept, "row") == kept
 

@@ -19,7 +19,7 @@ from raymlp.core.errors import DataError
 from raymlp.core.files import to_json
 from raymlp.core.records import Snapshot
 from raymlp.data.association import Association, Outline
-from raymlp.data.contract import REASON
+from raymlp.data.contract_batch import REASON
 from raymlp.data.profile import Profile
 from raymlp.data.profile_page import (
     correlation,

@@ -19,7 +19,7 @@ from raymlp.config.sources import CsvSource, ParquetSource
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError, SourceUnavailable
 from raymlp.core.records import DataReport
-from raymlp.data.contract import REASON
+from raymlp.data.contract_batch import REASON
 from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
 from raymlp.data.sources.retry import Unanswered
 from raymlp.data.tasks import each_part

@@ -34,6 +34,8 @@ from raymlp.config.split import RandomSplit
 from raymlp.core.errors import ConfigError, DataError, RequestError, SourceUnavailable
 from raymlp.data import sources
 from raymlp.data.contract import Contract
+from raymlp.data.contract_batch import check_table
+from raymlp.data.contract_row import row_checker
 from raymlp.data.snapshot import load_profile, prepare, read_split
 
 ROWS = [{"id": 1, "city": "Köln", "score": 0.5}, {"id": 2, "city": None, "score": 2.0}, {"id": 3, "city": "Oslo", "score": None}]
@@ -511,18 +513,18 @@ def test_a_database_and_json_lines_of_the_same_rows_give_the_same_snapshot(ray_r
 
 def test_bytes_are_checked_as_base64_at_the_endpoint_and_kept_out_of_quarantine() -> None:
     contract = Contract.model_validate({"columns": {"image": {"type": "bytes"}, "n": {"type": "int"}}})
-    check = contract.row_checker()
+    check = row_checker(contract)
     assert check({"image": "iVBORw==", "n": 1}, "instances[0]") == {"image": b"\x89PNG", "n": 1}
     with pytest.raises(RequestError, match=r"instances\[0\]\.image is .*; expected base64 text or null"):
         check({"image": "not base64!", "n": 1}, "instances[0]")
-    good, broken = contract.check_table(pa.table({"image": [b"\x89", b"\xff"], "n": ["1", "oops"]}))
+    good, broken = check_table(contract, pa.table({"image": [b"\x89", b"\xff"], "n": ["1", "oops"]}))
     assert good.to_pylist() == [{"image": b"\x89", "n": 1}]
     assert broken.column("image").to_pylist() == ["ff000000"]
 
 
 def test_a_whole_number_beyond_64_bits_is_a_bad_row_and_no_crash() -> None:
     contract = Contract.model_validate({"columns": {"n": {"type": "int"}}})
-    good, broken = contract.check_table(pa.table({"n": ["1", "99999999999999999999", "-9223372036854775808"]}))
+    good, broken = check_table(contract, pa.table({"n": ["1", "99999999999999999999", "-9223372036854775808"]}))
     assert good.column("n").to_pylist() == [1, -(2**63)]
     assert broken.num_rows == 1
 

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from raymlp.config.features import Features
 from raymlp.config.problem import Problem
 from raymlp.core.errors import BundleError, ConfigError, DataError
-from raymlp.data.contract import Contract, table_of
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
 from raymlp.features.ids import FIRST, MISSING, UNSEEN
 from raymlp.features.plan import FeaturePlan
+from raymlp.features.reading import number_reader, numbers
 
 PROBLEM = Problem(name="p", task="binary", target="y")
 
@@ -147,6 +149,13 @@ def test_date_parts_of_a_known_moment() -> None:
     texts = {step.name: step.vocabulary for step in plan.categories}
     read = {name: texts[name][index - FIRST] for name, index in named.items() if name.startswith("t_")}
     assert read == {"t_month": "7", "t_day": "4", "t_weekday": "3", "t_hour": "23", "t_minute": "5"}
+
+
+def test_a_moment_just_before_a_midnight_before_1970_is_on_its_own_day() -> None:
+    moment = datetime(1969, 1, 1, 23, 59, 59, 1, tzinfo=UTC)
+    days = numbers(pa.chunked_array([pa.array([moment, None], pa.timestamp("us", "UTC"))]), "epoch_days")
+    assert days[0] == number_reader("epoch_days")(moment) == -365
+    assert np.isnan(days[1])
 
 
 def test_reasons_say_what_is_left_out_and_why() -> None:

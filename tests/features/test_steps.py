@@ -19,7 +19,8 @@ from raymlp.config.features import ColumnFeatures, Features
 from raymlp.config.loader import build_config, load_config
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError
-from raymlp.data.contract import Contract, table_of
+from raymlp.data.contract import Contract
+from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
 from raymlp.features.ids import FIRST, MISSING, UNSEEN, Hashed
 from raymlp.features.plan import FeaturePlan
@@ -322,6 +323,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "yeo-johnson, hash": {"scaling": "yeo_johnson", "encoding": "hash", "hash_size": 50, "crosses": (("k", "l", "n"),)},
     "piecewise, target": {"scaling": "piecewise", "bins": 5, "encoding": "target", "text": ("note",)},
     "bucketise, minmax": {"scaling": "bucketise", "columns": {"gap": {"scaling": "minmax"}}, "clip_deviations": 2.0},
+    "regression for missing numbers": {"impute": "model", "sample_rows": 500, "columns": {"x": {"scaling": "piecewise", "bins": 4}}},
     "auto": {"scaling": "auto", "encoding": "auto", "max_categories": 2},
 }
 ALL_PARTS = {"t": ("month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days")}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from raymlp.core.errors import RequestError
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.contract_row import row_checker
 from raymlp.serve.guard import Guard
 from raymlp.serve.openapi import openapi
 from raymlp.serve.probe import example_row
@@ -77,7 +78,7 @@ def test_the_example_row_keeps_its_contract_even_where_it_has_no_examples() -> N
     )
     row = example_row(contract)
     assert row == {"a": 3, "b": "x", "c": 7, "d": "2000-01-01T00:00:00Z", "e": None}
-    assert contract.row_checker()(row, "example")["a"] == 3.0
+    assert row_checker(contract)(row, "example")["a"] == 3.0
 
 
 def test_openapi_has_the_columns_of_the_contract() -> None:

@@ -12,7 +12,7 @@ import pyarrow.csv as pacsv
 
 from raymlp.config.sources import ColumnType, CsvSource
 from raymlp.core.errors import DataError, nearest
-from raymlp.data.contract import ARROW
+from raymlp.data.casting import ARROW
 from raymlp.data.profile import column_type
 from raymlp.data.sources import files
 from raymlp.data.sources.part import BATCH_BYTES, BadRows, Part

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from raymlp.config.sources import ColumnType
 from raymlp.core.errors import DataError, nearest
-from raymlp.data.contract import ARROW
+from raymlp.data.casting import ARROW
 from raymlp.data.sources.part import BATCH_BYTES
 
 INFER_ROWS = 10_000
