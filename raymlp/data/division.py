@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.config.split import GroupSplit, HashSplit, RandomSplit, Split, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, DataError
-from raymlp.core.files import to_json
+from raymlp.core.files import Place, to_json
 from raymlp.data import parquet
 from raymlp.data.association import Association, Outline, merged_associations
 from raymlp.data.contract import Contract
@@ -35,8 +34,8 @@ class Cut:
     """How staged parts are divided: plain values, sent once. Columns in `leave_out` go no further, and those in `unhashed` do not
     tell copies apart."""
 
-    staging: Path
-    aside: Path
+    staging: Place
+    aside: Place
     leave_out: Sequence[str]
     unhashed: Sequence[str]
     seal: parquet.SnapshotKey | None
@@ -87,6 +86,7 @@ def divide(
         "association": to_json(association.to_dict(), indent=None) if association else "",
         "bad": bad,
         "first": first,
+        "files": parquet.facts_of((*writers.values(), bad_file), cut.aside),
         **{f"hashes_{name}": b"".join(found) for name, found in hashes.items()},
     }
 
@@ -95,7 +95,7 @@ def profile_of(results: list[dict[str, Any]], split: str) -> Profile:
     return merged(Profile.from_dict(json.loads(item["profiles"])[split]) for item in results)
 
 
-def write_page_data(aside: Path, held_out: list[dict[str, Any]], seal: parquet.SnapshotKey | None) -> None:
+def write_page_data(aside: Place, held_out: list[dict[str, Any]], seal: parquet.SnapshotKey | None) -> None:
     """Profiles of the held-out splits that have rows, and the association of the training split."""
     texts = {}
     for split in SPLITS[1:]:
@@ -108,8 +108,9 @@ def write_page_data(aside: Path, held_out: list[dict[str, Any]], seal: parquet.S
         (aside / name).write_text(parquet.sealed_text(text, seal))
 
 
-def quarantine_repeats(shape: Shape, staging: Path, counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Path) -> None:
-    """Write rows that repeat a unique key to quarantine, as text with the reason."""
+def quarantine_repeats(shape: Shape, staging: Place, counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Place) -> str:
+    """Write rows that repeat a unique key to quarantine, as text with the reason. Gives the files' facts, as `parquet.facts_of` does."""
+    writers = []
     for index, (start, end) in enumerate(pairwise(counts)):
         if not np.any(repeated[start:end]):
             continue
@@ -121,9 +122,11 @@ def quarantine_repeats(shape: Shape, staging: Path, counts: NDArray[np.int64], r
             text = {name: in_quarantine(table.column(name)) for name in table.column_names}
             writer.write(pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(again > 0)))
         writer.close()
+        writers.append(writer)
+    return parquet.facts_of(writers, quarantine.parent)
 
 
-def split_keys(problem: Problem, data: Data, files: Sequence[Path]) -> NDArray[Any]:
+def split_keys(problem: Problem, data: Data, files: Sequence[Place]) -> NDArray[Any]:
     """Keys of all rows as `assign` wants them; only hashes, moments or classes are held, not the rows."""
     rule = data.split
     if type(rule) is RandomSplit:

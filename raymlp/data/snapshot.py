@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.config.split import ColumnSplit
 from raymlp.core.errors import ContractError, DataError, SourceUnavailable
-from raymlp.core.files import digest_of, published, sha256_file, to_json
+from raymlp.core.files import Place, digest_of, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, sources
 from raymlp.data.association import Association, Outline
@@ -38,6 +37,7 @@ from raymlp.data.contract import Contract
 from raymlp.data.division import Cut, divide, profile_of, quarantine_repeats, split_keys, write_page_data
 from raymlp.data.door import oldest_kept, verdict
 from raymlp.data.forward_fill import forward_fill, with_fills
+from raymlp.data.place import MANIFEST, published_at, publishing, remove, require_store
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
 from raymlp.data.quality import Evidence, Finding, inspect, load_learners
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 
 
-def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
+def prepare(problem: Problem, data: Data, folder: Place, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
     """Make the snapshot of a problem's data under `folder`, or find the one that is already there. Needs Ray.
 
     `say` hears one line a stage. Raises DataError or ContractError; then nothing is published.
@@ -78,31 +78,33 @@ def reachable(data: Data) -> Data:
     return data
 
 
-def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
+def _prepare(problem: Problem, data: Data, folder: Place, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     key = snapshot_key(problem, data)
     suppressed = Suppressed.load(folder / problem.name)
     target = _place(key, suppressed)
-    if (target / "manifest.json").is_file():
+    found = published_at(target)
+    if found is not None:
         if data.contract:
-            hold_freshness(given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
-        return open_snapshot(target, reused=True)
-    with published(target) as aside:
+            hold_freshness(given_contract(data.contract), json.loads((found / MANIFEST).read_text())["newest"])
+        return open_snapshot(found, reused=True)
+    require_store(folder)
+    with publishing(target) as aside:
         _build(problem, data, aside, key, suppressed, say, warnings)
-    return open_snapshot(target)
+    return open_snapshot(published_at(target) or target)
 
 
-def find(problem: Problem, data: Data, folder: Path) -> Snapshot | None:
+def find(problem: Problem, data: Data, folder: Place) -> Snapshot | None:
     """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
-    target = _place(snapshot_key(problem, data), Suppressed.load(folder / problem.name))
-    return open_snapshot(target, reused=True) if (target / "manifest.json").is_file() else None
+    found = published_at(_place(snapshot_key(problem, data), Suppressed.load(folder / problem.name)))
+    return open_snapshot(found, reused=True) if found is not None else None
 
 
-def _place(key: str, suppressed: Suppressed) -> Path:
+def _place(key: str, suppressed: Suppressed) -> Place:
     """Where the snapshot of a key is, or will be. One that does not keep the list of those who were forgotten is passed over:
     `forget` could not clean it, since it lacks the column, or it is older than this list."""
     place = suppressed.folder / key[:16]
-    manifest = place / "manifest.json"
-    if not manifest.is_file() or applied(json.loads(manifest.read_text())) == suppressed.digest:
+    found = published_at(place)
+    if found is None or applied(json.loads((found / MANIFEST).read_text())) == suppressed.digest:
         return place
     return suppressed.folder / digest_of([key, suppressed.digest])[:16]
 
@@ -132,10 +134,10 @@ def snapshot_key(problem: Problem, data: Data) -> str:
     return digest_of(facts)
 
 
-def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
+def open_snapshot(path: Place, *, reused: bool = False) -> Snapshot:
     """The record of a snapshot on disk. Raises DataError when it is not one."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
     notes = [str(Finding(**item)) for item in manifest.get("quality", ())]
@@ -143,17 +145,17 @@ def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
     return Snapshot(path, manifest["digest"], manifest["rows"], manifest["quarantined"], reused, tuple(notes))
 
 
-def warnings_of(path: Path) -> list[str]:
+def warnings_of(path: Place) -> list[str]:
     """What was noticed while a snapshot was made."""
-    return list(json.loads((path / "manifest.json").read_text())["warnings"])
+    return list(json.loads((path / MANIFEST).read_text())["warnings"])
 
 
-def split_files(path: Path, split: str) -> list[str]:
+def split_files(path: Place, split: str) -> list[str]:
     """Parquet files of a split, in order; empty when the split has no rows."""
     return sorted(str(file) for file in (path / split).glob("*.parquet"))
 
 
-def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_split(path: Place, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a split, in memory, in the order of the snapshot."""
     files = split_files(path, split)
     wanted = list(columns) if columns is not None else None
@@ -162,14 +164,14 @@ def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> 
     return pa.concat_tables([parquet.read(file, wanted) for file in files])
 
 
-def load_profile(path: Path, split: str = "train") -> Profile:
+def load_profile(path: Place, split: str = "train") -> Profile:
     """Profile of a split; that of a split without rows is empty."""
     file = path / ("profile.json" if split == "train" else f"profile-{split}.json")
     known = split == "train" or file.is_file()
     return Profile.from_dict(json.loads(parquet.unsealed_text(file))) if known else Profile()
 
 
-def load_association(path: Path) -> Association:
+def load_association(path: Place) -> Association:
     """How columns of the training split move with the target and with each other. Raises DataError when the snapshot has none."""
     try:
         return Association.from_json(parquet.unsealed_text(path / "association.json"))
@@ -177,7 +179,7 @@ def load_association(path: Path) -> Association:
         raise DataError(f"{path} was made by an older version and has no association.json. Prepare the data again.") from None
 
 
-def load_contract(path: Path) -> Contract:
+def load_contract(path: Place) -> Contract:
     """Contract of all columns of a snapshot."""
     return Contract.from_yaml((path / "contract.yaml").read_text(), source=str(path / "contract.yaml"))
 
@@ -186,7 +188,7 @@ def load_contract(path: Path) -> Contract:
 
 
 def _build(
-    problem: Problem, data: Data, aside: Path, key: str, suppressed: Suppressed, say: Callable[[str], None], before: list[str]
+    problem: Problem, data: Data, aside: Place, key: str, suppressed: Suppressed, say: Callable[[str], None], before: list[str]
 ) -> None:
     started = time.time()
     if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
@@ -213,7 +215,7 @@ def _build(
     codes[kept] = assign(data.split, split_keys(problem, data, files)[kept])
     counts = np.cumsum([0] + [item["rows"] for item in staged])
     pieces = [codes[start:end] for start, end in pairwise(counts)]
-    quarantine_repeats(shape, staging, counts, repeated, aside / "quarantine")
+    again = quarantine_repeats(shape, staging, counts, repeated, aside / "quarantine")
     cut = Cut(staging, aside, data.split.key_columns if isinstance(data.split, ColumnSplit) else (), problem.id_columns, shape.seal)
     profiled = each_part(lambda index: divide(cut, index, pieces[index], ("train",)), len(parts))
     profile = profile_of(profiled, "train")
@@ -226,7 +228,7 @@ def _build(
     held_out = each_part(lambda index: divide(cut, index, pieces[index], SPLITS[1:], seen, outline), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)
-    _clear(staging)
+    remove(staging)
     say("looking for leaks, copies and noise")
     facts |= {"unlabelled": sum(item["unlabelled"] for item in staged), "quarantined": bad, "warnings": [*before, *warnings, *noticed]}
     facts |= {"purged": int(np.sum(codes == PURGED)), "newest": latest, "filled": filled}
@@ -235,13 +237,14 @@ def _build(
     write_page_data(aside, held_out, shape.seal)
     (aside / "profile.json").write_text(parquet.sealed_text(to_json(profile.to_dict(), indent=None), shape.seal))
     (aside / "contract.yaml").write_text(contract.to_yaml())
-    _write_manifest(problem, data, aside, key, contract, facts, started)
+    written = [again, *(item["files"] for item in (*staged, *profiled, *held_out))]
+    _write_manifest(problem, data, aside, key, contract, facts, started, written)
 
 
 def _inspected(
     problem: Problem,
     data: Data,
-    aside: Path,
+    aside: Place,
     profile: Profile,
     contract: Contract,
     profiled: list[dict[str, Any]],
@@ -263,28 +266,32 @@ def _hold_budget(data: Data, bad: int, rows: int, results: list[dict[str, Any]])
         )
 
 
-def _clear(staging: Path) -> None:
-    for file in staging.glob("*"):
-        file.unlink()
-    if staging.exists():
-        staging.rmdir()
-
-
-def _write_manifest(problem: Problem, data: Data, aside: Path, key: str, contract: Contract, facts: dict[str, Any], started: float) -> None:
-    files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
-    rows = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
+def _write_manifest(
+    problem: Problem,
+    data: Data,
+    aside: Place,
+    key: str,
+    contract: Contract,
+    facts: dict[str, Any],
+    started: float,
+    files: Sequence[str],
+) -> None:
+    """Written last: with its manifest a snapshot is whole. `files` are what `parquet.facts_of` gave for those that were written."""
+    written = {name: fact for part in files for name, fact in json.loads(part).items()}
+    digests = {name: sha256 for name, (sha256, _) in written.items()}
+    rows = {split: sum(count for name, (_, count) in written.items() if name.startswith(f"{split}/")) for split in SPLITS}
     manifest = {
         "format": FORMAT,
         "problem": problem.name,
         "key": key,
-        "digest": digest_of(files),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digest": digest_of(digests),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 2),
         "source": sources.fingerprint(data.source),
         "split": data.split.model_dump(mode="json"),
         "rows": {name: count for name, count in rows.items() if count},
         **facts,
         "schema": {name: rule.type for name, rule in contract.columns.items()},
-        "files": files,
+        "files": digests,
     }
-    (aside / "manifest.json").write_text(to_json(manifest))
+    (aside / MANIFEST).write_text(to_json(manifest))

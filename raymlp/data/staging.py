@@ -18,6 +18,7 @@ from raymlp.config.problem import Problem
 from raymlp.config.sources import ColumnType
 from raymlp.config.split import HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
+from raymlp.core.files import Place
 from raymlp.data import parquet, sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
@@ -52,7 +53,7 @@ class Shape:
 
 
 def stage_all(
-    problem: Problem, data: Data, aside: Path, suppressed: Suppressed, say: Callable[[str], None] = lambda _: None
+    problem: Problem, data: Data, aside: Place, suppressed: Suppressed, say: Callable[[str], None] = lambda _: None
 ) -> tuple[Shape, list[sources.Part], list[dict[str, Any]], list[str]]:
     """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings.
     Rows of people on the list `suppressed` reach neither."""
@@ -66,9 +67,10 @@ def stage_all(
     return shape, parts, staged, warnings
 
 
-def staged_files(staging: Path, parts: int) -> list[Path]:
+def staged_files(staging: Place, parts: int) -> list[Place]:
     """The staged parts that have rows, in order."""
-    return [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file.exists()]
+    there = set(staging.glob("*.parquet"))
+    return [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file in there]
 
 
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
@@ -197,7 +199,7 @@ def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     return table
 
 
-def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quarantine: Path, way: Passage) -> dict[str, Any]:
+def _stage(shape: Shape, part: sources.Part, index: int, staging: Place, quarantine: Place, way: Passage) -> dict[str, Any]:
     """Read one part, write its good rows to staging and its bad rows to quarantine."""
     bad_lines = sources.BadRows()
     rows = bad = unlabelled = 0
@@ -228,4 +230,5 @@ def _stage(shape: Shape, part: sources.Part, index: int, staging: Path, quaranti
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
-    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first, **way.facts()}
+    files = parquet.facts_of([bad_file], quarantine.parent)
+    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first, "files": files, **way.facts()}
