@@ -19,6 +19,7 @@ from raymlp.config.section import Section
 from raymlp.config.sources import ColumnType
 from raymlp.config.split import Duration
 from raymlp.core.errors import ConfigError, DataError, RequestError, nearest
+from raymlp.data.pictures import FORMATS, BrokenImage, decoded
 from raymlp.data.privacy import KEY_VARIABLE, PrivacyKey, key_for, makes_text, needs_key, single, transformed
 from raymlp.data.profile import Profile, column_type, to_text
 
@@ -58,6 +59,8 @@ class ColumnContract(Section):
     unique: bool = False
     """Whether each value may occur once in a snapshot; later rows go to quarantine. Null may repeat, and single requests are
     not compared."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """The bytes are an image that can be read, of at most this many pixels; null takes any bytes."""
     example: bool | int | float | str | None = None
     """A typical value, shown in the endpoint's documentation."""
     privacy: Rule | None = None
@@ -71,6 +74,8 @@ class ColumnContract(Section):
             raise ValueError(f"minimum is {self.minimum:g}; expected at most maximum ({self.maximum:g})")
         if self.privacy is not None and makes_text(self.privacy) and self.type != "string":
             raise ValueError(f"type is {self.type} with privacy {self.privacy.kind}; expected string")
+        if self.max_pixels is not None and self.type != "bytes":
+            raise ValueError(f"max_pixels is set on a column of type {self.type}; expected type bytes")
         return self
 
     @model_validator(mode="after")
@@ -168,6 +173,16 @@ class Contract(Section):
                 if makes_text(rule):
                     changes |= {"type": "string", "minimum": None, "maximum": None}
                 columns[name] = columns[name].model_copy(update=changes)
+        return self.model_copy(update={"columns": columns})
+
+    def with_images(self, names: Collection[str], max_pixels: int) -> Contract:
+        """The same with some columns held to be images; a limit that is there stays. Raises ConfigError for a column of another type."""
+        columns = dict(self.columns)
+        for name in names:
+            if name in columns and columns[name].type != "bytes":
+                raise ConfigError(f"data.images names '{name}', which holds {columns[name].type} values; expected bytes. Set data.images.")
+            if name in columns and columns[name].max_pixels is None:
+                columns[name] = columns[name].model_copy(update={"max_pixels": max_pixels})
         return self.model_copy(update={"columns": columns})
 
     def without_privacy(self) -> Contract:
@@ -290,6 +305,8 @@ class Contract(Section):
                     continue
                 try:
                     typed[name] = convert(value)
+                except BrokenImage as error:
+                    raise RequestError(f"{where}.{name}", str(error), self.describe(name)) from None
                 except (TypeError, ValueError, OverflowError):
                     found = f"a value ({type(value).__name__})" if name in private else _show(value)
                     raise RequestError(f"{where}.{name}", found, self.describe(name)) from None
@@ -314,6 +331,8 @@ class Contract(Section):
             words = "one of " + ", ".join(rule.categories)
         elif rule.pattern:
             words = f"text of at most {MAX_PATTERN_TEXT:,} characters that matches {rule.pattern}"
+        elif rule.max_pixels is not None:
+            words = f"base64 text of an image ({', '.join(FORMATS)}) of at most {rule.max_pixels:,} pixels"
         if rule.minimum is not None or rule.maximum is not None:
             words += f" from {_number(rule.minimum, '-inf')} to {_number(rule.maximum, 'inf')}"
         return words + (" or null" if rule.nullable else "")
@@ -413,7 +432,21 @@ def _broken(name: str, array: pa.ChunkedArray, unreadable: Any, rule: ColumnCont
     if rule.pattern:
         wrong = ~_matches(array.combine_chunks(), rule.pattern) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
         found.append((wrong, f"{name} does not match its pattern"))
+    if rule.max_pixels is not None:
+        found += _broken_images(name, array, rule.max_pixels)
     return found
+
+
+def _broken_images(name: str, array: pa.ChunkedArray, max_pixels: int) -> list[tuple[Any, str]]:
+    """A mask for each thing that is wrong with an image."""
+    reasons = np.full(len(array), "", dtype=object)
+    for place, content in enumerate(array):
+        if content.is_valid:
+            try:
+                decoded(content.as_py(), max_pixels)
+            except BrokenImage as error:
+                reasons[place] = str(error)
+    return [(reasons == reason, f"{name} is {reason}") for reason in dict.fromkeys(reasons) if reason]
 
 
 def _private_checker(name: str, rule: ColumnContract, key: PrivacyKey | None) -> Callable[[Any], Any]:
@@ -481,7 +514,10 @@ def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
     def encoded(value: Any) -> bytes:
         if type(value) is not str:
             raise TypeError
-        return base64.b64decode(value, validate=True)
+        content = base64.b64decode(value, validate=True)
+        if rule.max_pixels is not None:
+            decoded(content, rule.max_pixels)
+        return content
 
     def truth(value: Any) -> bool:
         if type(value) is not bool:
