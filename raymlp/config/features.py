@@ -69,8 +69,8 @@ class ColumnRules(Section):
 
     text_encoding: TextEncoding = "length"
     """What a column of `text` becomes. `length` is its number of characters. `ngrams` are the ids of its words and of runs of words,
-    hashed, without a vocabulary (Joulin et al. 2017). `subword` are the ids of a tokenizer, learned from the training rows or given
-    (needs raymlp[text])."""
+    hashed, without a vocabulary (Joulin et al. 2017). `subword` are the ids of a tokenizer (needs raymlp[text]): byte-pair encoding
+    learned from the training rows (Sennrich et al. 2016), which knows every text, or one that is given."""
 
     text_length: int = Field(default=64, ge=1, le=4096)
     """Ids kept of each text, the first ones; of its characters the first 64 times as many are read."""
@@ -87,9 +87,6 @@ class ColumnRules(Section):
 
     lowercase: bool = True
     """Whether `ngrams` and a learned tokenizer take capital letters as small ones."""
-
-    subword_model: Literal["bpe", "wordpiece"] = "bpe"
-    """What a learned tokenizer is: byte-pair encoding of UTF-8, which knows every text, or WordPiece with `[UNK]`."""
 
     vocabulary_size: int = Field(default=8_000, ge=300, le=200_000)
     """Most pieces of a learned tokenizer, which sees up to 100,000 training rows."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from raymlp.config.problem import Problem
@@ -30,6 +31,10 @@ SMALL = 50_000
 """Rows below which the suggested training uses small batches."""
 FEW_CLASSES = 20
 ID_LIKE = 0.95
+PROSE = 0.5
+"""Share of distinct values from which a column of several words a value is text to read, rather than a category."""
+PROSE_WORDS = 5.0
+"""Mean number of words of such a column."""
 
 
 @dataclass
@@ -59,10 +64,12 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
         )
     task, positive, why = guess_task(profile.columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
-    dropped = left_out(table, profile, problem)
+    texts = prose(table, profile, problem)
+    dropped = left_out(table.drop(texts), Profile(profile.rows, {n: c for n, c in profile.columns.items() if n not in texts}), problem)
     personal = pii.scan(table, known=(target,))
-    text = _experiment(problem, source, dropped, why, data_file, table.num_rows, personal)
+    text = _experiment(problem, source, dropped, texts, why, data_file, table.num_rows, personal)
     remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {reason}" for column, reason in dropped.items())]
+    remarks += [f"{column} is text: read as n-grams" for column in texts]
     remarks += [f"{found.column} looks like {found.words}: see data.privacy in the file" for found in personal]
     times = [column for column, facts in profile.columns.items() if facts.type == "timestamp"]
     if times:
@@ -84,6 +91,16 @@ def guess_task(column: ColumnProfile) -> tuple[Task, str | None, str]:
         positive = obvious[0] if obvious else min(counts, key=lambda label: counts[label])
         return "binary", positive, f"two classes; '{positive}' taken as the positive one ({counts[positive]} of {column.values} rows)"
     return "multiclass", None, f"{len(counts)} classes"
+
+
+def prose(table: pa.Table, profile: Profile, problem: Problem) -> list[str]:
+    """Columns that hold free text: most values differ and have several words."""
+    found = []
+    for name, column in profile.columns.items():
+        if column.type == "string" and name != problem.target and column.num_distinct > PROSE * column.values:
+            words = pc.mean(pc.count_substring_regex(table.column(name), r"\S+")).as_py()
+            found += [name] if words is not None and words >= PROSE_WORDS else []
+    return found
 
 
 def left_out(table: pa.Table, profile: Profile, problem: Problem) -> dict[str, str]:
@@ -151,6 +168,7 @@ def _experiment(
     problem: Problem,
     source: Source,
     dropped: dict[str, str],
+    texts: Sequence[str],
     why: str,
     data_file: Path,
     rows: int,
@@ -175,8 +193,10 @@ def _experiment(
     if personal:
         lines += ["  # privacy:  # columns that look personal, and what could be done before a row reaches any file", "  #   columns:"]
         lines += [f"  #     {_flow(found.column)}: {_flow(found.proposal)}  # {found.words}" for found in personal]
-    if dropped or problem.task == "regression":
+    if dropped or texts or problem.task == "regression":
         lines += ["", "features:"]
+    if texts:
+        lines += [f"  text: {_flow(list(texts))}", "  text_encoding: ngrams  # length | ngrams | subword"]
     if problem.task == "regression":
         lines.append("  scaling: quantile  # nets fit smooth values best when each input is spread evenly")
     if dropped:

@@ -198,21 +198,17 @@ def read_tokenizer(text: str) -> Tokenizer:
 
 
 def learned_tokenizer(files: Sequence[str], column: str, rules: ColumnRules) -> str:
-    """The JSON of a tokenizer that has learned from the first training rows of each file, `SAMPLE_ROWS` at most."""
+    """The JSON of a byte-level BPE tokenizer that has learned from the first training rows of each file, `SAMPLE_ROWS` at most. The same
+    rows give the same JSON (which WordPiece of that library does not)."""
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     except ImportError:
         raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'") from None
-    settings: dict[str, Any] = {"vocab_size": rules.vocabulary_size, "min_frequency": 2, "show_progress": False}
-    if rules.subword_model == "bpe":
-        found = Tokenizer(models.BPE())
-        found.pre_tokenizer = pre_tokenizers.ByteLevel()
-        trainer: Any = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **settings)
-    else:
-        found = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
-        found.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(special_tokens=["[UNK]"], **settings)
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel()
     found.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if rules.lowercase else [])])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=rules.vocabulary_size, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
     found.train_from_iterator(_sample(files, column, CHARACTERS * rules.text_length), trainer)
     return str(found.to_str())
 
