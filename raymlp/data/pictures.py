@@ -44,6 +44,6 @@ def decoded(content: bytes, max_pixels: int = MOST_PIXELS) -> Image:
     except BrokenImage:
         raise
     except UnidentifiedImageError:
-        raise BrokenImage(f"no image (it starts with {content[:8]!r})") from None
+        raise BrokenImage(f"no image that can be read (it starts with {content[:8]!r})") from None
     except Exception as error:  # a damaged file makes Pillow raise OSError, SyntaxError, struct.error and more
         raise BrokenImage(f"a damaged image ({type(error).__name__})") from error

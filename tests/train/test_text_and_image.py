@@ -15,8 +15,10 @@ import torch
 from raymlp.config.data import Data
 from raymlp.config.features import Features
 from raymlp.config.model import Mlp
+from raymlp.config.monitor import Monitor
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
+from raymlp.config.serve import Log
 from raymlp.config.sources import ParquetSource
 from raymlp.config.split import RandomSplit
 from raymlp.config.train import Train
@@ -32,6 +34,10 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import save_bundle
 from raymlp.model.nets import ImageEncoder, NetShape, TextMean, build_net
 from raymlp.model.predictor import Predictor
+from raymlp.monitor.monitoring import monitor
+from raymlp.serve.log import Entry, PredictionLog, read_log
+from raymlp.serve.openapi import openapi
+from raymlp.serve.probe import answers_a_sample
 from raymlp.train.batches import batch_of
 from raymlp.train.blocks import PACK_BYTES, pack, row_bytes, unpack
 from raymlp.train.trainer import bundle_of
@@ -94,7 +100,7 @@ def clothes(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Traine
 
 @pytest.mark.parametrize("encoding", ["ngrams", "subword"])
 def test_questions_are_told_apart_by_their_words(questions: dict[str, pa.Table], tmp_path: Path, encoding: Any) -> None:
-    features = Features(text=("question",), text_encoding=encoding, vocabulary_size=4_000)
+    features = Features(text=("question",), text_encoding=encoding, text_hash_size=16_384, vocabulary_size=4_000)
     predictor, metrics, tables = trained(config_of(features), questions, tmp_path)
     assert metrics["accuracy"] > 0.78, "the most frequent kind has .28, TF-IDF with logistic regression .91"
     test = tables["valid"].slice(0, 40)
@@ -202,3 +208,24 @@ def test_an_image_that_is_not_checked_is_refused_at_the_door() -> None:
     config["data"]["images"] = ["other"]
     with pytest.raises(ValueError, match=r"features.image is 'shot'.*\(other\).*Set data.images=\[shot\]"):
         Config.model_validate(config)
+
+
+# ---------------------------------------------------------------------- the endpoint
+
+
+def test_an_endpoint_can_try_document_and_log_a_model_of_images(clothes: Trained, tmp_path: Path) -> None:
+    bundle = clothes[0].bundle
+    assert bundle.path is not None
+    assert answers_a_sample(str(bundle.path)) == bundle.digest
+    page = openapi("clothes", bundle.contract, "multiclass", max_rows=9, needs_key=False)
+    shot = page["components"]["schemas"]["Row"]["properties"]["shot"]
+    assert (shot["type"], shot["contentEncoding"]) == ("string", "base64")
+    assert shot["description"].startswith("base64 text of an image")
+    log = PredictionLog(tmp_path / "log", Log())
+    log.know("1", bundle.contract)
+    log.add(Entry("id", 0, 1e9, "1", "", 200, 3.0, 1.0, {"shot": b"x" * 1_000_000}))
+    assert all(entry.inputs == {} for entry in log._waiting)
+    log.flush()
+    assert "in.shot" not in read_log(tmp_path / "log").column_names
+    report = monitor(bundle, read_log(tmp_path / "log"), None, Monitor(), window="w", report_dir=tmp_path / "report")
+    assert report.rows == 1
