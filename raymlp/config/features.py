@@ -78,8 +78,8 @@ class ColumnRules(Section):
     text_hash_size: int = Field(default=1 << 16, ge=2, le=1 << 22)
     """Ids that n-grams are spread over."""
 
-    word_ngrams: int = Field(default=2, ge=1, le=5)
-    """Words of the longest run that gets an id: 2 takes words and pairs of neighbours."""
+    word_ngrams: int = Field(default=1, ge=1, le=5)
+    """Words of the longest run that gets an id: 2 takes words and pairs of neighbours, which help where rows are many."""
 
     char_ngrams: tuple[int, int] | None = None
     """Shortest and longest piece of a word that gets an id, too, as [3, 5] (Bojanowski et al. 2017): for misspelt words, and for

@@ -26,6 +26,9 @@ class Mlp(Section):
     text_embedding: int = Field(default=64, ge=1)
     """Width of a text: the mean of the embeddings of its ids."""
 
+    text_dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of a text's numbers switched off at random in training: words are soon learned by heart."""
+
     image_channels: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)
     """Channels of each convolution over the image; each halves height and width."""
 

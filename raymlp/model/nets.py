@@ -51,19 +51,20 @@ class NetShape(Section):
 
 
 class TextMean(nn.Module):
-    """Mean of the embeddings of a text's ids, 0 without any: the text as fastText sees it (Joulin et al. 2017)."""
+    """Mean of the embeddings of a text's ids, 0 without any: the text as fastText sees it (Joulin et al. 2017), with dropout."""
 
-    def __init__(self, ids: int, width: int) -> None:
+    def __init__(self, ids: int, width: int, dropout: float) -> None:
         super().__init__()
         self.embedding = nn.Embedding(ids, width, padding_idx=PADDING)
         nn.init.normal_(self.embedding.weight, std=SMALL)
         with torch.no_grad():
             self.embedding.weight[PADDING] = 0
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Int64 (B, L) to (B, width)."""
         known = (ids != PADDING).sum(dim=1, keepdim=True).clamp_min(1)
-        mean: Tensor = self.embedding(ids).sum(dim=1) / known
+        mean: Tensor = self.dropout(self.embedding(ids).sum(dim=1) / known)
         return mean
 
 
@@ -96,7 +97,7 @@ class MlpNet(nn.Module):
         model = shape.model
         widths = [min(model.max_embedding, round(1.6 * size**0.56)) for size in shape.cardinalities]
         self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(shape.cardinalities, widths, strict=True))
-        self.texts = nn.ModuleList(TextMean(size, model.text_embedding) for size, _ in shape.texts)
+        self.texts = nn.ModuleList(TextMean(size, model.text_embedding, model.text_dropout) for size, _ in shape.texts)
         self.lengths = [length for _, length in shape.texts]
         self.image = ImageEncoder(shape.image, model.image_channels) if shape.image else None
         layers: list[nn.Module] = []

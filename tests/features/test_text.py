@@ -146,7 +146,7 @@ def test_a_tokenizer_cannot_be_learned_from_a_profile_alone() -> None:
 # ---------------------------------------------------------------------- the plan
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "words": {"text_encoding": "ngrams", "text_length": 9},
+    "words": {"text_encoding": "ngrams", "text_length": 9, "word_ngrams": 2},
     "pieces": {"text_encoding": "ngrams", "word_ngrams": 1, "char_ngrams": (2, 4), "lowercase": False, "text_hash_size": 50},
     "bpe": {"text_encoding": "subword", "text_length": 7, "vocabulary_size": 300},
     "both": {"text_encoding": "ngrams", "columns": {"title": {"text_encoding": "length"}}},

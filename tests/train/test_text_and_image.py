@@ -138,7 +138,7 @@ def test_baselines_read_texts_and_images_too(questions: dict[str, pa.Table], clo
 
 
 def test_a_text_is_the_mean_of_its_embeddings() -> None:
-    net = TextMean(5, 2)
+    net = TextMean(5, 2, 0.5).eval()
     with torch.no_grad():
         net.embedding.weight[2:] = torch.tensor([[1.0, 10.0], [3.0, 30.0], [0.0, 0.0]])
     assert net(torch.tensor([[2, 3, 0, 0], [3, 3, 3, 2], [0, 0, 0, 0]])).tolist() == [[2, 20], [2.5, 25], [0, 0]]
@@ -163,7 +163,7 @@ def test_reduced_precision_rounds_neither_ids_nor_pixels(precision: str, tmp_pat
     words = rng.integers(0, 40, 600)
     table = pa.table({"word": [f"w{word}" for word in words], "y": (words % 2).astype(str)})
     features = Features(text=("word",), text_encoding="ngrams", text_hash_size=5_000, text_length=2)
-    config = config_of(features, precision=precision, epochs=6, learning_rate=0.02)
+    config = config_of(features, precision=precision, epochs=8, learning_rate=0.02)
     _, metrics, _ = trained(config, {"train": table, "valid": table.slice(0, 200)}, tmp_path)
     assert metrics["accuracy"] == 1.0
 
