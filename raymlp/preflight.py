@@ -45,6 +45,8 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
         "features.numeric": config.features.numeric or (),
         "features.categorical": config.features.categorical or (),
         "features.dates": tuple(config.features.dates or ()),
+        "features.text": config.features.text,
+        "features.image": () if config.features.image is None else (config.features.image,),
         "features.drop": config.features.drop,
         "features.steps": tuple(name for target in config.features.steps for name in target.columns),
     }
@@ -106,6 +108,9 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
     if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
         raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
+    subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
+    if subword and importlib.util.find_spec("tokenizers") is None:
+        raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
     asked = train.num_workers * train.cpus_per_worker
     offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")

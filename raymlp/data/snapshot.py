@@ -225,6 +225,7 @@ def _build(
     contract = contract.without_examples() if shape.seal else contract
     say(f"checking {len(contract.columns)} columns against the contract")
     seen = contract.without_privacy()
+    contract = contract.with_images(data.image_columns, data.max_image_pixels)
     held_out = each_part(lambda index: divide(cut, index, pieces[index], SPLITS[1:], seen, outline), len(parts))
     bad += sum(item["bad"] for item in held_out)
     _hold_budget(data, bad, rows, held_out)

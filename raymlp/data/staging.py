@@ -100,6 +100,7 @@ def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     if data.split.key_columns:
         named[f"data.split.column{'s' if isinstance(data.split, HashSplit) else ''}"] = data.split.key_columns
     named["data.privacy.columns"] = tuple(rules)
+    named["data.images"] = data.images
     for setting, names in named.items():
         missing = next((name for name in names if name not in columns), None)
         if missing:
@@ -124,7 +125,7 @@ def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
     if lost:
         raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")
     key = key_for(rules)
-    contract = contract.with_privacy(rules, key)
+    contract = contract.with_privacy(rules, key).with_images(data.image_columns, data.max_image_pixels)
     return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key), parquet.key_of(data.privacy)), warnings
 
 
