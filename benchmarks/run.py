@@ -4,9 +4,10 @@
     python benchmarks/run.py row        one part: features, row, scale, workers
 
 `features`: read 3.4 million rows (flights ten times, 8 numbers and 4 categories) from Parquet, fit and transform, against
-Ray Data's own preprocessors, scikit-learn's ColumnTransformer and Polars, each after an untimed run over one file. `row`: one row of 20 + 5 and of 200 + 5 columns.
-`scale`: snapshot, profile and tensors of flights ten and a hundred times, with the peak memory of all processes. `workers`:
-the same work on one CPU and on two. Medians; the ratio is what to read, since machines differ.
+Ray Data's own preprocessors, scikit-learn's ColumnTransformer and Polars, each after an untimed run over one file. `row`: one
+row of 20 + 5 and of 200 + 5 columns. `scale`: snapshot, profile and tensors of flights ten and a hundred times, with the peak
+memory of all processes. `workers`: the same work on one CPU and on two. Medians; the ratio is what to read, since machines
+differ.
 """
 
 from __future__ import annotations
