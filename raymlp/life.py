@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 import uuid
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -252,10 +253,11 @@ def _contract(config: Config) -> Contract:
 def as_requests(rows: pa.Table, contract: Contract) -> list[dict[str, Any]]:
     """Rows as JSON-able request instances with the contract's fields."""
     plain: list[dict[str, Any]] = rows.select(list(contract.columns)).to_pylist()
-    moments = [name for name, rule in contract.columns.items() if rule.type == "timestamp"]
+    written: dict[str, Callable[[Any], str]] = {"timestamp": datetime.isoformat, "bytes": lambda value: b64encode(value).decode()}
+    special = {name: written[rule.type] for name, rule in contract.columns.items() if rule.type in written}
     for row in plain:
-        for name in moments:
-            row[name] = row[name].isoformat() if row[name] is not None else None
+        for name, write in special.items():
+            row[name] = write(row[name]) if row[name] is not None else None
     return plain
 
 

@@ -33,6 +33,7 @@ from raymlp.core.records import (
     TuneResult,
     Version,
 )
+from raymlp.data.place import snapshot_root
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import ray_session, storage_root
 
@@ -59,7 +60,7 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
     from raymlp.data import snapshot
 
     with ray_session(config.runtime), (story or SilentStory()).step("prepare") as step:
-        made = snapshot.prepare(config.problem, config.data, storage_root(config.runtime) / "snapshots", say=step.say)
+        made = snapshot.prepare(config.problem, config.data, snapshot_root(config.runtime), say=step.say)
         rows = ", ".join(f"{count:,} {split}" for split, count in made.rows.items())
         step.result(
             f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
@@ -76,7 +77,7 @@ def profile(config: Config, *, snapshot: Snapshot | None = None, story: Story | 
     from raymlp.data.profile_page import write_page
     from raymlp.data.snapshot import find
 
-    snapshot = snapshot or find(config.problem, config.data, storage_root(config.runtime) / "snapshots") or prepare(config, story=story)
+    snapshot = snapshot or find(config.problem, config.data, snapshot_root(config.runtime)) or prepare(config, story=story)
     with (story or SilentStory()).step("profile") as step:
         folder = storage_root(config.runtime) / "profiles" / config.problem.name / snapshot.digest[:12]
         page = write_page(snapshot, config.problem, config.monitor, folder=folder)
@@ -102,7 +103,7 @@ def check_contract(config: Config, contract: Path, *, story: Story | None = None
     given = with_overrides(config, {"data.contract": str(contract)})
     with ray_session(config.runtime), (story or SilentStory()).step("contract") as step:
         step.say("checking every row")
-        broken = check_source(given.problem, given.data, storage_root(config.runtime) / "snapshots")
+        broken = check_source(given.problem, given.data, snapshot_root(config.runtime))
         step.result(f"{len(broken)} rules broken" if broken else "every row keeps the contract")
     return broken
 
@@ -377,17 +378,17 @@ def forget(
     from raymlp.data.suppression import LIST
 
     root, name, privacy = storage_root(config.runtime), config.problem.name, config.data.privacy
-    places = {"snapshots": root / "snapshots" / name, "log": root / "predictions" / name, "labels": label_folder(config)}
+    snapshots, logs = snapshot_root(config.runtime) / name, {"log": root / "predictions" / name, "labels": label_folder(config)}
     if (key is None) != expired:
         raise ConfigError("forget needs either a column with a value or expired; expected one of them. Set --key or --expired.")
     with (story or SilentStory()).step("forget") as step:
         if key is not None:
-            wanted = forgetting.person(places["snapshots"], *key, privacy.columns)
+            wanted = forgetting.person(snapshots, *key, privacy.columns)
         elif privacy.retention_days is None:
             raise ConfigError("data.privacy.retention_days is not set; expected the days that a row is kept. Set it with retention_column.")
         else:
             wanted = forgetting.Wanted(privacy.retention_column, oldest=oldest_kept(privacy))
-        found = forgetting.forget(wanted, **places, dry_run=dry_run)
+        found = forgetting.forget(wanted, snapshots=snapshots, **logs, dry_run=dry_run)
         models = _store(config).trained_on(name, found.digests) if found.snapshots else ()
         rows = sum(found.snapshots.values())
         step.result(
@@ -397,7 +398,7 @@ def forget(
         for note in found.notes:
             step.note(note)
         if key is not None and not dry_run:
-            step.note(f"listed, without the value, in {places['snapshots'] / LIST}: `prepare` leaves such rows out from now on")
+            step.note(f"listed, without the value, in {snapshots / LIST}: `prepare` leaves such rows out from now on")
     return ForgetResult(found.snapshots, found.log_rows, found.labels, models, found.notes, dry_run)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
+from raymlp.data.place import require_store, snapshot_root
 from raymlp.runtime.session import storage_root
 
 GROWTH = 3
@@ -39,11 +40,13 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
     data = snapshot.reachable(config.data)
     parts = sources.parts_of(data.source)
     columns = staging.columns_of(config.problem, data)
-    suppression.Suppressed.load(storage_root(config.runtime) / "snapshots" / config.problem.name).sieve()
+    suppression.Suppressed.load(snapshot_root(config.runtime) / config.problem.name).sieve()
     named = {
         "features.numeric": config.features.numeric or (),
         "features.categorical": config.features.categorical or (),
         "features.dates": tuple(config.features.dates or ()),
+        "features.text": config.features.text,
+        "features.image": () if config.features.image is None else (config.features.image,),
         "features.drop": config.features.drop,
         "features.steps": tuple(name for target in config.features.steps for name in target.columns),
     }
@@ -52,12 +55,9 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
             if name not in columns:
                 problem(f"{key} names '{name}', which the data does not have.{nearest(name, columns)} Set {key}.")
     size = sum({part.path: part.size for part in parts}.values())
-    free = shutil.disk_usage(_existing(storage_root(config.runtime))).free
-    if free < GROWTH * size:
-        problem(
-            f"{free / 1e9:.1f} GB are free at {storage_root(config.runtime)}; "
-            f"expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB."
-        )
+    place = snapshot_root(config.runtime)
+    if isinstance(place, Path) and (free := shutil.disk_usage(_existing(place)).free) < GROWTH * size:
+        problem(f"{free / 1e9:.1f} GB are free at {place}; expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB.")
     target = config.problem
     kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
     return {
@@ -97,7 +97,9 @@ def _storage(config: Config, problem: Say) -> dict[str, str]:
     root = storage_root(config.runtime)
     if not os.access(_existing(root), os.W_OK):
         problem(f"{root} cannot be written; expected a writable place. Set runtime.storage.")
-    return {"storage": str(root)}
+    place = snapshot_root(config.runtime)
+    require_store(place)
+    return {"storage": str(root)} | ({"snapshots": str(place)} if config.runtime.snapshots else {})
 
 
 def _training(config: Config, problem: Say) -> dict[str, str]:
@@ -106,6 +108,9 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
     if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
         raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
+    subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
+    if subword and importlib.util.find_spec("tokenizers") is None:
+        raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
     asked = train.num_workers * train.cpus_per_worker
     offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")

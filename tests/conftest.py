@@ -14,6 +14,7 @@ import pytest
 from raymlp.config.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
+STORE_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: threads that wait for one another cost minutes
 
 
@@ -36,6 +37,7 @@ def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     from raymlp.runtime.session import ray_session
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ.update(STORE_CREDENTIALS)  # tasks have the environment that Ray was started in
     runtime = Runtime(storage=str(tmp_path_factory.mktemp("storage")), num_cpus=4, object_store_mb=400)
     with ray_session(runtime):
         yield runtime

@@ -76,6 +76,13 @@ class Data(Section):
     privacy: Privacy = Privacy()
     """What happens to personal data before a row reaches any file."""
 
+    images: tuple[str, ...] = ()
+    """Columns of encoded images (PNG, JPEG, GIF, BMP, WebP, TIFF): each is decoded once, and a row whose image is damaged goes to
+    quarantine. The column `image` of a folder of images is always one."""
+
+    max_image_pixels: int = Field(default=25_000_000, ge=1, le=89_478_485)
+    """Most pixels of an image, here and at the endpoint; a larger one is refused before it is decoded."""
+
     contract: str | None = None
     """A contract file (YAML) to enforce; null infers one from the training split."""
 
@@ -109,3 +116,8 @@ class Data(Section):
     def fallen_back(self) -> Self:
         """These settings with the fallback as the source; it stays declared, so that the snapshot has a key of its own."""
         return self.model_copy(update={"source": self.fallback})
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """Columns that hold images."""
+        return tuple(dict.fromkeys((*self.images, *(("image",) if self.source.kind == "images" else ()))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -13,6 +13,8 @@ DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "ep
 Impute = Literal["mean", "median", "most_frequent", "constant", "model"]
 Scaling = Literal["auto", "none", "standard", "robust", "minmax", "quantile", "log", "yeo_johnson", "piecewise", "bucketise"]
 Encoding = Literal["auto", "ordinal", "onehot", "frequency", "hash", "target"]
+TextEncoding = Literal["length", "ngrams", "subword"]
+ImageFit = Literal["pad", "crop", "stretch"]
 
 
 class ColumnRules(Section):
@@ -68,12 +70,45 @@ class ColumnRules(Section):
     folds: int = Field(default=5, ge=2, le=20)
     """Folds of target encoding: a training row is encoded from the other folds."""
 
+    text_encoding: TextEncoding = "length"
+    """What a column of `text` becomes. `length` is its number of characters. `ngrams` are the ids of its words and of runs of words,
+    hashed, without a vocabulary (Joulin et al. 2017). `subword` are the ids of a tokenizer (needs raymlp[text]): byte-pair encoding
+    learned from the training rows (Sennrich et al. 2016), which knows every text, or one that is given."""
+
+    text_length: int = Field(default=64, ge=1, le=4096)
+    """Ids kept of each text, the first ones; of its characters the first 64 times as many are read."""
+
+    text_hash_size: int = Field(default=1 << 16, ge=2, le=1 << 22)
+    """Ids that n-grams are spread over."""
+
+    word_ngrams: int = Field(default=1, ge=1, le=5)
+    """Words of the longest run that gets an id: 2 takes words and pairs of neighbours, which help where rows are many."""
+
+    char_ngrams: tuple[int, int] | None = None
+    """Shortest and longest piece of a word that gets an id, too, as [3, 5] (Bojanowski et al. 2017): for misspelt words, and for
+    languages that put no space between words. Raise `text_length` with it."""
+
+    lowercase: bool = True
+    """Whether `ngrams` and a learned tokenizer take capital letters as small ones."""
+
+    vocabulary_size: int = Field(default=8_000, ge=300, le=200_000)
+    """Most pieces of a learned tokenizer, which sees up to 100,000 training rows."""
+
+    tokenizer: str | None = None
+    """A `tokenizer.json` of the library tokenizers to use in place of a learned one. Its text is copied into the plan and the bundle."""
+
     @model_validator(mode="after")
     def _clip_is_a_range(self) -> Self:
         if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] <= 1:
             raise ValueError(f"clip is {list(self.clip)}; expected two rising shares in [0, 1]")
         if self.clip is not None and self.clip_deviations is not None:
             raise ValueError("clip and clip_deviations are both set; expected one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_are_a_range(self) -> Self:
+        if self.char_ngrams is not None and not 1 <= self.char_ngrams[0] <= self.char_ngrams[1] <= 10:
+            raise ValueError(f"char_ngrams is {list(self.char_ngrams)}; expected two rising numbers from 1 to 10, as [3, 5]")
         return self
 
 
@@ -129,7 +164,16 @@ class Features(ColumnRules):
     """Parts that come round (month, day, weekday, hour, minute, dayofyear) as an id each, or as sine and cosine."""
 
     text: tuple[str, ...] = ()
-    """Text columns of which the length in characters is a number."""
+    """Text columns that are read rather than taken as categories; `text_encoding` says how."""
+
+    image: str | None = None
+    """Column of encoded images, checked by `data.images`: it becomes pixels. A missing image is black."""
+
+    image_size: tuple[Annotated[int, Field(ge=8, le=1024)], Annotated[int, Field(ge=8, le=1024)]] = (32, 32)
+    """Height and width that images are brought to, in pixels."""
+
+    image_fit: ImageFit = "pad"
+    """What happens to an image of another shape: `pad` keeps all of it between black bars, `crop` its middle, `stretch` bends it."""
 
     crosses: tuple[tuple[str, ...], ...] = ()
     """Categories that count together, as [[origin, dest]]; each cross is hashed into `hash_size` ids."""

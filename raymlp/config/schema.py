@@ -53,6 +53,16 @@ class Config(Section):
     """Where Ray runs and where results go."""
 
     @model_validator(mode="after")
+    def _images_are_checked(self) -> Self:
+        image, known = self.features.image, self.data.image_columns
+        if image is not None and image not in known:
+            raise ValueError(
+                f"features.image is '{image}', which is not among the checked images ({', '.join(known) or 'none'}); "
+                f"expected it there, so that damaged ones go to quarantine. Set data.images=[{image}]"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_classes(self) -> Self:
         asked = {
             "train.class_weights": self.train.class_weights,

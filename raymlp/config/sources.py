@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from raymlp.config.section import Section
 
 ColumnType = Literal["bool", "int", "float", "string", "timestamp", "bytes"]
-"""`bytes` are whole files, as images; no feature is made of them as they are."""
+"""`bytes` are whole files, as images."""
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"]
 Value = bool | int | float | str
 Condition = tuple[str, Operator, Value | tuple[Value, ...]]

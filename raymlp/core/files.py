@@ -10,17 +10,39 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Literal, Protocol, Self
 
 from raymlp.core.errors import RaymlpError
 
 
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in 1 MiB pieces."""
+class Place(Protocol):
+    """A folder or file of a snapshot: the part of `pathlib.Path` that object stores have as well (`raymlp.data.place`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parent(self) -> Self: ...
+    def __truediv__(self, key: str, /) -> Self: ...
+    def __lt__(self, other: Any, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def with_name(self, name: str) -> Self: ...
+    def relative_to(self, other: Any, /) -> PurePath: ...
+    def is_file(self) -> bool: ...
+    def exists(self) -> bool: ...
+    def glob(self, pattern: str) -> Iterator[Self]: ...
+    def open(self, mode: Literal["rb"]) -> Any: ...
+    def read_text(self) -> str: ...
+    def write_text(self, data: str, /) -> int: ...
+    def unlink(self) -> None: ...
+    def replace(self, target: Any, /) -> Any: ...
+
+
+def sha256_file(path: Place) -> str:
+    """Hex SHA-256 of a file's bytes, read in 8 MiB pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(8 << 20):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -75,23 +97,15 @@ def published(target: Path) -> Iterator[Path]:
         raise
 
 
-def take_over(file: Path, place: Path) -> None:
-    """The same file at another place, without a copy where the file system can. Neither is ever written to again."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, place)
-    except OSError:
-        shutil.copy2(file, place)
-
-
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents; raise RaymlpError that names the first place that refuses."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RaymlpError(
-            f"{path} cannot be created ({error.strerror or error}); expected a place that can be written. Set runtime.storage."
+            f"{path} cannot be created ({error.strerror or error}); expected a place that can be written. "
+            "Set runtime.storage or runtime.snapshots."
         ) from error
     if not os.access(path, os.W_OK):
-        raise RaymlpError(f"{path} cannot be written; expected write permission. Set runtime.storage.")
+        raise RaymlpError(f"{path} cannot be written; expected write permission. Set runtime.storage or runtime.snapshots.")
     return path

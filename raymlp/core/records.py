@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from raymlp.core.files import Place
+
 Task = Literal["binary", "multiclass", "regression"]
 
 
@@ -24,10 +26,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An immutable data set on disk: Parquet files by split, contract, profile, manifest. `notes` say what was noticed about it,
-    `growth` what was read of a source that grew, and what taken over from an earlier snapshot."""
+    """An immutable data set: Parquet files by split, contract, profile, manifest. `notes` say what was noticed about it, `growth` what
+    was read of a source that grew, and what taken over from an earlier snapshot."""
 
-    path: Path
+    path: Place
     digest: str
     rows: Mapping[str, int]
     quarantined: int = 0

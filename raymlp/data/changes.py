@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from raymlp.config.sources import ColumnType
+from raymlp.core.files import Place
 from raymlp.data import parquet
 from raymlp.data.contract import Contract
+from raymlp.data.place import snapshots_in
 from raymlp.data.profile import ColumnProfile, Profile
 
 RANGE_SLACK = 0.1
@@ -32,13 +33,13 @@ class Change:
         return f"{self.column}: {self.kind}, {self.detail}"
 
 
-def changes_since_last(snapshot: Path, contract: Contract, profile: Profile) -> list[Change]:
+def changes_since_last(snapshot: Place, contract: Contract, profile: Profile) -> list[Change]:
     """Differences of training rows and schema from the newest other snapshot beside `snapshot`; none when it is the first."""
-    manifests = [json.loads(file.read_text()) | {"folder": file.parent} for file in snapshot.parent.glob("[!.]*/manifest.json")]
-    if not manifests:
+    others = snapshots_in(snapshot.parent)
+    if not others:
         return []
-    last = max(manifests, key=lambda manifest: (manifest["created"], manifest["folder"].stat().st_mtime_ns))
-    before = Profile.from_dict(json.loads(parquet.unsealed_text(last["folder"] / "profile.json")))
+    folder, last = others[-1]
+    before = Profile.from_dict(json.loads(parquet.unsealed_text(folder / "profile.json")))
     return differences(last["schema"], before, {name: rule.type for name, rule in contract.columns.items()}, profile)
 
 

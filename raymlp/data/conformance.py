@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from raymlp.config.data import Data
 from raymlp.config.problem import Problem
-from raymlp.core.files import make_folder
+from raymlp.core.files import Place
 from raymlp.data import parquet, sources
 from raymlp.data.contract_batch import REASON
+from raymlp.data.place import scratch
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
 from raymlp.data.staging import shape_of, stage_all, staged_files
 from raymlp.data.suppression import Suppressed
@@ -22,14 +21,13 @@ LINE = re.compile(r"^row ([\d,]+) has")
 """A line that could not be split is named by its number; the rule is the same for all."""
 
 
-def check_source(problem: Problem, data: Data, folder: Path) -> list[BrokenRule]:
+def check_source(problem: Problem, data: Data, folder: Place) -> list[BrokenRule]:
     """Rules of `data.contract` that the source breaks, most rows first; empty when it keeps them all. Needs Ray.
 
     Rows of people who were forgotten are not looked at. `folder`, that of all snapshots, holds temporary files meanwhile.
     Raises DataError when the source cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=make_folder(folder)) as place:
-        aside = Path(place)
+    with scratch(folder, ".check") as aside:
         parts = dict(enumerate(sources.parts_of(data.source)))
         shape, _ = shape_of(problem, data)
         stage_all(shape, parts, aside, Suppressed.load(folder / problem.name).sieve())
@@ -44,7 +42,7 @@ def check_source(problem: Problem, data: Data, folder: Path) -> list[BrokenRule]
     return [*sorted(broken, key=lambda item: (-item.rows, item.rule)), *whole]
 
 
-def _quarantined(folder: Path) -> list[BrokenRule]:
+def _quarantined(folder: Place) -> list[BrokenRule]:
     """Reasons in the quarantine files, with the number of rows and the first value."""
     found: dict[str, BrokenRule] = {}
     for file in sorted(folder.glob("*.parquet")):

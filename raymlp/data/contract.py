@@ -17,6 +17,7 @@ from raymlp.config.sources import ColumnType
 from raymlp.config.split import Duration
 from raymlp.core.errors import ConfigError, nearest
 from raymlp.data.pattern import MAX_TEXT, matches, whole
+from raymlp.data.pictures import FORMATS
 from raymlp.data.privacy import KEY_VARIABLE, PrivacyKey, key_for, makes_text, needs_key
 from raymlp.data.profile import Profile
 
@@ -40,6 +41,8 @@ class ColumnContract(Section):
     unique: bool = False
     """Whether each value may occur once in a snapshot; later rows go to quarantine. Null may repeat, and single requests are
     not compared."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """The bytes are an image that can be read, of at most this many pixels; null takes any bytes."""
     example: bool | int | float | str | None = None
     """A typical value, shown in the endpoint's documentation."""
     privacy: Rule | None = None
@@ -53,6 +56,8 @@ class ColumnContract(Section):
             raise ValueError(f"minimum is {self.minimum:g}; expected at most maximum ({self.maximum:g})")
         if self.privacy is not None and makes_text(self.privacy) and self.type != "string":
             raise ValueError(f"type is {self.type} with privacy {self.privacy.kind}; expected string")
+        if self.max_pixels is not None and self.type != "bytes":
+            raise ValueError(f"max_pixels is set on a column of type {self.type}; expected type bytes")
         return self
 
     @model_validator(mode="after")
@@ -152,6 +157,16 @@ class Contract(Section):
                 columns[name] = columns[name].model_copy(update=changes)
         return self.model_copy(update={"columns": columns})
 
+    def with_images(self, names: Collection[str], max_pixels: int) -> Contract:
+        """The same with some columns held to be images; a limit that is there stays. Raises ConfigError for a column of another type."""
+        columns = dict(self.columns)
+        for name in names:
+            if name in columns and columns[name].type != "bytes":
+                raise ConfigError(f"data.images names '{name}', which holds {columns[name].type} values; expected bytes. Set data.images.")
+            if name in columns and columns[name].max_pixels is None:
+                columns[name] = columns[name].model_copy(update={"max_pixels": max_pixels})
+        return self.model_copy(update={"columns": columns})
+
     def without_privacy(self) -> Contract:
         """The same for rows that are already transformed."""
         return self._changed(privacy=None)
@@ -219,6 +234,8 @@ class Contract(Section):
             words = "one of " + ", ".join(rule.categories)
         elif rule.pattern:
             words = f"text of at most {MAX_TEXT:,} characters that matches {rule.pattern}"
+        elif rule.max_pixels is not None:
+            words = f"base64 text of an image ({', '.join(FORMATS)}) of at most {rule.max_pixels:,} pixels"
         if rule.minimum is not None or rule.maximum is not None:
             words += f" from {_number(rule.minimum, '-inf')} to {_number(rule.maximum, 'inf')}"
         return words + (" or null" if rule.nullable else "")

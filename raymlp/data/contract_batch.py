@@ -12,6 +12,7 @@ from raymlp.core.errors import DataError, nearest
 from raymlp.data.casting import read_column
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.pattern import matches
+from raymlp.data.pictures import BrokenImage, decoded
 from raymlp.data.privacy import PrivacyKey, transformed
 from raymlp.data.profile import column_type, to_text
 
@@ -78,4 +79,18 @@ def _broken(name: str, array: pa.ChunkedArray, unreadable: Any, rule: ColumnCont
     if rule.pattern:
         wrong = ~matches(array.combine_chunks(), rule.pattern) & ~pc.is_null(array).to_numpy(zero_copy_only=False)
         found.append((wrong, f"{name} does not match its pattern"))
+    if rule.max_pixels is not None:
+        found += _broken_images(name, array, rule.max_pixels)
     return found
+
+
+def _broken_images(name: str, array: pa.ChunkedArray, max_pixels: int) -> list[tuple[Any, str]]:
+    """A mask for each thing that is wrong with an image."""
+    reasons = np.full(len(array), "", dtype=object)
+    for place, content in enumerate(array):
+        if content.is_valid:
+            try:
+                decoded(content.as_py(), max_pixels)
+            except BrokenImage as error:
+                reasons[place] = str(error)
+    return [(reasons == reason, f"{name} is {reason}") for reason in dict.fromkeys(reasons) if reason]

@@ -15,6 +15,7 @@ from raymlp.core.errors import RequestError, nearest
 from raymlp.data.casting import ARROW, moment
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.pattern import MAX_TEXT, matches
+from raymlp.data.pictures import BrokenImage, decoded
 from raymlp.data.privacy import PrivacyKey, single
 
 KNOWN_TEXTS = 4_096
@@ -48,6 +49,8 @@ def row_checker(contract: Contract, *, key: PrivacyKey | None = None) -> Callabl
                 continue
             try:
                 typed[name] = convert(value)
+            except BrokenImage as error:
+                raise RequestError(f"{where}.{name}", str(error), contract.describe(name)) from None
             except (TypeError, ValueError, OverflowError):
                 found = f"a value ({type(value).__name__})" if name in private else _show(value)
                 raise RequestError(f"{where}.{name}", found, contract.describe(name)) from None
@@ -127,7 +130,10 @@ def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
     def encoded(value: Any) -> bytes:
         if type(value) is not str:
             raise TypeError
-        return base64.b64decode(value, validate=True)
+        content = base64.b64decode(value, validate=True)
+        if rule.max_pixels is not None:
+            decoded(content, rule.max_pixels)
+        return content
 
     def truth(value: Any) -> bool:
         if type(value) is not bool:

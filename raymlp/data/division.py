@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.config.split import GroupSplit, HashSplit, RandomSplit, Split, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ConfigError, DataError
-from raymlp.core.files import to_json
+from raymlp.core.files import Place, to_json
 from raymlp.data import parquet
 from raymlp.data.anonymity import Groups
 from raymlp.data.association import Association, Outline, merged_associations
@@ -36,8 +35,8 @@ class Cut:
     """How staged parts are divided: plain values, sent once. Columns in `leave_out` go no further, those in `unhashed` do not tell
     copies apart, and rows are counted by those in `grouped`."""
 
-    staging: Path
-    aside: Path
+    staging: Place
+    aside: Place
     leave_out: Sequence[str]
     unhashed: Sequence[str]
     grouped: Sequence[str]
@@ -111,7 +110,7 @@ def write_training(cut: Cut, index: int, codes: NDArray[np.int8]) -> dict[str, A
         profile.update(chosen)
         writer.write(chosen)
     writer.close()
-    return {"profile": to_json(profile.to_dict(), indent=None)}
+    return {"profile": to_json(profile.to_dict(), indent=None), "files": parquet.facts_of([writer], cut.aside)}
 
 
 def write_rest(cut: Cut, index: int, codes: NDArray[np.int8], contract: Contract, outline: Outline) -> dict[str, Any]:
@@ -127,7 +126,8 @@ def write_rest(cut: Cut, index: int, codes: NDArray[np.int8], contract: Contract
             bad_files[name].write(broken)
     for writer in (*good_files.values(), *bad_files.values()):
         writer.close()
-    return tally.facts()
+    files = parquet.facts_of((*good_files.values(), *bad_files.values()), cut.aside)
+    return {**tally.facts(), "files": files}
 
 
 def profile_of(results: list[dict[str, Any]], split: str) -> Profile:
@@ -139,7 +139,7 @@ def training_profile(results: Sequence[Mapping[str, Any]], known: Sequence[Profi
     return merged([*known, *(Profile.from_dict(json.loads(item["profile"])) for item in results)])
 
 
-def write_page_data(aside: Path, held_out: list[dict[str, Any]], seal: parquet.SnapshotKey | None) -> None:
+def write_page_data(aside: Place, held_out: list[dict[str, Any]], seal: parquet.SnapshotKey | None) -> None:
     """Profiles of the held-out splits that have rows, and the association of the training split."""
     texts = {}
     for split in SPLITS[1:]:
@@ -153,9 +153,11 @@ def write_page_data(aside: Path, held_out: list[dict[str, Any]], seal: parquet.S
 
 
 def quarantine_repeats(
-    shape: Shape, staging: Path, indices: Sequence[int], counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Path
-) -> None:
-    """Write rows of staged parts that repeat a unique key to quarantine, as text with the reason."""
+    shape: Shape, staging: Place, indices: Sequence[int], counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Place
+) -> str:
+    """Write rows of staged parts that repeat a unique key to quarantine, as text with the reason. Gives the files' facts, as
+    `parquet.facts_of` does."""
+    writers = []
     for index, (start, end) in zip(indices, pairwise(counts), strict=True):
         if not np.any(repeated[start:end]):
             continue
@@ -167,9 +169,11 @@ def quarantine_repeats(
             text = {name: in_quarantine(table.column(name)) for name in table.column_names}
             writer.write(pa.table({**text, REASON: pa.array(reasons.tolist(), pa.string())}).filter(pa.array(again > 0)))
         writer.close()
+        writers.append(writer)
+    return parquet.facts_of(writers, quarantine.parent)
 
 
-def split_keys(problem: Problem, data: Data, files: Sequence[Path]) -> NDArray[Any]:
+def split_keys(problem: Problem, data: Data, files: Sequence[Place]) -> NDArray[Any]:
     """Keys of all rows as `assign` wants them; only hashes, moments or classes are held, not the rows."""
     rule = data.split
     if type(rule) is RandomSplit:

@@ -1,8 +1,9 @@
 """Rows taken out of snapshots, the prediction log and the labels: one person's, or those that are too old.
 
-A snapshot is otherwise never changed. Here it is written anew beside itself and swapped in; its manifest gets the new digests
-and a note of the event, without the value. A person is also listed, so that `prepare` does not read them in again. Rows that
-still wait in a replica's memory, and reports made earlier, are not reached.
+A snapshot is otherwise never changed. Here it is written anew beside itself and swapped in: by two renames, or in an object store
+by a manifest that names the snapshot it replaces. The manifest gets the new digests and a note of the event, without the value. A
+person is also listed, so that `prepare` does not read them in again. Rows that still wait in a replica's memory, and reports made
+earlier, are not reached.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import pyarrow.compute as pc
 
 from raymlp.config.privacy import Generalise, Hash, Mask, Pseudonymise, Rule
 from raymlp.core.errors import ConfigError, DataError, nearest
-from raymlp.core.files import digest_of, sha256_file, take_over, to_json, write_text
+from raymlp.core.files import Place, digest_of, sha256_file, to_json
 from raymlp.data import parquet
 from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
+from raymlp.data.place import MANIFEST, StorePlace, files_in, remove, replacing, snapshots_in, take_over, write_whole
 from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
 from raymlp.data.profile import Profile, to_text
 from raymlp.data.snapshot import load_contract, split_files
@@ -38,7 +40,6 @@ from raymlp.data.suppression import Suppressed, applied
 INPUT = "in."
 """Prefix of the inputs' columns in the prediction log."""
 BEFORE = "before-forget"
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,14 @@ class Forgotten:
     notes: tuple[str, ...] = field(default=())
 
 
-def person(folder: Path, column: str, value: str, rules: Mapping[str, Rule]) -> Wanted:
+def person(folder: Place, column: str, value: str, rules: Mapping[str, Rule]) -> Wanted:
     """The rows of one person: `value` as it is, and as every hash or pseudonym that the column has in a snapshot under `folder` or
     in `rules`, the present settings.
 
     Raises ConfigError when such a column needs a key that is missing or another, and when the column is masked or generalised
     everywhere; DataError when no snapshot has the column.
     """
-    contracts = [load_contract(path) for path in snapshots_in(folder)]
+    contracts = [load_contract(path) for path, _ in snapshots_in(folder)]
     names = dict.fromkeys(name for contract in contracts for name in contract.columns)
     if contracts and column not in names:
         raise DataError(f"no snapshot has a column '{column}'; expected one of {', '.join(names)}.{nearest(column, names)} Set --key.")
@@ -108,7 +109,7 @@ def person(folder: Path, column: str, value: str, rules: Mapping[str, Rule]) -> 
     return Wanted(column, not any(blurred), value in tokens, frozenset({value, *tokens}), frozenset({value, routing_key_hider(key)(value)}))
 
 
-def forget(wanted: Wanted, *, snapshots: Path, log: Path, labels: Path, dry_run: bool = False) -> Forgotten:
+def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, dry_run: bool = False) -> Forgotten:
     """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, and the labels of those predictions;
     a person is put on the list of those whom `prepare` leaves out.
 
@@ -122,7 +123,7 @@ def forget(wanted: Wanted, *, snapshots: Path, log: Path, labels: Path, dry_run:
     notes: list[str] = []
     if wanted.by_token:
         notes.append(f"the value is a token of '{wanted.column}': where the source has the raw value, `prepare` reads the person in again")
-    for path in snapshots_in(snapshots):
+    for path, _ in snapshots_in(snapshots):
         if wanted.column not in load_contract(path).columns:
             notes.append(f"snapshot {path.name} has no column '{wanted.column}' and was left as it is; the next `prepare` makes it anew")
             continue
@@ -139,7 +140,7 @@ def forget(wanted: Wanted, *, snapshots: Path, log: Path, labels: Path, dry_run:
     return Forgotten(counts, frozenset(digests), log_rows, _in_labels(labels, ids, dry_run=dry_run), tuple(notes))
 
 
-def _listed(snapshots: Path, wanted: Wanted) -> Lists:
+def _listed(snapshots: Place, wanted: Wanted) -> Lists:
     """Put a person on the list; the digests it may have had before, and the one it has now."""
     before = Suppressed.load(snapshots)
     without, after = before.listing(wanted.column, wanted.forms)
@@ -148,39 +149,34 @@ def _listed(snapshots: Path, wanted: Wanted) -> Lists:
     return Lists(frozenset({before.digest, without.digest}), after.digest)
 
 
-def snapshots_in(folder: Path) -> list[Path]:
-    """The snapshots of a problem, oldest first."""
-    found = [path.parent for path in folder.glob(f"[!.]*/{MANIFEST}")]
-    return sorted(found, key=lambda path: (json.loads((path / MANIFEST).read_text())["created"], path.name))
-
-
 # ---------------------------------------------------------------------- snapshots
 
 
-def _in_snapshot(path: Path, wanted: Wanted, lists: Lists | None, *, dry_run: bool) -> tuple[int, set[str]]:
+def _in_snapshot(path: Place, wanted: Wanted, lists: Lists | None, *, dry_run: bool) -> tuple[int, set[str]]:
     """Rows removed from a snapshot, and every digest it ever had."""
-    hits = {file: count for file in sorted(path.rglob("*.parquet")) if (count := _count(file, wanted.column, wanted.rows))}
+    files = files_in(path)
+    hits = {file: count for file in files if file.name.endswith(".parquet") and (count := _count(file, wanted.column, wanted.rows))}
     rows = sum(hits.values())
     manifest = json.loads((path / MANIFEST).read_text())
     marked = lists.mark(manifest) if lists else manifest
     if rows and not dry_run:
         with _swapped(path) as aside:
-            for file in sorted(item for item in path.rglob("*") if item.is_file()):
-                place = aside / file.relative_to(path)
-                place.parent.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                place = aside / str(file.relative_to(path))
                 if file in hits:
                     _rewrite(file, place, wanted.column, wanted.rows)
                 elif file.name != MANIFEST:
                     take_over(file, place)
             _describe_again(aside, wanted, {file.parent.name for file in hits} & set(SPLITS))
-            manifest = _noted(marked, aside, wanted, rows)
+            changed = {str(file.relative_to(path)) for file in hits}
+            manifest = _noted(marked, aside, wanted, rows, changed) | ({"replaces": path.name} if isinstance(path, StorePlace) else {})
             (aside / MANIFEST).write_text(to_json(manifest))
     elif marked != manifest:
-        write_text(path / MANIFEST, to_json(marked))
+        write_whole(path / MANIFEST, to_json(marked))
     return rows, {manifest["digest"], *(event["digest_before"] for event in manifest.get("forgotten", ()))}
 
 
-def _describe_again(aside: Path, wanted: Wanted, splits: Collection[str]) -> None:
+def _describe_again(aside: Place, wanted: Wanted, splits: Collection[str]) -> None:
     """Profiles of the splits that lost rows, and how the columns of the training rows move; an example that names the person goes."""
     for split in splits:
         profile = Profile()
@@ -196,7 +192,7 @@ def _describe_again(aside: Path, wanted: Wanted, splits: Collection[str]) -> Non
         (aside / "contract.yaml").write_text(_without_example(contract, wanted.column).to_yaml())
 
 
-def _associate_again(aside: Path, profile: Profile) -> None:
+def _associate_again(aside: Place, profile: Profile) -> None:
     file = aside / "association.json"
     if not file.exists():
         return
@@ -210,7 +206,7 @@ def _associate_again(aside: Path, profile: Profile) -> None:
     _write_again(file, association.to_dict())
 
 
-def _write_again(file: Path, plain: Mapping[str, Any]) -> None:
+def _write_again(file: Place, plain: Mapping[str, Any]) -> None:
     """Other content for a file that was linked from the old snapshot, encrypted as it was; an older snapshot may lack the file."""
     if file.exists():
         key = parquet.environment_key() if parquet.is_sealed(file) else None
@@ -223,9 +219,10 @@ def _without_example(contract: Contract, column: str) -> Contract:
     return Contract(columns={**contract.columns, column: changed})
 
 
-def _noted(manifest: dict[str, Any], aside: Path, wanted: Wanted, rows: int) -> dict[str, Any]:
-    """The manifest of what is left, with the event."""
-    files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
+def _noted(manifest: dict[str, Any], aside: Place, wanted: Wanted, rows: int, changed: Collection[str]) -> dict[str, Any]:
+    """The manifest of what is left, with the event. Digests of files that did not change are taken over."""
+    left_files = {str(file.relative_to(aside)): file for file in files_in(aside) if file.name.endswith(".parquet")}
+    files = {name: sha256_file(file) if name in changed else manifest["files"][name] for name, file in left_files.items()}
     left = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
     quarantined = sum(parquet.num_rows(file) for file in (aside / "quarantine").glob("*.parquet"))
     event = {
@@ -247,8 +244,13 @@ def _noted(manifest: dict[str, Any], aside: Path, wanted: Wanted, rows: int) -> 
 
 
 @contextmanager
-def _swapped(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` when the body ends well. The old one is removed last."""
+def _swapped(path: Place) -> Iterator[Place]:
+    """A folder to fill, the manifest last, which takes the place of `path` when the body ends well. The old one is removed last."""
+    if isinstance(path, StorePlace):
+        with replacing(path) as beside:
+            yield beside
+        return
+    assert isinstance(path, Path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     before = path.with_name(f".{path.name}.{BEFORE}")
     aside.mkdir()
@@ -262,8 +264,14 @@ def _swapped(path: Path) -> Iterator[Path]:
     shutil.rmtree(before)
 
 
-def recover(folder: Path) -> None:
-    """Finish what a process that died between two renames left: the old snapshot comes back, or goes when the new one is there."""
+def recover(folder: Place) -> None:
+    """Finish what a process that died left: the old snapshot comes back, or goes when the new one is there."""
+    if isinstance(folder, StorePlace):
+        for _, manifest in snapshots_in(folder):
+            if "replaces" in manifest:
+                remove(folder / manifest["replaces"])
+        return
+    assert isinstance(folder, Path)
     for before in folder.glob(f".*.{BEFORE}"):
         path = before.with_name(before.name.removeprefix(".").removesuffix(f".{BEFORE}"))
         if path.exists():
@@ -320,11 +328,11 @@ def _in_labels(folder: Path, ids: set[str], *, dry_run: bool) -> int:
 # ---------------------------------------------------------------------- files
 
 
-def _count(file: Path, column: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> int:
+def _count(file: Place, column: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> int:
     return sum(pc.sum(test(table.column(column))).as_py() or 0 for table in parquet.batches(file, [column]))
 
 
-def _rewrite(file: Path, place: Path, column: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> None:
+def _rewrite(file: Place, place: Place, column: str, test: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> None:
     """The rows of a file that do not pass the test, encrypted as the file is; no file when none is left."""
     key = parquet.environment_key() if parquet.is_encrypted(file) else None
     writer = parquet.Writer(place, key)

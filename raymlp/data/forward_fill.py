@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from raymlp.config.data import Data, ForwardFill, flag_of
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError, nearest
-from raymlp.core.files import digest_of
+from raymlp.core.files import Place, digest_of
 from raymlp.data import parquet
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.rowhash import row_hashes
@@ -69,7 +68,7 @@ def with_fills(contract: Contract, data: Data) -> Contract:
     return contract.model_copy(update={"columns": columns | nullable})
 
 
-def forward_fill(problem: Problem, data: Data, files: Sequence[Path], seal: parquet.SnapshotKey | None) -> dict[str, int]:
+def forward_fill(problem: Problem, data: Data, files: Sequence[Place], seal: parquet.SnapshotKey | None) -> dict[str, int]:
     """Fill staged files in place, by all rules; gives the number of filled values by column. Needs Ray.
 
     A row without a time, or with a null among its keys, neither gives nor takes. What has no earlier value stays null.
@@ -100,7 +99,7 @@ def donors(order: Rows, first: NDArray[np.bool_], times: Rows, known: NDArray[np
     return found
 
 
-def _carry(rule: ForwardFill, time: str, files: Sequence[Path], seal: parquet.SnapshotKey | None) -> dict[str, int]:
+def _carry(rule: ForwardFill, time: str, files: Sequence[Place], seal: parquet.SnapshotKey | None) -> dict[str, int]:
     """Write the values that are carried beside each file, column by column; gives their number by column."""
     order, first, times = _series(rule, time, files, seal)
     gap = None if rule.max_gap is None else round(rule.max_gap.total_seconds() * 1_000_000)
@@ -128,7 +127,7 @@ def _carry(rule: ForwardFill, time: str, files: Sequence[Path], seal: parquet.Sn
     return counts
 
 
-def _series(rule: ForwardFill, time: str, files: Sequence[Path], seal: parquet.SnapshotKey | None) -> tuple[Rows, NDArray[np.bool_], Rows]:
+def _series(rule: ForwardFill, time: str, files: Sequence[Place], seal: parquet.SnapshotKey | None) -> tuple[Rows, NDArray[np.bool_], Rows]:
     """Rows sorted by series and time, ties as in the source (M,); where a series begins among them (M,); all moments (N,)."""
     hashes, times, part = [], [], []
     for file in files:
@@ -144,14 +143,14 @@ def _series(rule: ForwardFill, time: str, files: Sequence[Path], seal: parquet.S
     return order, np.r_[True, sorted_keys[1:] != sorted_keys[:-1]][: len(order)], moments
 
 
-def _rewrite(rules: Sequence[ForwardFill], file: Path, seal: parquet.SnapshotKey | None) -> dict[str, Any]:
+def _rewrite(rules: Sequence[ForwardFill], file: Place, seal: parquet.SnapshotKey | None) -> dict[str, Any]:
     """Put a staged file with its carried values in the place of the old one, a batch at a time. Twice is once: Ray may try again."""
     beside = {name: _beside(file, name) for rule in rules for name in rule.columns}
     carried = {name: parquet.read(path, key=seal) for name, path in beside.items() if path.exists()}
     flagged = [name for rule in rules if rule.flag for name in rule.columns]
     if not carried and not flagged:
         return {}
-    aside = file.with_suffix(".filled")
+    aside = file.with_name(file.name.replace(".parquet", ".filled"))
     writer = parquet.Writer(aside, seal)
     start = 0
     for table in parquet.batches(file, key=seal):
@@ -173,8 +172,8 @@ def _rewrite(rules: Sequence[ForwardFill], file: Path, seal: parquet.SnapshotKey
     return {}
 
 
-def _beside(file: Path, name: str) -> Path:
-    return file.with_name(f"{file.stem}-{digest_of(name)[:16]}.carried")
+def _beside(file: Place, name: str) -> Place:
+    return file.with_name(file.name.replace(".parquet", f"-{digest_of(name)[:16]}.carried"))
 
 
 def _missing(column: pa.ChunkedArray) -> NDArray[np.bool_]:

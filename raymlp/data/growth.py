@@ -20,18 +20,18 @@ import pyarrow as pa
 from raymlp.config.data import Data
 from raymlp.config.split import ColumnSplit
 from raymlp.core.errors import DataError
-from raymlp.core.files import digest_of, take_over, to_json
+from raymlp.core.files import Place, digest_of, sha256_file, to_json
 from raymlp.data import parquet, sources
 from raymlp.data.association import Outline
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import check_table
 from raymlp.data.division import Cut, Tally, checked
 from raymlp.data.door import is_kept
+from raymlp.data.place import MANIFEST, snapshots_in, take_over
 from raymlp.data.profile import Profile
 from raymlp.data.split import SPLITS, is_lasting
 from raymlp.data.suppression import Suppressed, applied
 
-MANIFEST = "manifest.json"
 PROFILE = "profile.json"
 QUARANTINE = "quarantine"
 
@@ -44,7 +44,7 @@ class Earlier:
     the training profile there is of other rows than those taken over. Without parts there is no such snapshot.
     """
 
-    path: Path = Path()
+    path: Place = Path()
     manifest: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[int, int] = field(default_factory=dict)
     oldest: datetime | None = None
@@ -69,17 +69,18 @@ class Earlier:
         found = {**self.manifest["parts"][self.parts[index]], "first": ""}
         for name, count in (("part", "bad"), ("repeated", "repeated")) if "forgotten" in self.manifest else ():
             file = self.file(QUARANTINE, index, name)
-            found[count] = parquet.num_rows(file) if file.is_file() else 0
+            found[count] = parquet.num_rows(file) if file is not None else 0
         return found
 
-    def file(self, folder: str, index: int, name: str = "part") -> Path:
-        """Where the snapshot has a part, if it has rows there."""
-        return self.path / folder / f"{name}-{self.parts[index]:05}.parquet"
+    def file(self, folder: str, index: int, name: str = "part") -> Place | None:
+        """Where the snapshot has a part, according to its manifest; None when it has no rows there."""
+        file = f"{folder}/{name}-{self.parts[index]:05}.parquet"
+        return self.path / file if file in self.manifest["files"] else None
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[Place]:
         """The files of all splits that are taken over, with rows."""
-        found = [self.file(split, index) for index in self.parts for split in SPLITS]
-        return [file for file in found if file.is_file()]
+        found = (self.file(split, index) for index in self.parts for split in SPLITS)
+        return [file for file in found if file is not None]
 
     def kept(self, table: pa.Table) -> pa.Table:
         """The rows that are not too old."""
@@ -143,7 +144,7 @@ def plan(data: Data, contract: Contract | None, identity: Identity, suppressed: 
     Of the snapshots made under equal settings, without those who were forgotten, the newest that holds a part of the source is grown.
     """
     parts, facts = identity.parts, identity.source
-    known = [manifest for path in suppressed.folder.glob(f"[!.]*/{MANIFEST}") if (manifest := manifest_of(path.parent))]
+    known = [{**manifest, "folder": path} for path, manifest in snapshots_in(suppressed.folder)]
     fitting = [manifest for manifest in known if manifest.get("settings") == identity.settings]
     clean = [manifest for manifest in fitting if applied(manifest) == suppressed.digest]
     why = "since no part of it is as it was" if fitting else ""
@@ -164,7 +165,7 @@ def plan(data: Data, contract: Contract | None, identity: Identity, suppressed: 
     return Reading([part for part, _ in pieces], [mark for _, mark in pieces], sources.schema_of(data.source, parts), why=why)
 
 
-def manifest_of(path: Path) -> dict[str, Any] | None:
+def manifest_of(path: Place) -> dict[str, Any] | None:
     """The manifest of a snapshot, with its `folder`; None when it is none."""
     try:
         return {**json.loads((path / MANIFEST).read_text()), "folder": path}
@@ -235,32 +236,37 @@ def _why_keys_do_not_allow(data: Data, contract: Contract | None, earlier: Earli
 
 @dataclass
 class Move:
-    """One part on its way from the earlier snapshot: which files were linked, new name to old, and rows that were too old."""
+    """One part on its way from the earlier snapshot: which files were linked, new name to old, what was written or linked (as
+    `parquet.facts_of` tells it), and rows that were too old."""
 
     cut: Cut
     earlier: Earlier
     index: int
     linked: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
     expired: int = 0
 
     def take(self, folder: str, name: str = "part") -> None:
         """Take a file over as it is, if there is one."""
-        file = self.earlier.file(folder, self.index, name)
-        if file.is_file():
+        file = self._there(folder, name)
+        if file is not None:
             place = self._place(folder, name)
             take_over(file, place)
-            self.linked[str(place.relative_to(self.cut.aside))] = str(file.relative_to(self.earlier.path))
+            new = str(place.relative_to(self.cut.aside))
+            self.linked[new] = str(file.relative_to(self.earlier.path))
+            self.files[new] = [sha256_file(place), parquet.num_rows(place, key=self.cut.seal)]
 
     def rows(self, folder: str, name: str = "part") -> Iterator[pa.Table]:
         """The rows of a file of the earlier snapshot."""
-        file = self.earlier.file(folder, self.index, name)
-        yield from parquet.batches(file, key=self.cut.seal) if file.is_file() else ()
+        file = self._there(folder, name)
+        yield from parquet.batches(file, key=self.cut.seal) if file is not None else ()
 
     def write(self, folder: str, tables: Iterator[pa.Table], name: str = "part") -> None:
         writer = parquet.Writer(self._place(folder, name), self.cut.seal)
         for table in tables:
             writer.write(table)
         writer.close()
+        self.files |= json.loads(parquet.facts_of([writer], self.cut.aside))
 
     def training_rows(self) -> Iterator[pa.Table]:
         """The training rows that were taken over."""
@@ -268,9 +274,16 @@ class Move:
         yield from parquet.batches(place, key=self.cut.seal) if place.is_file() else ()
 
     def facts(self) -> dict[str, Any]:
-        return {"linked": to_json(self.linked, indent=None), "expired": self.expired}
+        told = {"linked": to_json(self.linked, indent=None), "files": to_json(self.files, indent=None)}
+        return {**told, "expired": self.expired}
 
-    def _place(self, folder: str, name: str) -> Path:
+    def _there(self, folder: str, name: str) -> Place | None:
+        file = self.earlier.file(folder, self.index, name)
+        if file is not None and not file.is_file():
+            raise DataError(f"{file} is gone; expected the file of the manifest. Remove the snapshot.")
+        return file
+
+    def _place(self, folder: str, name: str) -> Place:
         return self.cut.aside / folder / f"{name}-{self.index:05}.parquet"
 
 

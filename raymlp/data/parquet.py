@@ -1,4 +1,4 @@
-"""The one door to the Parquet files of snapshots: written and read here, encrypted or not.
+"""The one door to the Parquet files of snapshots: written and read here, encrypted or not, on a disk or in an object store.
 
 Encrypted files use Parquet modular encryption with encrypted footers, so that not even the schema shows. Each file has keys of
 its own, wrapped (AES-256-GCM) by the key in `RAYMLP_SNAPSHOT_KEY`, which is in no file.
@@ -7,12 +7,13 @@ its own, wrapped (AES-256-GCM) by the key in `RAYMLP_SNAPSHOT_KEY`, which is in 
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 
 from raymlp.config.privacy import Privacy
 from raymlp.core.errors import DataError
+from raymlp.core.files import Place
 from raymlp.core.secret import environment_secret
+from raymlp.data.place import StorePlace, asking, place_of, writing
 
 KEY_VARIABLE = "RAYMLP_SNAPSHOT_KEY"
 ENCRYPTED = b"PARE"
@@ -75,75 +78,151 @@ def key_of(privacy: Privacy) -> SnapshotKey | None:
 
 
 class Writer:
-    """A Parquet file that exists only if rows were written to it; encrypted when there is a key."""
+    """A Parquet file that exists only if rows were written to it; encrypted when there is a key.
 
-    def __init__(self, path: Path, key: SnapshotKey | None = None) -> None:
+    Once it is closed, `rows` and `sha256` (hex, of the file's bytes as they were written) say what it holds.
+    """
+
+    def __init__(self, path: Place, key: SnapshotKey | None = None) -> None:
         self.path, self.key = path, key
         self.file: pq.ParquetWriter | None = None
+        self.rows, self.sha256 = 0, ""
 
     def write(self, table: pa.Table) -> None:
         if not table.num_rows:
             return
-        if self.file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = pq.ParquetWriter(self.path, table.schema, compression="zstd", encryption_properties=_encryption(self.key))
-        self.file.write_table(table, row_group_size=ROW_GROUP)
+        with asking(self.path):
+            if self.file is None:
+                self.sink = _Digested(writing(self.path))
+                self.file = pq.ParquetWriter(self.sink, table.schema, compression="zstd", encryption_properties=_encryption(self.key))
+            self.file.write_table(table, row_group_size=ROW_GROUP)
+        self.rows += table.num_rows
 
     def close(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with asking(self.path):
+                self.file.close()
+                self.sink.close()
+            self.sha256 = self.sink.digest.hexdigest()
 
 
-def is_encrypted(path: Path | str) -> bool:
+class _Digested:
+    """A file that is written from start to end, and the digest of its bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.file.closed)
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.file.write(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def facts_of(writers: Iterable[Writer], folder: Place) -> str:
+    """Digest and rows of the files that were written below a folder, as JSON: `{"train/part-00000.parquet": [SHA256, ROWS]}`."""
+    return json.dumps({str(item.path.relative_to(folder)): [item.sha256, item.rows] for item in writers if item.rows})
+
+
+def is_encrypted(path: Place | str) -> bool:
     """Whether a Parquet file cannot be read without the key."""
-    with open(path, "rb") as file:
-        return file.read(len(ENCRYPTED)) == ENCRYPTED
+    with _place(path).open("rb") as file:
+        return bool(file.read(len(ENCRYPTED)) == ENCRYPTED)
 
 
 @contextmanager
-def opened(path: Path | str, key: SnapshotKey | None = None) -> Iterator[pq.ParquetFile]:
+def opened(path: Place | str, key: SnapshotKey | None = None) -> Iterator[pq.ParquetFile]:
     """A Parquet file to read from; an encrypted one with the given key or the environment's.
 
-    Raises ConfigError when there is none, DataError that names the file when it is another one or the file is broken.
+    Raises ConfigError when there is none, DataError that names the file when it is another one, when the file is broken, or when
+    a store does not give it.
     """
-    secret = (key or environment_key()) if is_encrypted(path) else None
+    place = _place(path)
+    secret = None
     try:
-        with pq.ParquetFile(path, decryption_properties=_decryption(secret)) as file:
-            yield file
+        with place.open("rb") as file:
+            secret = (key or environment_key()) if file.read(len(ENCRYPTED)) == ENCRYPTED else None
+            file.seek(0)
+            remote = isinstance(place, StorePlace)
+            source = file if remote else path
+            with pq.ParquetFile(source, pre_buffer=remote, decryption_properties=_decryption(secret)) as parquet:
+                yield parquet
     except (OSError, pa.ArrowInvalid) as error:
-        if secret is None:
-            raise
-        raise DataError(f"{path} cannot be decrypted: {error}. Set {KEY_VARIABLE} to the key it was written with.") from error
+        if secret is not None:
+            raise DataError(f"{path} cannot be decrypted: {error}. Set {KEY_VARIABLE} to the key it was written with.") from error
+        if isinstance(place, StorePlace) and not isinstance(error, FileNotFoundError):
+            raise place.refusal(error) from error
+        raise
 
 
 def batches(
-    path: Path | str, columns: Sequence[str] | None = None, *, rows: int = ROW_GROUP, key: SnapshotKey | None = None
+    path: Place | str, columns: Sequence[str] | None = None, *, rows: int = ROW_GROUP, key: SnapshotKey | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of a file, at most `rows` at a time."""
+    """The rows of a file, `rows` at a time; the last have fewer. Of a file in a store two row groups are held, encoded and decoded."""
+    names = None if columns is None else list(columns)
     with opened(path, key) as file:
-        for batch in file.iter_batches(batch_size=rows, columns=None if columns is None else list(columns)):
+        if isinstance(_place(path), StorePlace):
+            yield from _of_length(_groups_ahead(file, names), rows)
+            return
+        for batch in file.iter_batches(batch_size=rows, columns=names):
             yield pa.Table.from_batches([batch])
 
 
-def read(path: Path | str, columns: Sequence[str] | None = None, *, key: SnapshotKey | None = None) -> pa.Table:
+def _groups_ahead(file: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.Table]:
+    """Row groups, the next one asked for while one is worked on. `iter_batches` would fetch all of them before the first."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(file.read_row_group, 0, columns)
+        for group in range(1, file.num_row_groups + 1):
+            table = ahead.result()
+            if group < file.num_row_groups:
+                ahead = pool.submit(file.read_row_group, group, columns)
+            yield table
+
+
+def _of_length(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of one chunk and `rows` rows each, but for the last."""
+    rest: pa.Table | None = None
+    for table in tables:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        while rest.num_rows >= rows:
+            yield rest.slice(0, rows).combine_chunks()
+            rest = rest.slice(rows)
+    if rest is not None and rest.num_rows:
+        yield rest.combine_chunks()
+
+
+def read(path: Place | str, columns: Sequence[str] | None = None, *, key: SnapshotKey | None = None) -> pa.Table:
     """A whole file, in memory."""
     with opened(path, key) as file:
         return file.read(columns=None if columns is None else list(columns))
 
 
-def num_rows(path: Path | str, *, key: SnapshotKey | None = None) -> int:
+def num_rows(path: Place | str, *, key: SnapshotKey | None = None) -> int:
     """Rows of a file, from its footer."""
     with opened(path, key) as file:
         return int(file.metadata.num_rows)
 
 
-def group_rows(path: Path | str, *, key: SnapshotKey | None = None) -> list[int]:
+def group_rows(path: Place | str, *, key: SnapshotKey | None = None) -> list[int]:
     """Rows of each row group of a file, from its footer."""
     with opened(path, key) as file:
         return [int(file.metadata.row_group(group).num_rows) for group in range(file.num_row_groups)]
 
 
-def sample(files: Sequence[Path | str], rows: int, columns: Sequence[str] | None = None, *, key: SnapshotKey | None = None) -> pa.Table:
+def sample(files: Sequence[Place | str], rows: int, columns: Sequence[str] | None = None, *, key: SnapshotKey | None = None) -> pa.Table:
     """About `rows` evenly spaced rows of all files, read from at most 16 evenly spaced row groups; the same rows every time."""
     sizes = [(file, group, size) for file in files for group, size in enumerate(group_rows(file, key=key))]
     chosen = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), SAMPLED_GROUPS)).astype(int))]
@@ -163,23 +242,27 @@ def spread(total: int, rows: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, total - 1, min(rows, total)).astype(np.int64))
 
 
+def _place(path: Place | str) -> Place:
+    return place_of(path) if isinstance(path, str) else path
+
+
 def sealed_text(text: str, key: SnapshotKey | None) -> str:
     """A small text file beside the Parquet files: as it is, or inside `{"encrypted": ...}` when there is a key."""
     return text if key is None else json.dumps({"encrypted": key.wrap(text.encode())})
 
 
-def is_sealed(path: Path) -> bool:
+def is_sealed(path: Place) -> bool:
     """Whether a text file is an encrypted one."""
-    with path.open() as file:
-        return file.read(len(SEALED)) == SEALED
+    return path.read_text().startswith(SEALED)
 
 
-def unsealed_text(path: Path, key: SnapshotKey | None = None) -> str:
+def unsealed_text(path: Place, key: SnapshotKey | None = None) -> str:
     """The text that `sealed_text` was given. Raises ConfigError without a key, DataError for another key."""
-    if not is_sealed(path):
-        return path.read_text()
+    text = path.read_text()
+    if not text.startswith(SEALED):
+        return text
     try:
-        return (key or environment_key()).unwrap(json.loads(path.read_text())["encrypted"]).decode()
+        return (key or environment_key()).unwrap(json.loads(text)["encrypted"]).decode()
     except OSError as error:
         raise DataError(f"{path} cannot be decrypted: {error}. Set {KEY_VARIABLE} to the key it was written with.") from None
 

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 import datasketches
@@ -32,6 +33,8 @@ LARGEST_WHOLE = 2.0**53
 """Whole numbers beyond it are not told apart as float64."""
 MIN_IDS = 101
 """Values below which a column is not called id-like."""
+PROSE, PROSE_WORDS, PROSE_SEEN = 0.5, 5.0, 1_000
+"""Share of distinct values, and mean number of words of the most frequent ones, from which texts are to be read rather than told apart."""
 CLOSE = 4
 """Whole numbers whose range is less than this many times their number are counted by place."""
 
@@ -109,8 +112,17 @@ class ColumnProfile:
         return self.num_distinct <= 1 and not (self.nulls and self.values)
 
     def is_id_like(self, share: float) -> bool:
-        """Text or whole numbers with more distinct values than this share of them: they name a row."""
-        return self.type in ("string", "int") and self.values >= MIN_IDS and self.num_distinct > share * self.values
+        """Text or whole numbers with more distinct values than this share of them: they name a row. Free text does not."""
+        many = self.type in ("string", "int") and self.values >= MIN_IDS and self.num_distinct > share * self.values
+        return many and not self.is_prose
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it holds free text: most values differ, and those that are kept have several words."""
+        if self.type != "string" or self.num_distinct <= PROSE * self.values:
+            return False
+        words = [len(text.split()) for text in islice(self.counts(), PROSE_SEEN)]
+        return bool(words) and sum(words) >= PROSE_WORDS * len(words)
 
     @property
     def std(self) -> float:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from raymlp.config.monitor import Monitor
 from raymlp.config.problem import Problem
 from raymlp.core.errors import DataError
-from raymlp.core.files import write_text
+from raymlp.core.files import Place, write_text
 from raymlp.core.records import Finding, Snapshot
+from raymlp.data import parquet
 from raymlp.data import profile_svg as svg
 from raymlp.data.association import Answers, Association
 from raymlp.data.contract_batch import REASON
@@ -113,12 +113,12 @@ def read(snapshot: Snapshot, problem: Problem, settings: Monitor) -> Seen:
     return Seen(problem, manifest, profiles, load_association(snapshot.path), drifts, settings)
 
 
-def quarantine_reasons(path: Path) -> list[tuple[str, int]]:
+def quarantine_reasons(path: Place) -> list[tuple[str, int]]:
     """Reasons of the quarantined rows and how many rows each has, most first; only that column is read."""
     counts: Counter[str] = Counter()
     for file in sorted((path / "quarantine").glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=[REASON]):
-            for item in batch.column(0).value_counts().to_pylist():
+        for table in parquet.batches(file, [REASON]):
+            for item in table.column(0).value_counts().to_pylist():
                 counts[str(item["values"])] += item["counts"]
     shown = counts.most_common(SHOWN_REASONS)
     rest = counts.total() - sum(count for _, count in shown)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raymlp.core.errors import ContractError
+from raymlp.core.files import Place
 from raymlp.data import parquet
 from raymlp.data.contract import Contract
 
@@ -30,7 +30,7 @@ class BrokenRule:
     first: str
 
 
-def repeats(contract: Contract, files: Sequence[Path], *, after: Sequence[Path] = ()) -> NDArray[np.int16]:
+def repeats(contract: Contract, files: Sequence[Place], *, after: Sequence[Place] = ()) -> NDArray[np.int16]:
     """Which key of the contract each row repeats, int16 (N,): its place in `contract.keys` from 1, or 0 for none.
 
     Rows are those of the Parquet files, in order; rows of the files in `after` came before them.
@@ -61,7 +61,7 @@ def _later(table: pa.Table, key: Sequence[str]) -> NDArray[np.bool_]:
     return known
 
 
-def newest(contract: Contract, files: Sequence[Path]) -> dict[str, str]:
+def newest(contract: Contract, files: Sequence[Place]) -> dict[str, str]:
     """The newest moment of each column that freshness names, in ISO 8601; a column without values is left out."""
     found: dict[str, datetime] = {}
     for name in contract.freshness:

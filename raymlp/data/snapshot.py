@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.config.split import ColumnSplit
 from raymlp.core.errors import ContractError, DataError, SourceUnavailable
-from raymlp.core.files import digest_of, published, sha256_file, to_json
+from raymlp.core.files import Place, digest_of, to_json
 from raymlp.core.records import Snapshot
 from raymlp.data import parquet, sources
 from raymlp.data.association import Association, Outline
@@ -40,6 +39,7 @@ from raymlp.data.division import Cut, quarantine_repeats, split_keys, training_p
 from raymlp.data.door import anonymity, oldest_kept, verdict
 from raymlp.data.forward_fill import forward_fill, with_fills
 from raymlp.data.growth import Identity, Move, Reading, linked_by, plan, take_rest, take_training
+from raymlp.data.place import MANIFEST, published_at, publishing, remove, require_store
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
 from raymlp.data.quality import Evidence, Finding, inspect, load_learners
@@ -63,7 +63,7 @@ COUNTED = ("rows", "bad", "unlabelled", "expired", "suppressed", *LEFT_OUT, "new
 hits of the scan for personal data."""
 
 
-def prepare(problem: Problem, data: Data, folder: Path, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
+def prepare(problem: Problem, data: Data, folder: Place, *, say: Callable[[str], None] = lambda _: None) -> Snapshot:
     """Make the snapshot of a problem's data under `folder`, or find the one that is already there. Needs Ray.
 
     Of a source that grew only the new parts are read, where rows keep their splits; the result is the same as reading it all.
@@ -91,33 +91,35 @@ def reachable(data: Data) -> Data:
     return data
 
 
-def _prepare(problem: Problem, data: Data, folder: Path, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
+def _prepare(problem: Problem, data: Data, folder: Place, say: Callable[[str], None], warnings: list[str]) -> Snapshot:
     identity = _identity(problem, data)
     suppressed = Suppressed.load(folder / problem.name)
     target = _place(identity.key, suppressed)
-    if (target / "manifest.json").is_file():
+    found = published_at(target)
+    if found is not None:
         if data.contract:
-            hold_freshness(given_contract(data.contract), json.loads((target / "manifest.json").read_text())["newest"])
-        return open_snapshot(target, reused=True)
+            hold_freshness(given_contract(data.contract), json.loads((found / MANIFEST).read_text())["newest"])
+        return open_snapshot(found, reused=True)
+    require_store(folder)
     contract = given_contract(data.contract) if data.contract else None
     reading = plan(data, contract, identity, suppressed)
-    with published(target) as aside:
+    with publishing(target) as aside:
         _build(problem, data, aside, identity, reading, suppressed, say, warnings)
-    return open_snapshot(target)
+    return open_snapshot(published_at(target) or target)
 
 
-def find(problem: Problem, data: Data, folder: Path) -> Snapshot | None:
+def find(problem: Problem, data: Data, folder: Place) -> Snapshot | None:
     """The snapshot that `prepare` would find again under `folder`; None when it would make one. Needs no Ray."""
-    target = _place(snapshot_key(problem, data), Suppressed.load(folder / problem.name))
-    return open_snapshot(target, reused=True) if (target / "manifest.json").is_file() else None
+    found = published_at(_place(snapshot_key(problem, data), Suppressed.load(folder / problem.name)))
+    return open_snapshot(found, reused=True) if found is not None else None
 
 
-def _place(key: str, suppressed: Suppressed) -> Path:
+def _place(key: str, suppressed: Suppressed) -> Place:
     """Where the snapshot of a key is, or will be. One that does not keep the list of those who were forgotten is passed over:
     `forget` could not clean it, since it lacks the column, or it is older than this list."""
     place = suppressed.folder / key[:16]
-    manifest = place / "manifest.json"
-    if not manifest.is_file() or applied(json.loads(manifest.read_text())) == suppressed.digest:
+    found = published_at(place)
+    if found is None or applied(json.loads((found / MANIFEST).read_text())) == suppressed.digest:
         return place
     return suppressed.folder / digest_of([key, suppressed.digest])[:16]
 
@@ -153,10 +155,10 @@ def _identity(problem: Problem, data: Data) -> Identity:
     return Identity(parts, source, oldest, settings, digest_of([settings, apart, source, oldest]))
 
 
-def open_snapshot(path: Path, *, reused: bool = False) -> Snapshot:
+def open_snapshot(path: Place, *, reused: bool = False) -> Snapshot:
     """The record of a snapshot on disk. Raises DataError when it is not one."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no snapshot: {error}.") from None
     notes = [str(Finding(**item)) for item in manifest.get("quality", ())]
@@ -172,17 +174,17 @@ def _growth(manifest: dict[str, Any]) -> str:
     return f"read anew {manifest['read_anew']}" if manifest.get("read_anew") else ""
 
 
-def warnings_of(path: Path) -> list[str]:
+def warnings_of(path: Place) -> list[str]:
     """What was noticed while a snapshot was made."""
-    return list(json.loads((path / "manifest.json").read_text())["warnings"])
+    return list(json.loads((path / MANIFEST).read_text())["warnings"])
 
 
-def split_files(path: Path, split: str) -> list[str]:
+def split_files(path: Place, split: str) -> list[str]:
     """Parquet files of a split, in order; empty when the split has no rows."""
     return sorted(str(file) for file in (path / split).glob("*.parquet"))
 
 
-def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_split(path: Place, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a split, in memory, in the order of the snapshot."""
     files = split_files(path, split)
     wanted = list(columns) if columns is not None else None
@@ -191,14 +193,14 @@ def read_split(path: Path, split: str, columns: Sequence[str] | None = None) -> 
     return pa.concat_tables([parquet.read(file, wanted) for file in files])
 
 
-def load_profile(path: Path, split: str = "train") -> Profile:
+def load_profile(path: Place, split: str = "train") -> Profile:
     """Profile of a split; that of a split without rows is empty."""
     file = path / ("profile.json" if split == "train" else f"profile-{split}.json")
     known = split == "train" or file.is_file()
     return Profile.from_dict(json.loads(parquet.unsealed_text(file))) if known else Profile()
 
 
-def load_association(path: Path) -> Association:
+def load_association(path: Place) -> Association:
     """How columns of the training split move with the target and with each other. Raises DataError when the snapshot has none."""
     try:
         return Association.from_json(parquet.unsealed_text(path / "association.json"))
@@ -206,7 +208,7 @@ def load_association(path: Path) -> Association:
         raise DataError(f"{path} was made by an older version and has no association.json. Prepare the data again.") from None
 
 
-def load_contract(path: Path) -> Contract:
+def load_contract(path: Place) -> Contract:
     """Contract of all columns of a snapshot."""
     return Contract.from_yaml((path / "contract.yaml").read_text(), source=str(path / "contract.yaml"))
 
@@ -228,7 +230,7 @@ class Site:
 def _build(
     problem: Problem,
     data: Data,
-    aside: Path,
+    aside: Place,
     identity: Identity,
     reading: Reading,
     suppressed: Suppressed,
@@ -251,7 +253,7 @@ def _build(
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {sum(counts[index]['rows'] for index in reading.new):,} rows ({data.split.kind})")
     facts["filled"] = forward_fill(problem, data, staged_files(cut.staging, reading.new), shape.seal)
-    codes = _codes(site, counts)
+    codes, again_repeated = _codes(site, counts)
     facts["newest"] = newest_of(count["newest"] for count in counts)
     hold_freshness(shape.contract, facts["newest"])
     written = each_part(lambda place: write_training(cut, reading.new[place], codes[reading.new[place]]), len(reading.new))
@@ -261,14 +263,18 @@ def _build(
     contract = _contract(site, profile)
     say(f"checking {len(contract.columns)} columns against the contract")
     divided = _rest(site, codes, contract, profile)
+    contract = contract.with_images(data.image_columns, data.max_image_pixels)
     later = sum(count["repeated"] for count in counts) + sum(part["bad"] for part in divided)
     _hold_budget(data, counts, later, next((part["first"] for part in divided if part["first"]), ""))
     for index, item in (*zip(again, moved, strict=True), *((index, divided[index]) for index in reading.earlier.parts)):
         counts[index] |= {"rows": counts[index]["rows"] - item["expired"], "expired": counts[index]["expired"] + item["expired"]}
-    facts["rows"] = {name: sum(parquet.num_rows(file) for file in split_files(aside, name)) for name in SPLITS}
+    told = [again_repeated, *(item["files"] for item in (*counts, *written, *moved, *divided) if "files" in item)]
+    files = {name: fact for part in told for name, fact in json.loads(part).items()}
+    digests = {name: sha256 for name, (sha256, _) in files.items()}
+    facts["rows"] = {split: sum(rows for name, (_, rows) in files.items() if name.startswith(f"{split}/")) for split in SPLITS}
     hold_filled(data.split, facts["rows"])
     hold_as_a_whole(shape.contract, sum(facts["rows"].values()), facts["newest"])
-    _clear(cut.staging)
+    remove(cut.staging)
     say("looking for leaks, copies and noise")
     grouped, too_small = anonymity(data.privacy, divided)
     facts |= grouped | {"warnings": [*before, *warnings, *noticed, *too_small]}
@@ -278,9 +284,8 @@ def _build(
     write_page_data(aside, divided, shape.seal)
     (aside / "profile.json").write_text(parquet.sealed_text(to_json(profile.to_dict(), indent=None), shape.seal))
     (aside / "contract.yaml").write_text(contract.to_yaml())
-    files = {str(file.relative_to(aside)): sha256_file(file) for file in sorted(aside.rglob("*.parquet"))}
-    reading.earlier.hold_unchanged(linked_by([*moved, *divided]), files)
-    _write_manifest(site, identity, contract, files, facts, started)
+    reading.earlier.hold_unchanged(linked_by([*moved, *divided]), digests)
+    _write_manifest(site, identity, contract, digests, facts, started)
 
 
 def _staged(site: Site, sieve: Sieve) -> list[dict[str, Any]]:
@@ -293,8 +298,9 @@ def _staged(site: Site, sieve: Sieve) -> list[dict[str, Any]]:
     return counts
 
 
-def _codes(site: Site, counts: list[dict[str, Any]]) -> dict[int, Codes]:
-    """Codes of the staged rows of each new part. Its counts get the rows in no split and the newest moments."""
+def _codes(site: Site, counts: list[dict[str, Any]]) -> tuple[dict[int, Codes], str]:
+    """Codes of the staged rows of each new part, and what was quarantined (as `parquet.facts_of` tells it). Its counts get the rows in
+    no split and the newest moments."""
     new, data, contract = site.reading.new, site.data, site.shape.contract
     files = staged_files(site.cut.staging, new)
     repeated = repeats(contract, files, after=site.reading.earlier.files())
@@ -305,11 +311,11 @@ def _codes(site: Site, counts: list[dict[str, Any]]) -> dict[int, Codes]:
     for index, piece in pieces.items():
         counts[index] |= {name: int(np.sum(piece == code)) for name, code in LEFT_OUT.items()}
         counts[index]["newest"] = newest(contract, staged_files(site.cut.staging, [index]))
-    quarantine_repeats(site.shape, site.cut.staging, new, bounds, repeated, site.cut.aside / "quarantine")
+    told = quarantine_repeats(site.shape, site.cut.staging, new, bounds, repeated, site.cut.aside / "quarantine")
     _hold_budget(data, counts, sum(count["repeated"] for count in counts), repeat_reasons(contract)[repeated.max(initial=0)])
     in_splits = {name: int(np.sum(codes == code)) + site.reading.earlier.rows(name) for code, name in enumerate(SPLITS)}
     hold_filled(data.split, in_splits)
-    return pieces
+    return pieces, told
 
 
 def _contract(site: Site, profile: Profile) -> Contract:
@@ -375,23 +381,17 @@ def _hold_budget(data: Data, counts: list[dict[str, Any]], later: int = 0, first
         )
 
 
-def _clear(staging: Path) -> None:
-    for file in staging.glob("*"):
-        file.unlink()
-    if staging.exists():
-        staging.rmdir()
-
-
 def _write_manifest(
-    site: Site, identity: Identity, contract: Contract, files: dict[str, str], facts: dict[str, Any], started: float
+    site: Site, identity: Identity, contract: Contract, digests: dict[str, str], facts: dict[str, Any], started: float
 ) -> None:
+    """Written last: with its manifest a snapshot is whole."""
     manifest = {
         "format": FORMAT,
         "problem": site.problem.name,
         "key": identity.key,
         "settings": identity.settings,
-        "digest": digest_of(files),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digest": digest_of(digests),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 2),
         "source": identity.source,
         "types": list(site.reading.types.items()),
@@ -400,6 +400,6 @@ def _write_manifest(
         **facts,
         "rows": {name: count for name, count in facts["rows"].items() if count},
         "schema": {name: rule.type for name, rule in contract.columns.items()},
-        "files": files,
+        "files": digests,
     }
-    (site.cut.aside / "manifest.json").write_text(to_json(manifest))
+    (site.cut.aside / MANIFEST).write_text(to_json(manifest))

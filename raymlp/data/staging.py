@@ -18,6 +18,7 @@ from raymlp.config.problem import Problem
 from raymlp.config.sources import ColumnType
 from raymlp.config.split import ColumnSplit, HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
+from raymlp.core.files import Place
 from raymlp.data import parquet, sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
@@ -51,7 +52,7 @@ class Shape:
         return table
 
 
-def stage_all(shape: Shape, parts: Mapping[int, sources.Part], aside: Path, sieve: Sieve) -> list[dict[str, Any]]:
+def stage_all(shape: Shape, parts: Mapping[int, sources.Part], aside: Place, sieve: Sieve) -> list[dict[str, Any]]:
     """Read, shape and check parts, by their number, into `aside/staging` and `aside/quarantine`; gives the counts of each.
     Rows that `sieve` holds back reach neither."""
     door = Door.of(shape.data.privacy, len(parts), sieve)
@@ -60,9 +61,10 @@ def stage_all(shape: Shape, parts: Mapping[int, sources.Part], aside: Path, siev
     return each_part(lambda place: _stage(shape, *numbered[place], staging, quarantine, door.open(place)), len(parts))
 
 
-def staged_files(staging: Path, indices: Iterable[int]) -> list[Path]:
+def staged_files(staging: Place, indices: Iterable[int]) -> list[Place]:
     """The staged parts that have rows, in order."""
-    return [file for file in (staging / f"part-{index:05}.parquet" for index in indices) if file.exists()]
+    there = set(staging.glob("*.parquet"))
+    return [file for file in (staging / f"part-{index:05}.parquet" for index in indices) if file in there]
 
 
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
@@ -93,6 +95,7 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
     if data.split.key_columns:
         named[f"data.split.column{'s' if isinstance(data.split, HashSplit) else ''}"] = data.split.key_columns
     named["data.privacy.columns"] = tuple(rules)
+    named["data.images"] = data.images
     for setting, names in named.items():
         missing = next((name for name in names if name not in columns), None)
         if missing:
@@ -118,7 +121,7 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
     if lost:
         raise ConfigError(f"data.split needs the column '{lost}'; expected it in the contract, and not in data.drop. Set data.split.")
     key = key_for(rules)
-    contract = contract.with_privacy(rules, key)
+    contract = contract.with_privacy(rules, key).with_images(data.image_columns, data.max_image_pixels)
     return Shape(data, types, tuple(lookups), kept, contract, problem.target, contract.key(key), parquet.key_of(data.privacy)), warnings
 
 
@@ -193,7 +196,7 @@ def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     return table
 
 
-def _stage(shape: Shape, index: int, part: sources.Part, staging: Path, quarantine: Path, way: Passage) -> dict[str, Any]:
+def _stage(shape: Shape, index: int, part: sources.Part, staging: Place, quarantine: Place, way: Passage) -> dict[str, Any]:
     """Read one part, write its good rows to staging and its bad rows to quarantine."""
     bad_lines = sources.BadRows()
     rows = bad = unlabelled = 0
@@ -224,4 +227,5 @@ def _stage(shape: Shape, index: int, part: sources.Part, staging: Path, quaranti
         first = first or f"{part.path}: {bad_lines.reasons[0]}"
     good_file.close()
     bad_file.close()
-    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first, **way.facts()}
+    files = parquet.facts_of([bad_file], quarantine.parent)
+    return {"rows": rows, "bad": bad + bad_lines.count, "unlabelled": unlabelled, "first": first, "files": files, **way.facts()}

@@ -61,11 +61,13 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
     table = table.filter(pc.is_valid(table.column(target)))
     task, positive, why = guess_task(Profile().update(table.select([target])).columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
+    texts = [column for column, facts in Profile().update(table).columns.items() if column != target and facts.is_prose]
     split = RandomSplit() if task == "regression" else StratifiedSplit()
     unfit = left_out(table, problem, split)
     personal = pii.scan(table, known=(target,))
-    text = _experiment(problem, source, split, unfit, why, data_file, table.num_rows, personal)
+    text = _experiment(problem, source, split, unfit, texts, why, data_file, table.num_rows, personal)
     remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {_reason(finding)}" for column, finding in unfit.items())]
+    remarks += [f"{column} is text: read as n-grams" for column in texts]
     remarks += [f"{found.column} looks like {found.words}: see data.privacy in the file" for found in personal]
     times = [field.name for field in table.schema if column_type(field.type) == "timestamp"]
     if times:
@@ -152,6 +154,7 @@ def _experiment(
     source: Source,
     split: RandomSplit,
     unfit: dict[str, Finding],
+    texts: Sequence[str],
     why: str,
     data_file: Path,
     rows: int,
@@ -179,8 +182,12 @@ def _experiment(
     if personal:
         lines += ["  # privacy:  # columns that look personal, and what could be done before a row reaches any file", "  #   columns:"]
         lines += [f"  #     {_flow(found.column)}: {_flow(found.proposal)}  # {found.words}" for found in personal]
+    if texts or problem.task == "regression":
+        lines += ["", "features:"]
+    if texts:
+        lines += [f"  text: {_flow(list(texts))}", "  text_encoding: ngrams  # length | ngrams | subword"]
     if problem.task == "regression":
-        lines += ["", "features:", "  scaling: quantile  # nets fit smooth values best when each input is spread evenly"]
+        lines += ["  scaling: quantile  # nets fit smooth values best when each input is spread evenly"]
     if rows < SMALL:
         lines += ["", f"train:  # for {rows:,} rows: small batches, and for smooth values more passes", "  batch_size: 128"]
         lines += ["  epochs: 40", "  patience: 8", "  learning_rate: 0.002"] if problem.task == "regression" else ["  epochs: 10"]

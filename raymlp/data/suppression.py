@@ -1,7 +1,8 @@
 """People who were forgotten stay out: `forget` lists them, and `prepare` drops their rows before any file is written.
 
 The list lies beside a problem's snapshots. It holds HMAC-SHA256 digests of column, type and value, never a value. Their key comes
-from `RAYMLP_PRIVACY_KEY` where that is set, else from a random salt beside the list that its owner alone can read.
+from `RAYMLP_PRIVACY_KEY` where that is set, else from a random salt beside the list that its owner alone can read, or, in an object
+store, whoever may read the snapshots.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 
 from raymlp.config.sources import ColumnType
 from raymlp.core.errors import ConfigError, DataError
-from raymlp.core.files import digest_of, make_folder, to_json, write_text
+from raymlp.core.files import Place, digest_of, to_json
 from raymlp.data.casting import ARROW, read_column
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.place import write_whole
 from raymlp.data.privacy import KEY_VARIABLE, Mac, environment_key, given_key
 from raymlp.data.profile import column_type
 
@@ -70,11 +71,11 @@ class Sieve:
 class Suppressed:
     """The list of a problem: by column, the name of each key with the digests that were made with it."""
 
-    folder: Path
+    folder: Place
     columns: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Place) -> Self:
         """The list among the snapshots in `folder`, empty where there is none. Raises DataError when it cannot be read."""
         try:
             listed = json.loads((folder / LIST).read_text())
@@ -101,8 +102,7 @@ class Suppressed:
         given = given_key()
         name = given.check if given is not None else BY_SALT
         if name == BY_SALT and not (self.folder / SALT).exists():
-            make_folder(self.folder)
-            write_text(self.folder / SALT, secrets.token_hex(SALT_BYTES), mode=0o600)
+            write_whole(self.folder / SALT, secrets.token_hex(SALT_BYTES), mode=0o600)
         mac = self._mac(name)
         person = frozenset(mac.hex(_message(column, kind, text)) for value in values for kind, text in _texts(value))
         there = self.columns.get(column, {}).get(name, frozenset())
@@ -110,7 +110,7 @@ class Suppressed:
 
     def save(self) -> None:
         """Write the list, whole or not at all."""
-        write_text(self.folder / LIST, to_json({"version": 1, "columns": self._plain()}) + "\n")
+        write_whole(self.folder / LIST, to_json({"version": 1, "columns": self._plain()}) + "\n")
 
     def warnings(self, known: Collection[str]) -> list[str]:
         """Columns of the list that the data does not have: people cannot be recognised by them."""
@@ -172,7 +172,7 @@ def _texts(value: str) -> list[tuple[ColumnType, str]]:
     return found
 
 
-def _salt(file: Path) -> bytes:
+def _salt(file: Place) -> bytes:
     try:
         salt = bytes.fromhex(file.read_text())
     except (OSError, ValueError) as error:

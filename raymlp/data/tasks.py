@@ -33,7 +33,8 @@ def _told(work: Callable[[int], dict[str, Any]], index: int) -> dict[str, Any]:
     try:
         return work(index)
     except RaymlpError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        known = next(kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+        return {"error": known, "message": str(error)}
     except Exception as error:
         log.exception("part %d", index)
         return {"error": "DataError", "message": f"preparing failed: {type(error).__name__}: {error}"}

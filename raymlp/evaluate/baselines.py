@@ -20,12 +20,17 @@ from raymlp.data.profile import to_float
 from raymlp.features.ids import FIRST, MISSING, UNSEEN, Buckets
 from raymlp.features.plan import FeaturePlan
 from raymlp.features.steps import Number, NumberStep
+from raymlp.features.text import PADDING, TextStep
 
 Floats = NDArray[np.float64]
 ROUNDS = 200
 """Boosting rounds."""
 MAX_BINS = 254
 """Categories that histogram gradient boosting tells apart, the most frequent ones; the others share one."""
+PARTS = 64
+"""Numbers that a text or an image becomes where a baseline takes few: its leading singular vectors, from the training rows."""
+SIDE = 16
+"""Height and width at which baselines look at an image."""
 
 
 def scores_of(names: Sequence[str], plan: FeaturePlan, train: pa.Table, scored: pa.Table, *, seed: int = 0) -> dict[str, Floats]:
@@ -63,11 +68,17 @@ def _rule(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed:
 
 
 def _linear(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed: int) -> Floats:
-    """Logistic or ridge regression on the plan's own tensors, categories one-hot. Stops after 100 iterations."""
+    """Logistic or ridge regression on the plan's own tensors: categories one-hot, texts as the set of their ids, images by their
+    `PARTS` numbers. Stops after 100 iterations."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    x, x_scored = _one_hot(plan, train), _one_hot(plan, scored)
+    bags = [(_bag(step, train), _bag(step, scored)) for step in plan.texts]
+    pixels = [_leading(*pair, seed=seed) for pair in _pixels(plan, train, scored)]
+    x, x_scored = (
+        sparse.hstack([_one_hot(plan, table), *(pair[place] for pair in (*bags, *pixels))], format="csr")
+        for place, table in enumerate((train, scored))
+    )
     if plan.target.task == "regression":
         return np.asarray(Ridge(alpha=1.0, random_state=seed).fit(x, y).predict(x_scored))
     model = LogisticRegression(C=1.0, max_iter=100, tol=1e-3)
@@ -78,21 +89,26 @@ def _linear(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, see
 
 
 def _gradient_boosting(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, seed: int) -> Floats:
-    """Histogram gradient boosting on the raw inputs: missing values stay missing, categories are native.
+    """Histogram gradient boosting on the raw inputs: missing values stay missing, categories are native, and each text and image comes as
+    `PARTS` numbers.
 
     All rounds are used, except with several classes: there rare classes are learned by heart, so it stops when a tenth of
     the training rows says so.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+    bags = [(_bag(step, train), _bag(step, scored)) for step in plan.texts]
+    parts = [_leading(*pair, seed=seed) for pair in (*bags, *_pixels(plan, train, scored))]
     settings: dict[str, Any] = {
         "max_iter": ROUNDS,
         "learning_rate": 0.1,
         "early_stopping": plan.target.task == "multiclass",
-        "categorical_features": np.array(_are_categories(plan)),
+        "categorical_features": np.array([*_are_categories(plan), *([False] * sum(pair[0].shape[1] for pair in parts))]),
         "random_state": seed,
     }
-    x, x_scored = _raw(plan, train), _raw(plan, scored)
+    x, x_scored = (
+        np.concatenate([_raw(plan, table), *(pair[place] for pair in parts)], axis=1) for place, table in enumerate((train, scored))
+    )
     if plan.target.task == "regression":
         return np.asarray(HistGradientBoostingRegressor(**settings).fit(x, y).predict(x_scored))
     return _probabilities(plan, HistGradientBoostingClassifier(**settings).fit(x, y), x_scored)
@@ -110,7 +126,7 @@ def _probabilities(plan: FeaturePlan, model: Any, x: Any) -> Floats:
 
 def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
     """The plan's numbers beside one column for each category id: a sparse float64 matrix with N rows."""
-    tensors = plan.transform(table)
+    tensors = plan.model_copy(update={"steps": (*plan.numbers, *plan.categories)}).transform(table)
     ids = tensors["categorical"]
     starts = np.cumsum([0, *plan.cardinalities])[:-1].astype(np.int64)
     rows = np.repeat(np.arange(table.num_rows), ids.shape[1])
@@ -119,10 +135,35 @@ def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
     return sparse.hstack([sparse.csr_matrix(tensors["numeric"].astype(np.float64)), hot], format="csr")
 
 
+def _bag(step: TextStep, table: pa.Table) -> Any:
+    """Which ids a text holds: a sparse float64 matrix with N rows of 0 and 1."""
+    ids = step.batch(table)
+    rows, places = np.nonzero(ids != PADDING)
+    counts = sparse.csr_matrix((np.ones(len(rows)), (rows, ids[rows, places])), shape=(table.num_rows, step.size))
+    return counts.sign()
+
+
+def _pixels(plan: FeaturePlan, train: pa.Table, scored: pa.Table) -> list[tuple[Floats, Floats]]:
+    """The pixels of both tables in [0, 1], `SIDE` x `SIDE`; nothing without an image."""
+    if plan.image is None:
+        return []
+    small = plan.image.model_copy(update={"height": SIDE, "width": SIDE})
+    first, second = (small.batch(table).reshape(table.num_rows, -1) / 255.0 for table in (train, scored))
+    return [(first, second)]
+
+
+def _leading(train: Any, scored: Any, *, seed: int) -> tuple[Floats, Floats]:
+    """Up to `PARTS` numbers a row, float64 (N, P) and (M, P)."""
+    from sklearn.decomposition import TruncatedSVD
+
+    reduce = TruncatedSVD(max(1, min(PARTS, *(side - 1 for side in train.shape))), random_state=seed).fit(train)
+    return reduce.transform(train), reduce.transform(scored)
+
+
 def _raw(plan: FeaturePlan, table: pa.Table) -> Floats:
     """Inputs as trees take them, float64 (N, F): plain numbers unscaled with NaN for missing, categories as ids up to `MAX_BINS`."""
     columns: list[Floats] = []
-    for step in plan.steps:
+    for step in (*plan.numbers, *plan.categories):
         if isinstance(step, Number) and step.part is None:
             columns.append(to_float(table.column(step.column)))
         elif isinstance(step, NumberStep):
@@ -131,13 +172,13 @@ def _raw(plan: FeaturePlan, table: pa.Table) -> Floats:
             ids = step.batch(table).astype(np.float64)
             ids[ids >= MAX_BINS] = UNSEEN
             columns.append(np.where(ids == MISSING, np.nan, np.where(ids < FIRST, UNSEEN, ids)))
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=1) if columns else np.zeros((table.num_rows, 0))
 
 
 def _are_categories(plan: FeaturePlan) -> list[bool]:
     """For each column of `_raw` whether it holds categories; a bin of a number is one that has an order."""
     found: list[bool] = []
-    for step in plan.steps:
+    for step in (*plan.numbers, *plan.categories):
         if isinstance(step, Number) and step.part is None:
             found.append(False)
         elif isinstance(step, NumberStep):

@@ -17,11 +17,13 @@ from raymlp.core.errors import ConfigError, nearest
 from raymlp.data import parquet
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.features import custom
-from raymlp.features.ids import Buckets, Category, Hashed, IdStep
+from raymlp.features.ids import Buckets, Category, Hashed
+from raymlp.features.image import Picture
 from raymlp.features.reading import SECONDS_PER_DAY
 from raymlp.features.regression import Sample
 from raymlp.features.scalers import Log, Piecewise, Quantile, Scaler, Standard, YeoJohnson, power_transform
-from raymlp.features.steps import Cyclic, Lookup, Number, NumberStep, OneHot
+from raymlp.features.steps import Cyclic, Lookup, Number, NumberStep, OneHot, Step
+from raymlp.features.text import Subword, text_step
 
 SKEWED = 0.5
 """Skewness by quantiles, ((q99 - q50) - (q50 - q1)) / (q99 - q1) in [-1, 1], from which `auto` straightens a column."""
@@ -39,13 +41,12 @@ CYCLES: dict[DatePart, range] = {
     "dayofyear": range(1, 367),
 }
 Floats = NDArray[np.float64]
-Role = Literal["numeric", "categorical", "text"] | tuple[DatePart, ...]
+Role = Literal["numeric", "categorical", "text", "image"] | tuple[DatePart, ...]
 
 
-def fit_steps(
-    features: Features, problem: Problem, profile: Profile, files: Sequence[str] = ()
-) -> tuple[list[NumberStep | IdStep], dict[str, str]]:
-    """Steps, numbers before categories, and the reason for each column. A target encoding is still without its numbers.
+def fit_steps(features: Features, problem: Problem, profile: Profile, files: Sequence[str] = ()) -> tuple[list[Step], dict[str, str]]:
+    """Steps, numbers first, and the reason for each column. A target encoding is still without its numbers, a tokenizer that is to be
+    learned without its pieces.
 
     Raises ConfigError when a named column does not exist or has the wrong type.
     """
@@ -54,7 +55,7 @@ def fit_steps(
     predictors = _predictors(features, profile, roles)
     rows = _training_rows(features, predictors, files)
     sample = Sample.of(rows, predictors, profile.columns) if rows is not None and predictors else None
-    found: list[NumberStep | IdStep] = []
+    found: list[Step] = []
     for name, role in roles.items():
         column, rules = profile.columns[name], features.rules(name)
         if role == "numeric":
@@ -69,7 +70,10 @@ def fit_steps(
             found.append(category)
             reasons[name] += how
         elif role == "text":
-            found.append(_scaled(name, "length", column, rules))
+            found.append(_scaled(name, "length", column, rules) if rules.text_encoding == "length" else text_step(name, rules))
+        elif role == "image":
+            height, width = features.image_size
+            found.append(Picture(column=name, height=height, width=width, fit=features.image_fit))
         else:
             found += [_date_part(name, part, column, features) for part in role]
     found += [_cross(names, features, profile) for names in features.crosses]
@@ -99,6 +103,7 @@ def choose(features: Features, problem: Problem, profile: Profile) -> tuple[dict
         "features.categorical": features.categorical or (),
         "features.dates": tuple(features.dates or {}),
         "features.text": features.text,
+        "features.image": () if features.image is None else (features.image,),
         "features.drop": features.drop,
         "features.columns": tuple(features.columns),
         "features.crosses": tuple(name for cross in features.crosses for name in cross),
@@ -114,7 +119,7 @@ def choose(features: Features, problem: Problem, profile: Profile) -> tuple[dict
         raise ConfigError(
             f"features.steps reads '{answer}', which is known only with the answer; expected other columns. Set features.steps."
         )
-    asked = {name for key in ("numeric", "categorical", "dates", "text") for name in named[f"features.{key}"]}
+    asked = {name for key in ("numeric", "categorical", "dates", "text", "image") for name in named[f"features.{key}"]}
     roles: dict[str, Role] = {}
     reasons: dict[str, str] = {}
     for name, column in profile.columns.items():
@@ -147,6 +152,8 @@ def _left_out(name: str, column: ColumnProfile, features: Features, problem: Pro
         return "no value in training"
     if column.is_constant:
         return "constant in training"
+    if column.is_prose:
+        return f"free text, {column.num_distinct} distinct values in {column.values} rows; features.text takes it"
     if column.type == "string" and column.is_id_like(ID_SHARE):
         return f"id-like: {column.num_distinct} distinct values in {column.values} rows"
     return ""
@@ -165,8 +172,12 @@ def _role(name: str, column: ColumnProfile, features: Features) -> tuple[Role | 
         if column.type != "string":
             raise ConfigError(f"features.text names '{name}', which holds {column.type} values; expected text. Set features.text.")
         return "text", "named in features.text"
+    if name == features.image:
+        if column.type != "bytes":
+            raise ConfigError(f"features.image names '{name}', which holds {column.type} values; expected bytes. Set features.image.")
+        return "image", "named in features.image"
     if column.type == "bytes":
-        return None, "bytes: no step takes them"
+        return None, "bytes that features.image does not name"
     if column.type == "timestamp":
         if features.dates is None:
             return ("weekday", "hour"), "timestamp: weekday and hour"
@@ -389,6 +400,11 @@ def _date_part(name: str, part: DatePart, column: ColumnProfile, features: Featu
     return Number(column=name, part=part, fill=mean, scaler=Standard(mean=mean, scale=scale))
 
 
-def only_lookups(steps: list[NumberStep | IdStep]) -> Mapping[int, Lookup]:
+def only_lookups(steps: list[Step]) -> Mapping[int, Lookup]:
     """Target encodings that still need their numbers, by their place among the steps."""
     return {place: step for place, step in enumerate(steps) if isinstance(step, Lookup) and not step.values}
+
+
+def only_untrained(steps: list[Step]) -> Mapping[int, Subword]:
+    """Tokenizers that are still to be learned, by their place among the steps."""
+    return {place: step for place, step in enumerate(steps) if isinstance(step, Subword) and not step.tokenizer}

@@ -138,7 +138,7 @@ class Hashed(Section):
     def batch(self, table: pa.Table) -> Ids:
         """int64 (B,). Each distinct value is hashed once."""
         array = self._texts(table).combine_chunks().dictionary_encode()
-        hashes = [_hash(value, self.buckets) for value in array.dictionary.to_pylist()]
+        hashes = [hash_id(value, self.buckets) for value in array.dictionary.to_pylist()]
         places = pc.fill_null(array.indices, len(hashes)).to_numpy(zero_copy_only=False)
         return np.asarray(np.array([*hashes, MISSING], dtype=np.int64)[places])
 
@@ -152,12 +152,12 @@ class Hashed(Section):
         buckets = self.buckets
         if len(self.columns) == 1:
             (column,) = self.columns
-            return lambda row: MISSING if row[column] is None else _hash(_as_text(row[column]), buckets)
+            return lambda row: MISSING if row[column] is None else hash_id(_as_text(row[column]), buckets)
         columns = self.columns
 
         def run(row: dict[str, Any]) -> int:
             parts = [ABSENT if row[name] is None else _as_text(row[name]) for name in columns]
-            return _hash(BETWEEN.join(parts), buckets)
+            return hash_id(BETWEEN.join(parts), buckets)
 
         return run
 
@@ -171,7 +171,8 @@ def _as_text(value: Any) -> str:
     return value if type(value) is str else str(value)
 
 
-def _hash(text: str, buckets: int) -> int:
+def hash_id(text: str, buckets: int) -> int:
+    """The id of a text, from 2 up."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % buckets + FIRST
 
 

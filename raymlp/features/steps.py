@@ -19,9 +19,11 @@ from raymlp.config.features import DatePart
 from raymlp.config.section import Section
 from raymlp.features.custom import Custom
 from raymlp.features.ids import FIRST, MISSING, Buckets, Category, Hashed, IdStep
+from raymlp.features.image import Picture
 from raymlp.features.reading import Part, label, number_reader, numbers
 from raymlp.features.regression import Regression
 from raymlp.features.scalers import LARGEST, Piecewise, Scaler, Standard
+from raymlp.features.text import Ngrams, Subword
 
 Floats = NDArray[np.float32]
 Folds = NDArray[np.int64] | None
@@ -253,4 +255,6 @@ class Lookup(Section):
 
 
 NumberStep = Number | Cyclic | OneHot | Lookup | Custom
-Step = Annotated[Number | Cyclic | OneHot | Lookup | Custom | Category | Buckets | Hashed, Field(discriminator="kind")]
+Step = Annotated[
+    Number | Cyclic | OneHot | Lookup | Custom | Category | Buckets | Hashed | Ngrams | Subword | Picture, Field(discriminator="kind")
+]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.data import parquet
+from raymlp.data.place import place_of
 from raymlp.data.target import Target
 from raymlp.features.ids import IdStep
 from raymlp.features.steps import Lookup
@@ -33,8 +33,8 @@ def folds_of(file: str, start: int, rows: int) -> NDArray[np.int64]:
 
     A row's place is mixed by the finaliser of SplitMix64 (Steele, Lea, Flood 2014), so that no order in the file shows.
     """
-    split = "/".join(Path(file).parts[-2:])
-    seed = np.uint64(zlib.crc32(split.encode()) << 32)
+    place = place_of(file)
+    seed = np.uint64(zlib.crc32(f"{place.parent.name}/{place.name}".encode()) << 32)
     state = (np.arange(start, start + rows, dtype=np.uint64) + seed) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -21,6 +21,10 @@ from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.model.nets import build_net
 
 BATCH_ROWS = 8_192
+BATCH_BYTES = 4 << 20
+"""Bytes of text ids and pixels that are scored at a time."""
+TAKEN = {"numeric": torch.float32, "categorical": torch.int64, "text": torch.int64, "image": torch.uint8}
+"""Type of each tensor as a net takes it."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,20 @@ class Predictor:
 
     def predict_typed(self, row: Row) -> Prediction:
         """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
-        floats, ids = self._row(row)
-        numeric = torch.tensor([floats], dtype=torch.float32)
+        tensors = {name: torch.as_tensor(values, dtype=TAKEN[name])[None] for name, values in self._row(row).items()}
         with torch.inference_mode():
-            out = self.net(numeric, torch.tensor([ids], dtype=torch.int64))
+            out = self.net(tensors)
         return self._answer(self._shape(out.numpy()))
 
     def outputs(self, table: pa.Table) -> NDArray[np.float64]:
         """Raw net outputs of a typed table: (N,) or, for several classes, (N, K)."""
         parts = []
-        for start in range(0, table.num_rows, BATCH_ROWS):
-            tensors = self.bundle.plan.transform(table.slice(start, BATCH_ROWS))
+        plan = self.bundle.plan
+        rows = plan.rows_within(BATCH_BYTES, BATCH_ROWS)
+        for start in range(0, table.num_rows, rows):
+            tensors = {name: torch.from_numpy(values) for name, values in plan.transform(table.slice(start, rows)).items()}
             with torch.inference_mode():
-                out = self.net(torch.from_numpy(tensors["numeric"]), torch.from_numpy(tensors["categorical"]))
+                out = self.net(tensors)
             parts.append(out.numpy())
         return self._shape(np.concatenate(parts) if parts else np.zeros((0, self.bundle.shape.outputs)))
 

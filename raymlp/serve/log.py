@@ -64,6 +64,7 @@ class PredictionLog:
         self.dropped = 0
         self._waiting: deque[Entry] = deque()
         self._contracts: dict[str, Contract] = {}
+        self._left_out: dict[str, frozenset[str]] = {}
         self._writing = threading.Lock()
 
     def __len__(self) -> int:
@@ -75,14 +76,18 @@ class PredictionLog:
         return len(self._waiting) >= self.settings.flush_rows
 
     def know(self, version: str, contract: Contract) -> None:
-        """Types of a version's input columns; told before its first row."""
-        self._contracts[version] = contract
+        """Types of a version's input columns; told before its first row. Those of type bytes are not logged: images would fill
+        memory and disk, and say nothing of drift."""
+        heavy = frozenset(name for name, rule in contract.columns.items() if rule.type == "bytes")
+        self._left_out[version], self._contracts[version] = heavy, contract.without(heavy)
 
     def add(self, entry: Entry) -> None:
         """Let a row wait; the oldest goes when `max_rows` are waiting, and is counted in `dropped`."""
         if len(self._waiting) >= self.settings.max_rows:
             self._waiting.popleft()
             self.dropped += 1
+        if entry.inputs is not None and (heavy := self._left_out.get(entry.version)):
+            entry = entry._replace(inputs={name: value for name, value in entry.inputs.items() if name not in heavy})
         self._waiting.append(entry)
 
     def flush(self) -> int:

@@ -16,7 +16,7 @@ TYPES: dict[str, Json] = {
     "float": {"type": "number", "format": "double"},
     "string": {"type": "string"},
     "timestamp": {"type": "string", "format": "date-time"},
-    "bytes": {"type": "string", "format": "byte"},
+    "bytes": {"type": "string", "format": "byte", "contentEncoding": "base64"},
 }
 ANSWERS: dict[Task, Json] = {
     "binary": {"probability": {"type": "number", "minimum": 0, "maximum": 1}, "label": {"type": "string"}},

@@ -15,7 +15,11 @@ from raymlp.features.custom import TRUSTED
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""
 
-STAND_INS: dict[str, Any] = {"bool": False, "int": 0, "float": 0.0, "string": "", "timestamp": "2000-01-01T00:00:00Z"}
+BLACK_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNgYGAAAAAEAAHI6uv5AAAAAElFTkSuQmCC"
+"""A PNG image of one pixel."""
+STAND_INS: dict[str, Any] = {
+    "bool": False, "int": 0, "float": 0.0, "string": "", "timestamp": "2000-01-01T00:00:00Z", "bytes": BLACK_PIXEL,
+}  # fmt: skip
 
 
 def example_row(contract: Contract) -> Row:

@@ -1,13 +1,13 @@
 """Batches from blocks: shuffled by seed and epoch for training, in order for validation.
 
-Legend: B rows, N numbers, C categories.
+Legend: B rows.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -18,34 +18,38 @@ from raymlp.train.blocks import Block, Source, joined
 from raymlp.train.imbalance import Resampler
 
 VALID_ROWS = 8_192
+VALID_BYTES = 4 << 20
+"""Bytes of text ids and pixels that are looked at in one validation step; what a net makes of them takes some twenty times as much."""
+BUFFER_BYTES = 1 << 30
+"""Bytes of text ids and pixels in the buffer that batches are drawn from, whatever `train.shuffle_rows` says."""
+TAKEN = {np.dtype(np.int32): np.int64}
+"""Types that a net takes as another one."""
 
 
 class Batch:
-    """What a step takes: `numeric` float32 (B, N), `categorical` int64 (B, C), `target` float32 (B,).
+    """What a step takes: the plan's `tensors` as a net takes them (see `raymlp.model.nets`) and `target` float32 (B,).
 
-    No dict, on purpose: Lightning's reduced precisions would round the answers inside one.
+    No dict itself, on purpose: Lightning's reduced precisions would round the answers inside one.
     """
 
-    __slots__ = ("categorical", "numeric", "target")
+    __slots__ = ("target", "tensors")
 
-    def __init__(self, numeric: Tensor, categorical: Tensor, target: Tensor) -> None:
-        self.numeric, self.categorical, self.target = numeric, categorical, target
+    def __init__(self, tensors: Mapping[str, Tensor], target: Tensor) -> None:
+        self.tensors, self.target = tensors, target
 
     def __len__(self) -> int:
         return len(self.target)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in (self.numeric, self.categorical, self.target)))
+        tensors = {name: part.to(device, non_blocking=non_blocking) for name, part in self.tensors.items()}
+        return Batch(tensors, self.target.to(device, non_blocking=non_blocking))
 
 
 def batch_of(block: Block, rows: NDArray[np.int64] | slice) -> Batch:
-    """Copy some rows of a block into tensors."""
-    return Batch(
-        torch.from_numpy(np.array(block.numeric[rows])),
-        torch.from_numpy(block.categorical[rows].astype(np.int64)),
-        torch.from_numpy(np.array(block.target[rows])),
-    )
+    """Copy some rows of a block into tensors; ids become int64."""
+    tensors = {name: torch.from_numpy(np.array(values[rows], TAKEN.get(values.dtype))) for name, values in block.tensors.items()}
+    return Batch(tensors, torch.from_numpy(np.array(block.target[rows])))
 
 
 class TrainBatches:
@@ -116,7 +120,7 @@ class TrainBatches:
     def _mixed(self, buffer: Block, rng: np.random.Generator) -> Block:
         order = rng.permutation(len(buffer)) if self._buffer_rows else np.arange(len(buffer))
         answers = rng.permutation(buffer.target) if self._shuffle_labels else buffer.target[order]
-        return Block(buffer.numeric[order], buffer.categorical[order], answers)
+        return Block({name: values[order] for name, values in buffer.tensors.items()}, answers)
 
     def _cut(self, buffer: Block, rows: int) -> Iterator[Batch]:
         for start in range(0, rows, self._batch_size):

@@ -1,12 +1,13 @@
 """Rows as the net takes them, in blocks: made from Arrow by the feature plan, kept as flat Arrow columns on the way.
 
-Legend: B rows, N numbers, C categories. One block holds `numeric` float32 (B, N), `categorical` int32 (B, C) and
-`target` float32 (B,). Rows without a usable answer are left out: a missing one, or a class unseen in training.
+Legend: B rows. One block holds the plan's tensors as they travel (ids in int32, pixels in uint8) and `target` float32 (B,). Rows
+without a usable answer are left out: a missing one, or a class unseen in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from raymlp.data import parquet
 from raymlp.data.target import Target
-from raymlp.features.plan import FeaturePlan
+from raymlp.features.plan import PACKED, FeaturePlan
 from raymlp.features.target import folds_of
 
 PACK_ROWS = 65_536
-"""Rows that are transformed at a time."""
+"""Rows that are transformed at a time; fewer where they hold images."""
+PACK_BYTES = 64 << 20
+"""Bytes of text ids and pixels that are made at a time."""
 GROUP_ROWS = 8_192
 """Rows of the groups whose order is drawn anew each epoch."""
 
@@ -29,8 +32,7 @@ GROUP_ROWS = 8_192
 class Block:
     """B transformed rows."""
 
-    numeric: NDArray[np.float32]
-    categorical: NDArray[np.int32]
+    tensors: Mapping[str, NDArray[Any]]
     target: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -38,7 +40,11 @@ class Block:
 
     def slice(self, start: int, stop: int) -> Block:
         """Rows from `start` up to `stop`, without a copy."""
-        return Block(self.numeric[start:stop], self.categorical[start:stop], self.target[start:stop])
+        return Block({name: values[start:stop] for name, values in self.tensors.items()}, self.target[start:stop])
+
+    def take(self, rows: NDArray[np.int64]) -> Block:
+        """Some rows, copied."""
+        return Block({name: values[rows] for name, values in self.tensors.items()}, self.target[rows])
 
     def pieces(self, rows: int) -> Iterator[Block]:
         """The same rows in blocks of at most `rows`, without a copy."""
@@ -54,11 +60,8 @@ def joined(blocks: Iterable[Block]) -> Block:
     parts = list(blocks)
     if len(parts) == 1:
         return parts[0]
-    return Block(
-        np.concatenate([part.numeric for part in parts]),
-        np.concatenate([part.categorical for part in parts]),
-        np.concatenate([part.target for part in parts]),
-    )
+    tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+    return Block(tensors, np.concatenate([part.target for part in parts]))
 
 
 def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> list[list[Block]]:
@@ -84,7 +87,7 @@ def columns_of(plan: FeaturePlan) -> list[str]:
 
 def row_bytes(plan: FeaturePlan) -> int:
     """Bytes of one packed row."""
-    return 4 * (plan.num_numeric + len(plan.cardinalities) + 1)
+    return 4 + sum(math.prod(shape) * PACKED[name].itemsize for name, shape in plan.shapes.items())
 
 
 def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = None) -> pa.Table:
@@ -94,18 +97,19 @@ def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = N
         table, answers, folds = table.filter(pa.array(usable)), answers[usable], None if folds is None else folds[usable]
     tensors = plan.transform(table, folds=folds)
     columns: dict[str, Any] = {"target": pa.array(answers, pa.float32())}
-    for name, kind in (("numeric", np.float32), ("categorical", np.int32)):
-        values = tensors[name].astype(kind)
-        if values.shape[1]:
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    for name, shape in plan.shapes.items():
+        if width := math.prod(shape):
+            values = tensors[name].astype(PACKED[name], copy=False)
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
     return pa.table(columns)
 
 
 def packed_files(files: pa.Table, plan: FeaturePlan, *, training: bool) -> Iterator[pa.Table]:
     """Packed rows of the Parquet files named in the column `file`, a part at a time; `training` ones are encoded out of fold."""
+    rows = plan.rows_within(PACK_BYTES, PACK_ROWS)
     for name in files.column("file").to_pylist():
         start = 0
-        for table in parquet.batches(name, columns_of(plan), rows=PACK_ROWS):
+        for table in parquet.batches(name, columns_of(plan), rows=rows):
             yield pack(table, plan, folds_of(name, start, table.num_rows) if training else None)
             start += table.num_rows
 
@@ -121,11 +125,8 @@ def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
     """The rows of a packed table, one block a chunk, read in place."""
     for batch in table.to_batches():
         if batch.num_rows:
-            yield Block(
-                _matrix(batch, "numeric", plan.num_numeric, np.float32),
-                _matrix(batch, "categorical", len(plan.cardinalities), np.int32),
-                batch.column("target").to_numpy(),
-            )
+            tensors = {name: _tensor(batch, name, shape) for name, shape in plan.shapes.items()}
+            yield Block(tensors, batch.column("target").to_numpy())
 
 
 def _answers(table: pa.Table, target: Target) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -134,8 +135,8 @@ def _answers(table: pa.Table, target: Target) -> tuple[NDArray[np.float32], NDAr
     return answers, usable if target.task == "regression" else usable & (answers >= 0)
 
 
-def _matrix(batch: pa.RecordBatch, name: str, width: int, kind: Any) -> NDArray[Any]:
-    if not width:
-        return np.zeros((batch.num_rows, 0), kind)
+def _tensor(batch: pa.RecordBatch, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if not math.prod(shape):
+        return np.zeros((batch.num_rows, *shape), PACKED[name])
     values = batch.column(name).flatten().to_numpy()
-    return np.asarray(values.reshape(-1, width))
+    return np.asarray(values.reshape(-1, *shape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 import ray.data
 
 from raymlp.core.errors import DataError
+from raymlp.core.files import Place
 from raymlp.data.snapshot import split_files
 from raymlp.features.on_ray import gather_files, hold_files, stream_files
 from raymlp.features.plan import FeaturePlan
@@ -34,7 +34,7 @@ class Feed:
     shards: Shards
 
     @classmethod
-    def open(cls, path: Path, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
+    def open(cls, path: Place, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
         """Raises DataError when a split has fewer usable rows than there are workers."""
         spread = hold_files if hold else stream_files
         datasets = {split: spread(_files(path, split), packed_files, plan=plan, training=split == "train") for split in SPLITS}
@@ -52,7 +52,7 @@ class Feed:
         return cls(datasets, rows, Shards(held))
 
 
-def _refuse_too_few(rows: Mapping[str, int], path: Path, num_workers: int) -> None:
+def _refuse_too_few(rows: Mapping[str, int], path: Place, num_workers: int) -> None:
     for split, count in rows.items():
         if count < num_workers:
             raise DataError(
@@ -101,7 +101,7 @@ def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
             yield block.slice(low, high)
 
 
-def local_blocks(path: Path, plan: FeaturePlan, split: str) -> Iterator[Block]:
+def local_blocks(path: Place, plan: FeaturePlan, split: str) -> Iterator[Block]:
     """Transformed rows of a split, without Ray."""
     files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
     for table in packed_files(files, plan, training=split == "train"):
@@ -113,13 +113,13 @@ def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:
         yield from unpack(table, plan)
 
 
-def _count(path: Path, plan: FeaturePlan, split: str) -> int:
+def _count(path: Place, plan: FeaturePlan, split: str) -> int:
     """Usable rows of a split: only the answers are read."""
     counts = gather_files(_files(path, split), usable_in_files, target=plan.target)
     return int(sum(sum(table.column("rows").to_pylist()) for table in counts))
 
 
-def _files(path: Path, split: str) -> list[str]:
+def _files(path: Place, split: str) -> list[str]:
     files = split_files(path, split)
     if not files:
         raise DataError(f"{path} has no rows in the split '{split}'; expected some. Check the split.")

@@ -78,7 +78,7 @@ class Resampler:
         if self.kind != "smote":
             return _drawn(block, target, rng, keep_order=keep_order)
         made = _smote(block, counts, target, rng)
-        return made if keep_order else take(made, rng.permutation(len(made)))
+        return made if keep_order else made.take(rng.permutation(len(made)))
 
 
 class _Quota:
@@ -109,16 +109,11 @@ class _Spare:
         rows = joined([self._rows, block]) if self._rows is not None else block
         keys = np.concatenate([self._keys, self._rng.random(len(block))])
         kept = np.sort(np.argpartition(keys, SPARE_ROWS)[:SPARE_ROWS]) if len(keys) > SPARE_ROWS else np.arange(len(keys))
-        self._rows, self._keys = take(rows, kept), keys[kept]
+        self._rows, self._keys = rows.take(kept), keys[kept]
 
     def draw(self, rows: int) -> Block:
         assert self._rows is not None
-        return take(self._rows, self._rng.integers(0, len(self), rows))
-
-
-def take(block: Block, rows: NDArray[Any]) -> Block:
-    """Some rows of a block, copied."""
-    return Block(block.numeric[rows], block.categorical[rows], block.target[rows])
+        return self._rows.take(self._rng.integers(0, len(self), rows))
 
 
 def partitions(blocks: Iterator[Block], rows: int) -> Iterator[Block]:
@@ -146,7 +141,7 @@ def _drawn(block: Block, target: Counts, rng: np.random.Generator, *, keep_order
             times, rest = divmod(int(wanted), len(rows))
             chosen += [np.repeat(rows, times), rng.choice(rows, rest, replace=False)]
     order = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-    return take(block, np.sort(order) if keep_order else rng.permutation(order))
+    return block.take(np.sort(order) if keep_order else rng.permutation(order))
 
 
 def _smote(block: Block, counts: Counts, target: Counts, rng: np.random.Generator) -> Block:
@@ -161,14 +156,15 @@ def _smote(block: Block, counts: Counts, target: Counts, rng: np.random.Generato
     if not grown or np.count_nonzero(counts) < 2:
         return _drawn(block, target, rng, keep_order=True)
     block = _drawn(block, alone, rng, keep_order=True)
-    width = block.numeric.shape[1]
-    table = np.concatenate([block.numeric, block.categorical.astype(np.float32)], axis=1)
-    fixed = [*np.flatnonzero(np.isin(block.numeric, (0, 1)).all(axis=0)), *range(width, table.shape[1])]
+    numeric, categorical = block.tensors["numeric"], block.tensors["categorical"]
+    width = numeric.shape[1]
+    table = np.concatenate([numeric, categorical.astype(np.float32)], axis=1)
+    fixed = [*np.flatnonzero(np.isin(numeric, (0, 1)).all(axis=0)), *range(width, table.shape[1])]
     nearest = min(NEIGHBOURS, min(int(alone[label]) for label in grown) - 1)
     settings = {"sampling_strategy": grown, "random_state": int(rng.integers(2**31)), "k_neighbors": nearest}
     rows, labels = _method(fixed, table.shape[1], settings).fit_resample(table, block.target.astype(np.int64))
-    numeric = np.ascontiguousarray(rows[:, :width], np.float32)
-    return Block(numeric, rows[:, width:].astype(np.int32), np.asarray(labels, np.float32))
+    made = {"numeric": np.ascontiguousarray(rows[:, :width], np.float32), "categorical": rows[:, width:].astype(np.int32)}
+    return Block(made, np.asarray(labels, np.float32))
 
 
 def _method(fixed: Sequence[int], columns: int, settings: dict[str, Any]) -> Any:

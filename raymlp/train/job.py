@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymlp.config.schema import Config
-from raymlp.core.errors import TrainingError
+from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import digest_of, to_json
 from raymlp.core.metrics import score
 from raymlp.core.records import Task
@@ -36,6 +36,15 @@ class Job:
     hold: bool = True
     shuffle_labels: bool = False
     class_counts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third."""
+        if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
+            kind = "a text" if self.plan.texts else "an image"
+            raise ConfigError(
+                f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
+                "Set train.resample=oversample or undersample."
+            )
 
     @property
     def class_weights(self) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
-from raymlp.train.batches import VALID_ROWS, TrainBatches, ValidBatches
+from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
@@ -70,13 +70,14 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
-    held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size))
+    valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
+    held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
     resample = job.resampler(seat.world_size)
     batches = TrainBatches(
         train,
         rows=resample.rows if resample else job.train_rows(seat.world_size),
         batch_size=settings.batch_size,
-        buffer_rows=settings.shuffle_rows,
+        buffer_rows=job.plan.rows_within(BUFFER_BYTES, settings.shuffle_rows) if settings.shuffle_rows else 0,
         seed=(settings.seed, seat.rank),
         epoch=lambda: progress.epochs,
         shuffle_labels=job.shuffle_labels,
@@ -191,9 +192,9 @@ def _seed_epoch(seed: int, epoch: int, rank: int) -> None:
     random.seed(drawn)
 
 
-def _valid_steps(job: Job, world_size: int) -> int:
+def _valid_steps(job: Job, world_size: int, rows: int) -> int:
     ranges = [job.valid_range(rank, world_size) for rank in range(world_size)]
-    return math.ceil(max(stop - start for start, stop in ranges) / VALID_ROWS)
+    return math.ceil(max(stop - start for start, stop in ranges) / rows)
 
 
 def _in_unit(
@@ -217,6 +218,6 @@ def _evaluated(job: Job, weights: dict[str, Tensor], batches: ValidBatches, seat
     with torch.inference_mode():
         for batch in batches:
             moved = batch.to(seat.device)
-            outputs.append(net(moved.numeric, moved.categorical).cpu().numpy())
+            outputs.append(net(moved.tensors).cpu().numpy())
             answers.append(batch.target.numpy())
     return _in_unit(job, outputs, answers, seat.gather)

@@ -64,7 +64,7 @@ class Sums:
 
 
 class TableModule(pl.LightningModule):
-    """A net for tables under AdamW and a one-cycle step size. The loss of a step is the mean over its rows."""
+    """A net under AdamW and a one-cycle step size. The loss of a step is the mean over its rows."""
 
     def __init__(
         self, net: nn.Module, task: Task, settings: Train, *, total_steps: int, fused: bool, class_weights: Sequence[float] = ()
@@ -85,7 +85,7 @@ class TableModule(pl.LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Outputs float32 (B, O)."""
-        outputs: Tensor = self.net(batch.numeric, batch.categorical)
+        outputs: Tensor = self.net(batch.tensors)
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

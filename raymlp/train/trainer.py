@@ -24,7 +24,7 @@ from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
 from raymlp.config.train import DeepSpeed, Train
 from raymlp.core.errors import ConfigError, TrainingError
-from raymlp.core.files import make_folder
+from raymlp.core.files import Place, make_folder
 from raymlp.core.records import Snapshot, TrainedModel
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_contract, load_profile, split_files
@@ -71,7 +71,7 @@ def train(
     return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
 
 
-def fit_in_process(config: Config, snapshot_path: Path, report: OnEpoch) -> dict[str, float]:
+def fit_in_process(config: Config, snapshot_path: Place, report: OnEpoch) -> dict[str, float]:
     """Train in this process, as one worker on the CPU without Ray Train, checkpoints or bundle: for tuning trials.
 
     `report` hears what `on_epoch` hears in `train`. Gives the metrics on the validation split.

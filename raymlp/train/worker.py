@@ -19,6 +19,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
+from raymlp.core.files import Place
 from raymlp.data.snapshot import load_profile, split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block
@@ -52,7 +53,7 @@ def run(job: Job) -> Outcome | TrainingError | None:
 
 
 def outcome_alone(
-    config: Config, snapshot_path: Path, report: Callable[[dict[str, float]], None], *, shuffle_labels: bool = False
+    config: Config, snapshot_path: Place, report: Callable[[dict[str, float]], None], *, shuffle_labels: bool = False
 ) -> tuple[Job, Outcome]:
     """Train in this process, as one worker on the CPU without checkpoints.
 
@@ -72,7 +73,7 @@ def outcome_alone(
 
 
 @lru_cache(maxsize=1)
-def _splits(path: Path, plan: str) -> dict[str, list[Block]]:
+def _splits(path: Place, plan: str) -> dict[str, list[Block]]:
     """Transformed rows by split, kept for the next trial of this process with an equal plan."""
     return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
 

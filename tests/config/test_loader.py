@@ -54,6 +54,9 @@ def test_a_resolved_config_is_yaml_that_gives_the_same_config() -> None:
         ("serve.host=0.0.0.0 serve.auth=none", ["auth=none", "needs auth=key"]),
         ("serve.port=70000", ["serve.port is 70000", "65535"]),
         ("train.precision=16", ["precision=16 needs gpu=true"]),
+        ("runtime.storage=s3://lake/x", ["storage is s3://lake/x; expected a folder", "set snapshots"]),
+        ("runtime.snapshots=http://lake/x", ["snapshots begins with http://", "s3://"]),
+        ("runtime.snapshots='abfs://lake@a.dfs.core.windows.net/x?sig=secret'", ["snapshots holds a key or a signature"]),
         ("registry.tracking_uri=http://user:secret@host", ["registry.tracking_uri holds a user name and password"]),
     ],
 )

@@ -404,6 +404,9 @@ def test_a_snapshot_that_changed_meanwhile_or_was_damaged_is_not_grown(tmp_path:
     pq.write_table(pq.read_table(damaged).slice(1), damaged)
     with pytest.raises(DataError, match=r"train/part-00000.parquet was changed since it was written"):
         prepare(PROBLEM, data(tmp_path / "in"), tmp_path / "grown")
+    damaged.unlink()
+    with pytest.raises(DataError, match=r"train/part-00000.parquet is gone"):
+        prepare(PROBLEM, data(tmp_path / "in"), tmp_path / "grown")
     assert [path.name for path in (tmp_path / "grown" / "p").iterdir()] == [grown.path.name]
     earlier = Earlier(grown.path, manifest_of(grown), {0: 0})
     earlier.hold_unchanged({}, {})

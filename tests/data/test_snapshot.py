@@ -21,6 +21,7 @@ from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpErro
 from raymlp.core.records import DataReport
 from raymlp.data.contract_batch import REASON
 from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
+from raymlp.data.sources.retry import Unanswered
 from raymlp.data.tasks import each_part
 
 pytestmark = pytest.mark.ray
@@ -378,8 +379,13 @@ def test_an_error_inside_a_task_arrives_with_its_own_words(ray_runtime: Runtime,
             raise KeyError("x")
         return {"rows": index}
 
+    def broken_off(_: int) -> dict[str, Any]:
+        raise Unanswered("s3://b/c broke off")
+
     with pytest.raises(SourceUnavailable, match=r"^s3://b/c is not there$"):
         each_part(work, 3)
+    with pytest.raises(SourceUnavailable, match=r"^s3://b/c broke off$"):
+        each_part(broken_off, 1)
     with pytest.raises(DataError, match=r"^preparing failed: KeyError: 'x'$"):
         each_part(lambda index: work(2 * index), 2)
     assert [row["rows"] for row in each_part(lambda index: {"rows": index}, 3)] == [0, 1, 2]

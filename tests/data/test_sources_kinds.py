@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from raymlp.config.data import Data
 from raymlp.config.problem import Problem
@@ -32,11 +33,11 @@ from raymlp.config.sources import (
 )
 from raymlp.config.split import RandomSplit
 from raymlp.core.errors import ConfigError, DataError, RequestError, SourceUnavailable
-from raymlp.data import sources
+from raymlp.data import parquet, sources
 from raymlp.data.contract import Contract
-from raymlp.data.contract_batch import check_table
+from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.contract_row import row_checker
-from raymlp.data.snapshot import load_profile, prepare, read_split
+from raymlp.data.snapshot import load_contract, load_profile, prepare, read_split
 
 ROWS = [{"id": 1, "city": "Köln", "score": 0.5}, {"id": 2, "city": None, "score": 2.0}, {"id": 3, "city": "Oslo", "score": None}]
 
@@ -484,12 +485,21 @@ def test_images_reach_a_snapshot_as_bytes_and_false_ones_the_quarantine(ray_runt
     for i in range(60):
         folder = tmp_path / "in" / ("cat", "dog")[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([i, 255]))
+        Image.new("RGB", (5, 4), (i, 0, 0)).save(folder / f"{i:02}.png")
     (tmp_path / "in" / "cat" / "false.png").write_bytes(b"text")
+    cut = tmp_path / "in" / "cat" / "cut.png"
+    Image.effect_noise((9, 9), 50).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-50])
+    Image.new("RGB", (50, 50)).save(tmp_path / "in" / "dog" / "large.png")
     problem = Problem(name="pets", task="binary", target="label", positive_class="cat")
-    data = Data(source=ImageSource(path=str(tmp_path / "in"), label=True), split=RandomSplit(), max_bad_share=0.1)
+    data = Data(source=ImageSource(path=str(tmp_path / "in"), label=True), split=RandomSplit(), max_bad_share=0.1, max_image_pixels=99)
     snapshot = prepare(problem, data, tmp_path / "out")
-    assert snapshot.quarantined == 1
+    assert snapshot.quarantined == 3
+    reasons = pa.concat_tables(parquet.read(file) for file in (snapshot.path / "quarantine").glob("*.parquet")).column(REASON).to_pylist()
+    assert sorted(reason for reason in reasons if reason.startswith("image is")) == [
+        "image is a damaged image (OSError)", "image is an image of 50 x 50 pixels",
+    ]  # fmt: skip
+    assert load_contract(snapshot.path).columns["image"].max_pixels == 99
     train = read_split(snapshot.path, "train")
     assert train.column("image").type == pa.binary()
     assert {value[:8] for value in train.column("image").to_pylist()} == {b"\x89PNG\r\n\x1a\n"}

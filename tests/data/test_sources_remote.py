@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -244,24 +243,6 @@ def test_the_fallback_is_read_when_the_source_is_gone_and_the_manifest_names_bot
 
 
 # ------------------------------------------------------------------------------------------------- S3
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    """A bucket on a server that speaks the S3 protocol, and the query part of its addresses."""
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "test")
-    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    store = pafs.S3FileSystem(endpoint_override=f"http://{host}:{port}", region="us-east-1", allow_bucket_creation=True)
-    store.create_dir("lake")
-    yield store, f"endpoint_override=http://{host}:{port}&region=us-east-1"
-    patch.undo()
-    server.stop()
 
 
 def put(store: Any, path: str, content: bytes) -> None:

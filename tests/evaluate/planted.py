@@ -79,17 +79,17 @@ def write_bundle(config: Config, train: pa.Table, folder: Path, *, steps: int = 
     y = plan.target.read(train.column("answer"))
     known = ~np.isnan(y)
     tensors = plan.transform(train)
-    numeric, categorical = torch.from_numpy(tensors["numeric"][known]), torch.from_numpy(tensors["categorical"][known])
+    inputs = {name: torch.from_numpy(values[known]) for name, values in tensors.items()}
     answers = torch.from_numpy(plan.target.encode(train.column("answer"))[known])
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     for _ in range(steps):
-        out = net(numeric, categorical)
+        out = net(inputs)
         loss = _loss(plan.target.task, out, answers)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.inference_mode():
-        out = net.eval()(numeric, categorical).numpy().astype(np.float64)
+        out = net.eval()(inputs).numpy().astype(np.float64)
     outputs = out if plan.target.task == "multiclass" else out[:, 0] * plan.target.scale + plan.target.mean
     calibration = Calibration.fit(plan.target.task, outputs, y[known])
     bundle = Bundle(

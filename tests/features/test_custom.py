@@ -73,7 +73,7 @@ def test_a_step_is_fitted_on_the_sample_and_gives_its_numbers_after_ours(tmp_pat
     assert [step.names for step in plan.numbers] == [("ratio",), ("length", "there")]
     assert plan.inputs == ["a", "n", "s"]
     assert plan.reasons["own_steps.Ratio(a, n)"] == "a step of your own: ratio"
-    assert plan.row_executor()({"a": 6.0, "n": 1, "s": None})[0] == [pytest.approx(2 - np.nanmean(ratio)), 0.0, 0.0]
+    assert plan.row_executor()({"a": 6.0, "n": 1, "s": None})["numeric"] == [pytest.approx(2 - np.nanmean(ratio)), 0.0, 0.0]
 
 
 def test_columns_it_reads_are_features_too_unless_they_are_dropped(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_batch_and_row_agree_on_odd_rows(rows: list[dict[str, Any]], tmp_path_fa
     batch, run = PLANS[0].transform(table_of(rows, OPEN))["numeric"], PLANS[0].row_executor()
     assert np.isfinite(batch).all()
     for i, values in enumerate(rows):
-        assert np.array(run(values)[0], np.float32) == pytest.approx(batch[i], rel=1e-6, abs=1e-6)
+        assert np.array(run(values)["numeric"], np.float32) == pytest.approx(batch[i], rel=1e-6, abs=1e-6)
 
 
 # ---------------------------------------------------------------------- trust

@@ -83,9 +83,9 @@ def test_a_line_without_noise_is_found_and_the_weights_are_plain_numbers(tmp_pat
     assert (term.column, term.weight) == ("a", pytest.approx(-2, abs=1e-4))
     assert (regression.low, regression.high) == (7 - 2 * 99, 5)
     row = plan.row_executor()
-    assert row({"a": 20.0, "b": None})[0] == [20.0, pytest.approx(-33, abs=1e-3)]
-    assert row({"a": -50.0, "b": None})[0] == [-50.0, 5.0]
-    assert row({"a": None, "b": None})[0][1] == pytest.approx(7 - 2 * 49.5, abs=1e-3)
+    assert row({"a": 20.0, "b": None})["numeric"] == [20.0, pytest.approx(-33, abs=1e-3)]
+    assert row({"a": -50.0, "b": None})["numeric"] == [-50.0, 5.0]
+    assert row({"a": None, "b": None})["numeric"][1] == pytest.approx(7 - 2 * 49.5, abs=1e-3)
     assert "explains 100% of the variance of 75 sampled rows" in plan.reasons["b"]
 
 
@@ -93,7 +93,7 @@ def test_a_number_never_missing_in_training_is_predicted_too(tmp_path: Path) -> 
     a = np.arange(60.0)
     plan = plan_of(tmp_path, pa.table({"a": a, "b": 3 * a, "y": a % 7}))
     assert "predicted by a regression on 1 numbers" in plan.reasons["a"]
-    assert plan.row_executor()({"a": None, "b": 30.0})[0][0] == pytest.approx(10, abs=1e-3)
+    assert plan.row_executor()({"a": None, "b": 30.0})["numeric"][0] == pytest.approx(10, abs=1e-3)
 
 
 def test_without_another_number_the_median_stands_in_and_the_plan_says_so(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_without_another_number_the_median_stands_in_and_the_plan_says_so(tmp_pa
     plan = plan_of(tmp_path, table)
     assert number(plan, "a").regression is None
     assert "a missing value is the median: the sample has no other number" in plan.reasons["a"]
-    assert plan.row_executor()({"a": None, "k": "u"})[0] == [2.0]
+    assert plan.row_executor()({"a": None, "k": "u"})["numeric"] == [2.0]
 
 
 def test_one_column_may_be_predicted_while_the_others_are_not(tmp_path: Path) -> None:

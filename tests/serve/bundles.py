@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from raymlp.config.data import Data
 from raymlp.config.features import Features
@@ -30,6 +33,16 @@ from raymlp.model.nets import NetShape, build_net
 NUM_ROWS = 500
 
 
+def png(shade: int) -> bytes:
+    """A small image of one colour."""
+    out = io.BytesIO()
+    Image.new("RGB", (12, 9), (shade, 0, 255 - shade)).save(out, "PNG")
+    return out.getvalue()
+
+
+SHOTS = [png(shade) for shade in range(0, 250, 25)]
+
+
 def source_table() -> pa.Table:
     """Rows with every column type, nulls in `hours`."""
     rng = np.random.default_rng(0)
@@ -39,6 +52,8 @@ def source_table() -> pa.Table:
             "delay": rng.normal(size=NUM_ROWS),
             "hours": pa.array(rng.integers(0, 50, NUM_ROWS), mask=rng.random(NUM_ROWS) < 0.1),
             "carrier": rng.choice(["x", "y", "z"], NUM_ROWS),
+            "note": pa.array(rng.choice(["late again", "on time", "Crew missing!"], NUM_ROWS), mask=rng.random(NUM_ROWS) < 0.1),
+            "shot": pa.array([SHOTS[i % 10] if i % 7 else None for i in range(NUM_ROWS)], pa.binary()),
             "held": rng.random(NUM_ROWS) < 0.5,
             "at": pa.array([start + timedelta(hours=int(h)) for h in rng.integers(0, 9000, NUM_ROWS)], pa.timestamp("us", tz="UTC")),
             "late": rng.choice(["no", "yes"], NUM_ROWS),
@@ -51,11 +66,12 @@ def make_bundle(folder: Path, *, seed: int) -> Path:
     table = source_table()
     profile = Profile().update(table)
     problem = Problem(name="flights", task="binary", target="late")
-    plan = FeaturePlan.fit(Features(dates={"at": ("weekday", "hour")}), problem, profile)
+    features = Features(dates={"at": ("weekday", "hour")}, text=("note",), text_encoding="ngrams", image="shot", image_size=(8, 8))
+    plan = FeaturePlan.fit(features, problem, profile)
     shape = NetShape.of(Mlp(), plan)
     torch.manual_seed(seed)
     weights = build_net(shape).state_dict()
-    contract = Contract.infer(profile).only(plan.inputs)
+    contract = Contract.infer(profile).only(plan.inputs).with_images(("shot",), 10_000)
     bundle = Bundle(
         "flights", f"run{seed}", weights, shape, plan, contract, Calibration(task="binary"), profile, Profile(), {"auc": 0.5}, "", "s"
     )
@@ -65,7 +81,7 @@ def make_bundle(folder: Path, *, seed: int) -> Path:
 def json_rows(num: int) -> list[dict[str, Any]]:
     """The first rows as a client would send them."""
     rows = source_table().slice(0, num).drop(["late"]).to_pylist()
-    return [{**row, "at": row["at"].isoformat()} for row in rows]
+    return [{**row, "at": row["at"].isoformat(), "shot": row["shot"] and b64encode(row["shot"]).decode()} for row in rows]
 
 
 def make_config(runtime: Runtime, **serve: Any) -> Config:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -25,7 +26,7 @@ from raymlp.model.predictor import Predictor
 from raymlp.serve.client import replay
 from raymlp.serve.deploy import deploy, set_versions, status, undeploy
 from raymlp.serve.log import read_log
-from tests.serve.bundles import json_rows, make_bundle, make_config
+from tests.serve.bundles import SHOTS, json_rows, make_bundle, make_config
 
 pytestmark = pytest.mark.ray
 KEY = "test-key"
@@ -127,6 +128,9 @@ GOOD = json_rows(1)[0]
     [
         ({**GOOD, "delay": "late"}, "instances[0].delay"),
         ({**GOOD, "hours": 1.5}, "instances[0].hours"),
+        ({**GOOD, "note": 3}, "instances[0].note"),
+        ({**GOOD, "shot": "no base64!"}, "instances[0].shot"),
+        ({**GOOD, "shot": b64encode(SHOTS[0][:30]).decode()}, "instances[0].shot"),
         ({**GOOD, "at": "yesterday"}, "instances[0].at"),
         ({**GOOD, "dealy": 1.0}, "instances[0].dealy"),
         ({name: value for name, value in GOOD.items() if name != "carrier"}, "instances[0].carrier"),

@@ -19,10 +19,10 @@ from raymlp.train.feed import clipped, held_source
 
 
 def blocks(rows: int, size: int) -> list[Block]:
-    whole = Block(
-        np.arange(rows, dtype=np.float32)[:, None] * 10, np.arange(rows, dtype=np.int32)[:, None] * 2, np.arange(rows, dtype=np.float32)
-    )
-    return list(whole.pieces(size))
+    number = np.arange(rows, dtype=np.float32)
+    pixels = np.tile(np.arange(rows)[:, None, None, None] % 256, (1, 3, 2, 1)).astype(np.uint8)
+    tensors = {"numeric": number[:, None] * 10, "categorical": number[:, None].astype(np.int32) * 2, "image": pixels}
+    return list(Block(tensors, number).pieces(size))
 
 
 def epoch_of(number: int, **options: object) -> list[torch.Tensor]:
@@ -32,8 +32,9 @@ def epoch_of(number: int, **options: object) -> list[torch.Tensor]:
     assert len(given) == len(batches)
     if not settings.get("shuffle_labels"):
         for batch in given:
-            assert torch.equal(batch.numeric[:, 0], batch.target * 10)
-            assert torch.equal(batch.categorical[:, 0], batch.target.long() * 2)
+            assert torch.equal(batch.tensors["numeric"][:, 0], batch.target * 10)
+            assert torch.equal(batch.tensors["categorical"][:, 0], batch.target.long() * 2)
+            assert torch.equal(batch.tensors["image"][:, 2, 1, 0], (batch.target % 256).to(torch.uint8))
     return [batch.target for batch in given]
 
 
@@ -60,14 +61,14 @@ def test_shuffled_labels_keep_their_values_and_lose_their_rows() -> None:
     )
     (batch,) = list(batches)
     assert torch.equal(batch.target.sort().values, torch.arange(1_000.0))
-    assert abs(float(np.corrcoef(batch.numeric[:, 0], batch.target)[0, 1])) < 0.1
+    assert abs(float(np.corrcoef(batch.tensors["numeric"][:, 0], batch.target)[0, 1])) < 0.1
 
 
 def test_validation_keeps_the_order_and_fills_up_with_empty_batches() -> None:
     given = list(ValidBatches(held_source(blocks(250, 70)), steps=5, batch_rows=64))
     assert [len(batch) for batch in given] == [64, 64, 64, 58, 0]
     assert torch.equal(torch.cat([batch.target for batch in given]), torch.arange(250.0))
-    assert given[-1].numeric.shape == (0, 1)
+    assert given[-1].tensors["image"].shape == (0, 3, 2, 1)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 100), (30, 31), (39, 80), (90, 100)])
@@ -82,11 +83,11 @@ def test_packed_rows_come_back_as_the_plan_made_them_and_rows_without_an_answer_
     kept = table.take([0, 2, 3])
     expected = plan.transform(kept)
     (block,) = list(unpack(pack(table, plan), plan))
-    assert np.array_equal(block.numeric, expected["numeric"])
-    assert np.array_equal(block.categorical, expected["categorical"])
+    assert np.array_equal(block.tensors["numeric"], expected["numeric"])
+    assert np.array_equal(block.tensors["categorical"], expected["categorical"])
     assert block.target.tolist() == [1.0, 0.0, 1.0]
     (part,) = list(unpack(pack(table, plan).slice(1, 1), plan))
-    assert np.array_equal(part.numeric, expected["numeric"][1:2])
+    assert np.array_equal(part.tensors["numeric"], expected["numeric"][1:2])
 
 
 def test_a_class_unseen_in_training_is_left_out() -> None:
@@ -94,7 +95,7 @@ def test_a_class_unseen_in_training_is_left_out() -> None:
     plan = FeaturePlan.fit(Features(), Problem(name="p", task="multiclass", target="y"), Profile().update(seen))
     (block,) = list(unpack(pack(pa.table({"a": [1.0, 2.0, 3.0], "y": ["q", "new", "p"]}), plan), plan))
     assert block.target.tolist() == [1.0, 0.0]
-    assert block.categorical.shape == (2, 0)
+    assert block.tensors["categorical"].shape == (2, 0)
 
 
 def test_groups_do_not_depend_on_how_rows_came_in_blocks() -> None:

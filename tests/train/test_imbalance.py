@@ -36,7 +36,8 @@ def blocks_of(labels: list[int] | np.ndarray, size: int = 100) -> list[Block]:
     """Each row carries its number and its class; numbers of a class lie together, so that new rows can be told."""
     target = np.asarray(labels, np.float32)
     numbers = np.arange(len(target), dtype=np.float32)
-    whole = Block(np.stack([numbers, 100 * target + numbers / len(target)], axis=1), target.astype(np.int32)[:, None], target)
+    numeric = np.stack([numbers, 100 * target + numbers / len(target)], axis=1)
+    whole = Block({"numeric": numeric, "categorical": target.astype(np.int32)[:, None]}, target)
     return list(whole.pieces(size))
 
 
@@ -104,9 +105,9 @@ def test_classes_come_out_equal_and_only_with_rows_that_were_there(kind: str, ro
     made = resampled(kind, labels)
     assert len(made) == rows
     assert abs(np.bincount(made.target.astype(int)) - rows // 2).max() <= 1
-    numbers = made.numeric[:, 0].astype(int)
+    numbers = made.tensors["numeric"][:, 0].astype(int)
     assert np.array_equal(labels[numbers], made.target)
-    assert np.array_equal(made.categorical[:, 0], made.target)
+    assert np.array_equal(made.tensors["categorical"][:, 0], made.target)
     copies = np.bincount(numbers, minlength=3_000)
     assert copies.max() <= (1 if kind == "undersample" else 10)
     assert copies[labels == 1].min() >= (1 if kind == "undersample" else 8)
@@ -118,24 +119,23 @@ def test_smote_puts_new_rows_between_rows_of_the_class() -> None:
     rows = 2 * int((labels == 0).sum())
     assert len(made) == rows
     assert abs((made.target == 1).sum() - rows // 2) <= 1
-    assert set(np.flatnonzero(labels)) <= set(made.numeric[made.target == 1, 0].astype(int))
-    new = made.numeric[made.target == 1]
+    assert set(np.flatnonzero(labels)) <= set(made.tensors["numeric"][made.target == 1, 0].astype(int))
+    new = made.tensors["numeric"][made.target == 1]
     assert new[:, 1].min() >= 100 - 1e-3
     assert (np.abs(new[:, 0] - np.round(new[:, 0])) > 1e-3).sum() > 500
-    assert np.array_equal(made.categorical[:, 0], made.target)
+    assert np.array_equal(made.tensors["categorical"][:, 0], made.target)
 
 
 def test_smote_keeps_numbers_that_are_flags_and_takes_tables_of_flags_and_of_lone_rows() -> None:
     flags = np.random.default_rng(0).integers(0, 2, (400, 3)).astype(np.float32)
     target = mixed(400, 0.2).astype(np.float32)
-    only_flags = Block(flags, np.zeros((400, 0), np.int32), target)
-    both = Block(
-        np.concatenate([flags, np.random.default_rng(1).normal(size=(400, 1)).astype(np.float32)], axis=1), only_flags.categorical, target
-    )
+    only_flags = Block({"numeric": flags, "categorical": np.zeros((400, 0), np.int32)}, target)
+    numbers = np.random.default_rng(1).normal(size=(400, 1)).astype(np.float32)
+    both = Block({**only_flags.tensors, "numeric": np.concatenate([flags, numbers], axis=1)}, target)
     for block in (only_flags, both):
         counts = np.bincount(target.astype(int)).tolist()
         made = joined(Resampler("smote", counts, world_size=1)(iter([block]), np.random.default_rng(0), keep_order=False))
-        assert set(np.unique(made.numeric[:, :3])) == {0.0, 1.0}
+        assert set(np.unique(made.tensors["numeric"][:, :3])) == {0.0, 1.0}
         assert abs(np.mean(made.target) - 0.5) < 0.01
     assert np.bincount(resampled("smote", [0] * 50 + [1]).target.astype(int)).tolist() == [50, 50]
 
@@ -170,7 +170,7 @@ def test_the_rows_depend_on_seed_epoch_and_rank_and_on_nothing_else() -> None:
         )
         given = list(batches)
         assert len(given) == len(batches)
-        return torch.cat([batch.numeric[:, 0] for batch in given])
+        return torch.cat([batch.tensors["numeric"][:, 0] for batch in given])
 
     for kind in ("undersample", "oversample", "smote"):
         first = epoch_of(kind, 3)
@@ -187,7 +187,7 @@ def test_partitions_are_bounded_and_lose_no_row() -> None:
 
     parts = list(partitions(stream(), PARTITION_ROWS))
     assert [len(part) for part in parts] == [PARTITION_ROWS] * 4 + [PARTITION_ROWS + 17]
-    assert np.array_equal(joined(parts).numeric[:, 0], np.arange(rows, dtype=np.float32))
+    assert np.array_equal(joined(parts).tensors["numeric"][:, 0], np.arange(rows, dtype=np.float32))
 
 
 # ---------------------------------------------------------------------- training

@@ -1,7 +1,7 @@
 """Messages of a Kafka topic between two bounds, through Ray Data's reader.
 
 Bounds become offsets of each partition when the parts are listed, so that a snapshot records what it reached and the next
-one reads on from there. The calls are tested up to the client and the reader; no broker was at hand when this was written.
+one reads on from there.
 """
 
 from __future__ import annotations
