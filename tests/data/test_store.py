@@ -205,6 +205,27 @@ def test_a_snapshot_in_a_store_grows_as_a_local_one(ray_runtime: Runtime, source
 
 
 @pytest.mark.ray
+def test_a_snapshot_in_a_store_grows_after_people_were_forgotten(ray_runtime: Runtime, lake: StorePlace, tmp_path: Path) -> None:
+    source = CsvSource(path=str(tmp_path / "?.csv"), types={"x": "float"})
+    settings = Data(source=source, split=HashSplit(columns=("i",)))
+
+    def write(part: int) -> None:
+        rows = [f"{i},u{i % 7},{i / 2},{'yes' if i % 2 else 'no'}" for i in range(140 * part, 140 * part + 140)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["i,user,x,y", *rows]) + "\n")
+
+    write(0)
+    for folder in (tmp_path / "out", lake):
+        prepare(PROBLEM, settings, folder)
+        forgotten(folder / "toy", tmp_path, "u3")
+    write(1)
+    local, remote = (prepare(PROBLEM, settings, where) for where in (tmp_path / "out", lake))
+    assert (remote.digest, remote.rows, remote.growth) == (local.digest, local.rows, local.growth)
+    assert remote.growth.startswith("read 1 new of 2 parts, 1 taken over")
+    assert sum(remote.rows.values()) == 240
+    assert all("u3" not in read_split(remote.path, split).column("user").to_pylist() for split in remote.rows)
+
+
+@pytest.mark.ray
 def test_a_source_is_held_to_a_contract_and_nothing_stays_in_the_store(
     ray_runtime: Runtime, source: Path, lake: StorePlace, tmp_path: Path
 ) -> None:
