@@ -64,6 +64,7 @@ def prepare(config: Config, *, story: Story | None = None) -> Snapshot:
         rows = ", ".join(f"{count:,} {split}" for split, count in made.rows.items())
         step.result(
             f"snapshot {made.digest[:12]}{' (unchanged, reused)' if made.reused else ''}: {rows}; {made.quarantined:,} in quarantine"
+            + (f"; {made.growth}" if made.growth and not made.reused else "")
         )
         if not made.reused:
             for note in (*snapshot.warnings_of(made.path), *made.notes):

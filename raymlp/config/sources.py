@@ -230,7 +230,7 @@ class KafkaSource(_Source):
     """The messages of a topic between two bounds, read once. Needs `raymlp[kafka]` and two free CPUs.
 
     Columns are those of the JSON object in each message's value, and `partition`, `offset` and `timestamp` (when it was sent).
-    Both bounds are given, so that a snapshot can be made again while the topic keeps its messages.
+    The snapshot records the offsets it reached, and the next one reads on from there. Its types stay those of the first.
     """
 
     kind: Literal["kafka"] = "kafka"
@@ -244,8 +244,8 @@ class KafkaSource(_Source):
     start: Offset = 0
     """First offset of each partition, or the moment of the first message (no zone means UTC)."""
 
-    end: Offset
-    """Offset of each partition, or the moment, before which reading ends."""
+    end: Offset | None = None
+    """Offset of each partition, or the moment, before which reading ends; null reads all that is there by now."""
 
     client: dict[str, str] = {}
     """Settings of the client, as librdkafka names them (`security.protocol`, `sasl.mechanism`). Never a secret: user name and

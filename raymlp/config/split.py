@@ -70,7 +70,7 @@ class Folds(Section):
 
 
 class RandomSplit(Folds):
-    """Every row at random by the seed, in exact shares."""
+    """Every row at random by the seed, in exact shares. New rows move others, so a source that grew is read anew."""
 
     kind: Literal["random"] = "random"
     valid: float = Field(default=0.15, gt=0, lt=1)

@@ -26,7 +26,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An immutable data set: Parquet files by split, contract, profile, manifest. `notes` say what was noticed about it."""
+    """An immutable data set: Parquet files by split, contract, profile, manifest. `notes` say what was noticed about it, `growth` what
+    was read of a source that grew, and what taken over from an earlier snapshot."""
 
     path: Place
     digest: str
@@ -34,6 +35,7 @@ class Snapshot:
     quarantined: int = 0
     reused: bool = False
     notes: tuple[str, ...] = ()
+    growth: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.core.files import Place
-from raymlp.data import parquet
+from raymlp.data import parquet, sources
 from raymlp.data.contract_batch import REASON
 from raymlp.data.place import scratch
 from raymlp.data.rules import BrokenRule, broken_as_a_whole, newest, repeat_reasons, repeats
-from raymlp.data.staging import stage_all, staged_files
+from raymlp.data.staging import shape_of, stage_all, staged_files
 from raymlp.data.suppression import Suppressed
 
 SHOWN_CHARACTERS = 120
@@ -28,8 +28,10 @@ def check_source(problem: Problem, data: Data, folder: Place) -> list[BrokenRule
     Raises DataError when the source cannot be read.
     """
     with scratch(folder, ".check") as aside:
-        shape, parts, _, _ = stage_all(problem, data, aside, Suppressed.load(folder / problem.name))
-        files = staged_files(aside / "staging", len(parts))
+        parts = dict(enumerate(sources.parts_of(data.source)))
+        shape, _ = shape_of(problem, data)
+        stage_all(shape, parts, aside, Suppressed.load(folder / problem.name).sieve())
+        files = staged_files(aside / "staging", parts)
         rows = sum(parquet.num_rows(file) for file in files)
         repeated = repeats(shape.contract, files)
         broken = _quarantined(aside / "quarantine")

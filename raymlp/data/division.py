@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from raymlp.config.split import GroupSplit, HashSplit, RandomSplit, Split, Strat
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import Place, to_json
 from raymlp.data import parquet
+from raymlp.data.anonymity import Groups
 from raymlp.data.association import Association, Outline, merged_associations
 from raymlp.data.contract import Contract
 from raymlp.data.contract_batch import REASON, check_table, in_quarantine
@@ -31,68 +32,111 @@ from raymlp.data.staging import Shape
 
 @dataclass(frozen=True)
 class Cut:
-    """How staged parts are divided: plain values, sent once. Columns in `leave_out` go no further, and those in `unhashed` do not
-    tell copies apart."""
+    """How staged parts are divided: plain values, sent once. Columns in `leave_out` go no further, those in `unhashed` do not tell
+    copies apart, and rows are counted by those in `grouped`."""
 
     staging: Place
     aside: Place
     leave_out: Sequence[str]
     unhashed: Sequence[str]
+    grouped: Sequence[str]
     seal: parquet.SnapshotKey | None
 
+    def rows(self, index: int, codes: NDArray[np.int8]) -> Iterator[tuple[pa.Table, NDArray[np.int8]]]:
+        """Staged rows of a part, and the code of each."""
+        path = self.staging / f"part-{index:05}.parquet"
+        start = 0
+        for table in parquet.batches(path, key=self.seal) if path.exists() else ():
+            yield table.drop_columns(list(self.leave_out)), codes[start : start + table.num_rows]
+            start += table.num_rows
 
-def divide(
-    cut: Cut,
-    index: int,
-    codes: NDArray[np.int8],
-    splits: Sequence[str],
-    contract: Contract | None = None,
-    outline: Outline | None = None,
-) -> dict[str, Any]:
-    """Write, profile and hash the rows of some splits of one staged part. Held-out rows are checked by the contract.
 
-    With an outline the training rows, which were written before, are read for how columns move together.
-    """
-    profiles = {name: Profile() for name in splits}
-    hashes: dict[str, list[bytes]] = {name: [] for name in splits}
-    association = Association(outline) if outline else None
-    bad, first = 0, ""
-    path = cut.staging / f"part-{index:05}.parquet"
-    writers = {name: parquet.Writer(cut.aside / name / path.name, cut.seal) for name in splits}
-    bad_file = parquet.Writer(cut.aside / "quarantine" / f"held-out-{index:05}.parquet", cut.seal)
-    start = 0
-    for table in parquet.batches(path, key=cut.seal) if path.exists() else ():
-        piece = codes[start : start + table.num_rows]
-        start += table.num_rows
-        table = table.drop_columns(list(cut.leave_out))
-        if association is not None:
-            association.update(table.filter(pa.array(piece == SPLITS.index("train"))))
-        for name, writer in writers.items():
-            chosen = table.filter(pa.array(piece == SPLITS.index(name)))
-            if contract is not None and name != "live":
-                chosen, broken = check_table(contract, chosen)
-                bad += broken.num_rows
-                first = first or (f"{name}: {broken.column(REASON)[0].as_py()}" if broken.num_rows else "")
-                bad_file.write(broken)
-            if chosen.num_rows or name == "train":
-                profiles[name].update(chosen)
-            if name != "live":
-                hashes[name].append(row_hashes(chosen.select([n for n in chosen.column_names if n not in cut.unhashed])).tobytes())
-            writer.write(chosen)
-    for writer in (*writers.values(), bad_file):
+class Tally:
+    """What the second pass learns of one part: profiles of held-out rows, hashes and groups of all, how training columns move together."""
+
+    def __init__(self, cut: Cut, contract: Contract, outline: Outline) -> None:
+        self.cut, self.contract = cut, contract
+        self.association = Association(outline)
+        self.profiles = {name: Profile() for name in SPLITS[1:]}
+        self.hashes: dict[str, list[bytes]] = {name: [] for name in SPLITS if name != "live"}
+        self.groups = Groups()
+        self.bad, self.first = 0, ""
+
+    def train(self, table: pa.Table) -> None:
+        """Take in training rows."""
+        self.association.update(table)
+        self._count("train", table)
+
+    def judge(self, split: str, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Take in held-out rows; gives those that keep the contract, and the others with their reasons."""
+        good, broken = checked(self.contract, split, table)
+        self.bad += broken.num_rows
+        self.first = self.first or (f"{split}: {broken.column(REASON)[0].as_py()}" if broken.num_rows else "")
+        if good.num_rows:
+            self.profiles[split].update(good)
+        self._count(split, good)
+        return good, broken
+
+    def _count(self, split: str, table: pa.Table) -> None:
+        if split in self.hashes:
+            told_apart = table.select([name for name in table.column_names if name not in self.cut.unhashed])
+            self.hashes[split].append(row_hashes(told_apart).tobytes())
+        if self.cut.grouped and table.num_rows:
+            self.groups.update(table, self.cut.grouped)
+
+    def facts(self) -> dict[str, Any]:
+        """What the driver adds up."""
+        return {
+            "profiles": to_json({name: profile.to_dict() for name, profile in self.profiles.items()}, indent=None),
+            "association": to_json(self.association.to_dict(), indent=None),
+            "groups": self.groups.to_bytes(),
+            "bad": self.bad,
+            "first": self.first,
+            **{f"hashes_{name}": b"".join(found) for name, found in self.hashes.items()},
+        }
+
+
+def checked(contract: Contract, split: str, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Held-out rows that keep the contract, and those that break it. Live rows are not judged."""
+    return (table, table.slice(0, 0)) if split == "live" else check_table(contract, table)
+
+
+def write_training(cut: Cut, index: int, codes: NDArray[np.int8]) -> dict[str, Any]:
+    """Write and profile the training rows of one staged part."""
+    profile = Profile()
+    writer = parquet.Writer(cut.aside / "train" / f"part-{index:05}.parquet", cut.seal)
+    for table, piece in cut.rows(index, codes):
+        chosen = table.filter(pa.array(piece == SPLITS.index("train")))
+        profile.update(chosen)
+        writer.write(chosen)
+    writer.close()
+    return {"profile": to_json(profile.to_dict(), indent=None), "files": parquet.facts_of([writer], cut.aside)}
+
+
+def write_rest(cut: Cut, index: int, codes: NDArray[np.int8], contract: Contract, outline: Outline) -> dict[str, Any]:
+    """Check, write and profile the held-out rows of one staged part; see how the columns of its training rows move together."""
+    tally = Tally(cut, contract, outline)
+    good_files = {name: parquet.Writer(cut.aside / name / f"part-{index:05}.parquet", cut.seal) for name in SPLITS[1:]}
+    bad_files = {name: parquet.Writer(cut.aside / "quarantine" / f"{name}-{index:05}.parquet", cut.seal) for name in SPLITS[1:]}
+    for table, piece in cut.rows(index, codes):
+        tally.train(table.filter(pa.array(piece == SPLITS.index("train"))))
+        for name in SPLITS[1:]:
+            good, broken = tally.judge(name, table.filter(pa.array(piece == SPLITS.index(name))))
+            good_files[name].write(good)
+            bad_files[name].write(broken)
+    for writer in (*good_files.values(), *bad_files.values()):
         writer.close()
-    return {
-        "profiles": to_json({name: profile.to_dict() for name, profile in profiles.items()}, indent=None),
-        "association": to_json(association.to_dict(), indent=None) if association else "",
-        "bad": bad,
-        "first": first,
-        "files": parquet.facts_of((*writers.values(), bad_file), cut.aside),
-        **{f"hashes_{name}": b"".join(found) for name, found in hashes.items()},
-    }
+    files = parquet.facts_of((*good_files.values(), *bad_files.values()), cut.aside)
+    return {**tally.facts(), "files": files}
 
 
 def profile_of(results: list[dict[str, Any]], split: str) -> Profile:
     return merged(Profile.from_dict(json.loads(item["profiles"])[split]) for item in results)
+
+
+def training_profile(results: Sequence[Mapping[str, Any]], known: Sequence[Profile] = ()) -> Profile:
+    """The profile of all training rows: of those that were profiled now, and `known` ones of others."""
+    return merged([*known, *(Profile.from_dict(json.loads(item["profile"])) for item in results)])
 
 
 def write_page_data(aside: Place, held_out: list[dict[str, Any]], seal: parquet.SnapshotKey | None) -> None:
@@ -108,10 +152,13 @@ def write_page_data(aside: Place, held_out: list[dict[str, Any]], seal: parquet.
         (aside / name).write_text(parquet.sealed_text(text, seal))
 
 
-def quarantine_repeats(shape: Shape, staging: Place, counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Place) -> str:
-    """Write rows that repeat a unique key to quarantine, as text with the reason. Gives the files' facts, as `parquet.facts_of` does."""
+def quarantine_repeats(
+    shape: Shape, staging: Place, indices: Sequence[int], counts: NDArray[np.int64], repeated: NDArray[np.int16], quarantine: Place
+) -> str:
+    """Write rows of staged parts that repeat a unique key to quarantine, as text with the reason. Gives the files' facts, as
+    `parquet.facts_of` does."""
     writers = []
-    for index, (start, end) in enumerate(pairwise(counts)):
+    for index, (start, end) in zip(indices, pairwise(counts), strict=True):
         if not np.any(repeated[start:end]):
             continue
         writer = parquet.Writer(quarantine / f"repeated-{index:05}.parquet", shape.seal)
@@ -135,7 +182,8 @@ def split_keys(problem: Problem, data: Data, files: Sequence[Place]) -> NDArray[
         raise ConfigError(
             "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
         )
-    return np.concatenate([keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files])
+    keys = [keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files]
+    return np.concatenate(keys) if keys else np.zeros(0)
 
 
 def _key_names(rule: Split, problem: Problem) -> list[str]:

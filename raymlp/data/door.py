@@ -1,5 +1,5 @@
-"""What happens to rows on their way into a snapshot: those of people who were forgotten and old ones stay out, personal columns
-are looked for, groups are counted.
+"""What happens to rows on their way into a snapshot: those of people who were forgotten and old ones stay out, and personal columns
+are looked for.
 
 A worker opens the door for its part; the driver adds up what the parts saw.
 """
@@ -56,7 +56,6 @@ class Passage:
     def __init__(self, door: Door, scan: bool) -> None:
         self.door = door
         self.expired = self.suppressed = 0
-        self.groups = Groups()
         self.personal: pii.Counts | None = None if scan else {}
 
     def hold_back(self, raw: pa.Table, contract: Contract) -> pa.Table:
@@ -74,18 +73,11 @@ class Passage:
             table = kept
         if self.personal is None and table.num_rows:
             self.personal = pii.counted(table, known=privacy.columns)
-        if privacy.quasi_identifiers:
-            self.groups.update(table, privacy.quasi_identifiers)
         return table
 
     def facts(self) -> dict[str, Any]:
         """What the driver adds up."""
-        return {
-            "expired": self.expired,
-            "suppressed": self.suppressed,
-            "personal": to_json(self.personal or {}, indent=None),
-            "groups": self.groups.to_bytes(),
-        }
+        return {"expired": self.expired, "suppressed": self.suppressed, "personal": to_json(self.personal or {}, indent=None)}
 
 
 def is_kept(times: pa.ChunkedArray, oldest: datetime) -> pa.ChunkedArray:
@@ -94,8 +86,7 @@ def is_kept(times: pa.ChunkedArray, oldest: datetime) -> pa.ChunkedArray:
 
 
 def verdict(privacy: Privacy, staged: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Facts for the manifest and warnings, from what all parts saw. Raises DataError when groups are too small and
-    `min_k_action` is stop, or when retention leaves no row."""
+    """Facts for the manifest and warnings, from what all parts saw. Raises DataError when retention leaves no row."""
     facts: dict[str, Any] = {}
     warnings = [str(found) for found in pii.findings(pii.added(json.loads(part["personal"]) for part in staged))]
     if privacy.retention_days is not None:
@@ -105,12 +96,18 @@ def verdict(privacy: Privacy, staged: Sequence[Mapping[str, Any]]) -> tuple[dict
                 f"all {facts['expired']:,} rows are older than data.privacy.retention_days={privacy.retention_days}; "
                 f"expected newer rows in '{privacy.retention_column}'. Set data.privacy.retention_days."
             )
-    if privacy.quasi_identifiers:
-        facts["anonymity"], problem = _anonymity(privacy, merged_groups(part["groups"] for part in staged))
-        if problem and privacy.min_k_action == "stop":
-            raise DataError(f"{problem}. Generalise one of them under data.privacy.columns, or set data.privacy.min_k_action=warn.")
-        warnings += [problem] if problem else []
     return facts, warnings
+
+
+def anonymity(privacy: Privacy, divided: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Facts for the manifest and warnings, from the groups in all splits. Raises DataError when they are too small and
+    `min_k_action` is stop."""
+    if not privacy.quasi_identifiers:
+        return {}, []
+    facts, problem = _anonymity(privacy, merged_groups(part["groups"] for part in divided))
+    if problem and privacy.min_k_action == "stop":
+        raise DataError(f"{problem}. Generalise one of them under data.privacy.columns, or set data.privacy.min_k_action=warn.")
+    return {"anonymity": facts}, [problem] if problem else []
 
 
 def _anonymity(privacy: Privacy, groups: Groups) -> tuple[dict[str, Any], str]:

@@ -30,7 +30,7 @@ from raymlp.data import parquet
 from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
-from raymlp.data.place import MANIFEST, StorePlace, copy, files_in, remove, replacing, snapshots_in, write_whole
+from raymlp.data.place import MANIFEST, StorePlace, files_in, remove, replacing, snapshots_in, take_over, write_whole
 from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
 from raymlp.data.profile import Profile, to_text
 from raymlp.data.snapshot import load_contract, split_files
@@ -166,7 +166,7 @@ def _in_snapshot(path: Place, wanted: Wanted, lists: Lists | None, *, dry_run: b
                 if file in hits:
                     _rewrite(file, place, wanted.column, wanted.rows)
                 elif file.name != MANIFEST:
-                    copy(file, place)
+                    take_over(file, place)
             _describe_again(aside, wanted, {file.parent.name for file in hits} & set(SPLITS))
             changed = {str(file.relative_to(path)) for file in hits}
             manifest = _noted(marked, aside, wanted, rows, changed) | ({"replaces": path.name} if isinstance(path, StorePlace) else {})

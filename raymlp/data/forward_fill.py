@@ -48,7 +48,6 @@ def check(problem: Problem, data: Data, types: Mapping[str, Any]) -> None:
             "the target": (problem.target,),
             "problem.time_column": (time,),
             f"in {key}.by": rule.by,
-            "in data.privacy.quasi_identifiers, which are counted before": data.privacy.quasi_identifiers,
         }
         for what, taken in refused.items():
             wrong = next((name for name in rule.columns if name in taken), None)

@@ -309,7 +309,7 @@ def asking(place: Place) -> Any:
     return place.asking() if isinstance(place, StorePlace) else nullcontext()
 
 
-def copy(file: Place, place: Place) -> None:
+def take_over(file: Place, place: Place) -> None:
     """The same file in another folder: a second name for it where the disk can, a copy inside the store, or a copy."""
     if isinstance(file, StorePlace) and isinstance(place, StorePlace):
         with place.asking() as (filesystem, path), file.asking() as (_, source):
@@ -322,6 +322,7 @@ def copy(file: Place, place: Place) -> None:
     assert isinstance(file, Path)
     assert isinstance(place, Path)
     place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)  # Ray may do a task twice
     try:
         os.link(file, place)
     except OSError:

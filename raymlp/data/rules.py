@@ -5,7 +5,7 @@ They need the whole of a snapshot: only the columns they name are read, and held
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,11 +30,13 @@ class BrokenRule:
     first: str
 
 
-def repeats(contract: Contract, files: Sequence[Place]) -> NDArray[np.int16]:
+def repeats(contract: Contract, files: Sequence[Place], *, after: Sequence[Place] = ()) -> NDArray[np.int16]:
     """Which key of the contract each row repeats, int16 (N,): its place in `contract.keys` from 1, or 0 for none.
 
-    Rows are those of the Parquet files, in order.
+    Rows are those of the Parquet files, in order; rows of the files in `after` came before them.
     """
+    if after and contract.keys:
+        return repeats(contract, [*after, *files])[sum(parquet.num_rows(file) for file in after) :]
     found = np.zeros(sum(parquet.num_rows(file) for file in files), np.int16)
     for place, key in enumerate(contract.keys if len(found) else (), start=1):
         table = pa.concat_tables([parquet.read(file, list(key)) for file in files])
@@ -68,6 +70,15 @@ def newest(contract: Contract, files: Sequence[Place]) -> dict[str, str]:
         if known:
             found[name] = max(known)
     return {name: moment.isoformat() for name, moment in found.items()}
+
+
+def newest_of(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The newest moment of each column over what `newest` gave of parts."""
+    found: dict[str, str] = {}
+    for part in parts:
+        for name, moment in part.items():
+            found[name] = max(found.get(name, moment), moment, key=datetime.fromisoformat)
+    return found
 
 
 def broken_as_a_whole(contract: Contract, rows: int, newest: dict[str, str], *, now: datetime | None = None) -> list[BrokenRule]:

@@ -9,7 +9,7 @@ text (column), anything of the right length (random).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -31,12 +31,20 @@ Rule = RandomSplit | StratifiedSplit | GroupSplit | HashSplit | ColumnSplit | Ti
 
 
 def assign(rule: Rule, keys: NDArray[Any]) -> Codes:
-    """Codes int8 (N,). Raises DataError when training or validation would be empty, or a value names no split."""
-    codes = _whole(rule, keys) if rule.folds is None else _one_fold(rule, keys)
-    for code, name in enumerate(SPLITS[:2]):
-        if not np.any(codes == code):
-            raise DataError(f"the {name} split is empty ({len(keys):,} rows, rule {rule.kind}); expected rows. Set data.split.")
-    return codes
+    """Codes int8 (N,). Raises DataError when a value names no split."""
+    return _whole(rule, keys) if rule.folds is None else _one_fold(rule, keys)
+
+
+def hold_filled(rule: Rule, rows: Mapping[str, int]) -> None:
+    """Raise DataError when training or validation is empty. `rows` counts them by split."""
+    for name in SPLITS[:2]:
+        if not rows.get(name):
+            raise DataError(f"the {name} split is empty ({sum(rows.values()):,} rows, rule {rule.kind}); expected rows. Set data.split.")
+
+
+def is_lasting(rule: Rule) -> bool:
+    """Whether a row keeps its split whatever other rows come: by its key, its moment or its column alone."""
+    return isinstance(rule, GroupSplit | HashSplit | ColumnSplit) or (isinstance(rule, TimeSplit) and rule.folds is None)
 
 
 def folds(rule: Rule, keys: NDArray[Any], k: int) -> Codes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from raymlp.config.data import Data, Join
 from raymlp.config.problem import Problem
 from raymlp.config.sources import ColumnType
-from raymlp.config.split import HashSplit
+from raymlp.config.split import ColumnSplit, HashSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import Place
 from raymlp.data import parquet, sources
@@ -26,7 +26,7 @@ from raymlp.data.door import Door, Passage
 from raymlp.data.forward_fill import check as check_fills
 from raymlp.data.privacy import PrivacyKey, key_for, makes_text, type_after
 from raymlp.data.profile import column_type
-from raymlp.data.suppression import Suppressed
+from raymlp.data.suppression import Sieve
 from raymlp.data.tasks import each_part
 
 log = logging.getLogger(__name__)
@@ -52,25 +52,19 @@ class Shape:
         return table
 
 
-def stage_all(
-    problem: Problem, data: Data, aside: Place, suppressed: Suppressed, say: Callable[[str], None] = lambda _: None
-) -> tuple[Shape, list[sources.Part], list[dict[str, Any]], list[str]]:
-    """Read, shape and check every part into `aside/staging` and `aside/quarantine`; gives shape, parts, counts of each part, warnings.
-    Rows of people on the list `suppressed` reach neither."""
-    parts = sources.parts_of(data.source)
-    shape, warnings = shape_of(problem, data)
-    say(f"reading {len(parts)} part{'s' * (len(parts) != 1)}, {sum(part.size for part in parts) / 1e6:,.0f} MB")
-    warnings += suppressed.warnings({*shape.types, *(name for _, lookup in shape.lookups for name in lookup.column_names)})
-    door = Door.of(data.privacy, len(parts), suppressed.sieve())
+def stage_all(shape: Shape, parts: Mapping[int, sources.Part], aside: Place, sieve: Sieve) -> list[dict[str, Any]]:
+    """Read, shape and check parts, by their number, into `aside/staging` and `aside/quarantine`; gives the counts of each.
+    Rows that `sieve` holds back reach neither."""
+    door = Door.of(shape.data.privacy, len(parts), sieve)
     staging, quarantine = aside / "staging", aside / "quarantine"
-    staged = each_part(lambda index: _stage(shape, parts[index], index, staging, quarantine, door.open(index)), len(parts))
-    return shape, parts, staged, warnings
+    numbered = list(parts.items())
+    return each_part(lambda place: _stage(shape, *numbered[place], staging, quarantine, door.open(place)), len(parts))
 
 
-def staged_files(staging: Place, parts: int) -> list[Place]:
+def staged_files(staging: Place, indices: Iterable[int]) -> list[Place]:
     """The staged parts that have rows, in order."""
     there = set(staging.glob("*.parquet"))
-    return [file for file in (staging / f"part-{index:05}.parquet" for index in range(parts)) if file in there]
+    return [file for file in (staging / f"part-{index:05}.parquet" for index in indices) if file in there]
 
 
 def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
@@ -79,8 +73,9 @@ def columns_of(problem: Problem, data: Data) -> dict[str, ColumnType]:
     return {**{name: rule.type for name, rule in shape.contract.columns.items()}, **dict.fromkeys(data.flags, "bool")}
 
 
-def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
-    types = _as_written(sources.schema_of(data.source), data)
+def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | None = None) -> tuple[Shape, list[str]]:
+    """What workers need, and warnings. `types` are the source's column types, where they are known. Raises ConfigError or DataError."""
+    types = _as_written(dict(types or sources.schema_of(data.source)), data)
     lookups = []
     warnings = []
     columns = dict(types)
@@ -109,7 +104,8 @@ def shape_of(problem: Problem, data: Data) -> tuple[Shape, list[str]]:
         raise ConfigError(f"data.privacy.columns names '{problem.target}', the target; expected other columns. Set data.privacy.columns.")
     gone = {name for names in dropped.values() for name in names} - {problem.target}
     kept = tuple(name for name in columns if name not in gone)
-    _require(kept, "data.privacy.quasi_identifiers", data.privacy.quasi_identifiers)
+    named_split = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
+    _require([name for name in kept if name not in named_split], "data.privacy.quasi_identifiers", data.privacy.quasi_identifiers)
     aged_by = data.privacy.retention_column if data.privacy.retention_days else ""
     _require(kept, "data.privacy.retention_column", (aged_by,) if aged_by else ())
     if aged_by and columns[aged_by] != "timestamp":
@@ -200,7 +196,7 @@ def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     return table
 
 
-def _stage(shape: Shape, part: sources.Part, index: int, staging: Place, quarantine: Place, way: Passage) -> dict[str, Any]:
+def _stage(shape: Shape, index: int, part: sources.Part, staging: Place, quarantine: Place, way: Passage) -> dict[str, Any]:
     """Read one part, write its good rows to staging and its bad rows to quarantine."""
     bad_lines = sources.BadRows()
     rows = bad = unlabelled = 0

@@ -396,16 +396,17 @@ def test_kafka_settings_reach_the_reader_and_the_password_stays_in_the_environme
     source = KafkaSource.model_validate(
         {"servers": ["a:9092", "b:9092"], "topic": "t", "start": 5, "end": "2013-07-01T00:00:00", "client": {"sasl.mechanism": "PLAIN"}}
     )
+    part = sources.Part(source.name, piece=((0, 5, 9), (1, 7, 7)))
     monkeypatch.setenv("RAYMLP_KAFKA_USER", "me")
     with pytest.raises(ConfigError, match="RAYMLP_KAFKA_PASSWORD go together"):
-        kafka.arguments(source)
+        kafka.arguments(source, part)
     monkeypatch.setenv("RAYMLP_KAFKA_PASSWORD", "secret")
-    asked = kafka.arguments(source)
+    asked = kafka.arguments(source, part)
     assert asked == {
         "topics": "t",
         "bootstrap_servers": ["a:9092", "b:9092"],
-        "start_offset": 5,
-        "end_offset": datetime(2013, 7, 1, tzinfo=UTC),
+        "start_offset": {"t": {0: 5, 1: 7}},
+        "end_offset": {"t": {0: 9, 1: 7}},
         "consumer_config": {"sasl.mechanism": "PLAIN", "sasl.username": "me", "sasl.password": "secret"},
         "timeout_ms": 300_000,
     }

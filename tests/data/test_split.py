@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, TimeSeriesSplit
 
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import DataError
-from raymlp.data.split import OUTSIDE, PURGED, SPLITS, assign, folds, key_hashes
+from raymlp.data.split import OUTSIDE, PURGED, SPLITS, assign, folds, hold_filled, is_lasting, key_hashes
 
 HOUR = 3_600_000_000
 
@@ -136,8 +136,18 @@ def test_a_gap_that_makes_no_sense_is_refused() -> None:
 
 
 def test_an_empty_split_is_refused() -> None:
-    with pytest.raises(DataError, match="valid split is empty"):
-        assign(TimeSplit(column="t", valid_start=datetime(2020, 1, 1)), np.array([0, 1, 2], dtype=np.int64))
+    with pytest.raises(DataError, match=r"the valid split is empty \(3 rows, rule time\)"):
+        hold_filled(TimeSplit(column="t", valid_start=datetime(2020, 1, 1)), {"train": 3, "valid": 0})
+
+
+@given(keys=st.lists(st.text(max_size=3), max_size=30), more=st.lists(st.text(max_size=3), max_size=30))
+def test_a_row_keeps_its_split_when_rows_come_where_the_rule_says_so(keys: list[str], more: list[str]) -> None:
+    for rule in (GroupSplit(column="g"), HashSplit(columns=("g",)), HashSplit(columns=("g",), folds=3, fold=1)):
+        assert is_lasting(rule)
+        assert assign(rule, hashes(keys + more))[: len(keys)].tolist() == (assign(rule, hashes(keys)).tolist() if keys else [])
+    moments = TimeSplit(column="t", valid_start=datetime(2020, 1, 1), purge=timedelta(days=1))
+    assert is_lasting(moments)
+    assert not any(map(is_lasting, (RandomSplit(), StratifiedSplit(), moments.model_copy(update={"folds": 3}))))
 
 
 # ---------------------------------------------------------------------- folds

@@ -21,7 +21,7 @@ from raymlp.config.privacy import Privacy
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.sources import CsvSource
-from raymlp.config.split import RandomSplit
+from raymlp.config.split import HashSplit, RandomSplit
 from raymlp.core.errors import ContractError, DataError
 from raymlp.core.files import Place, digest_of, sha256_file
 from raymlp.core.records import Snapshot
@@ -33,7 +33,6 @@ from raymlp.data.conformance import check_source
 from raymlp.data.forget import Wanted, forget
 from raymlp.data.place import (
     StorePlace,
-    copy,
     files_in,
     place_of,
     published_at,
@@ -42,6 +41,7 @@ from raymlp.data.place import (
     require_store,
     snapshot_root,
     snapshots_in,
+    take_over,
 )
 from raymlp.data.profile_page import quarantine_reasons
 from raymlp.data.snapshot import find, load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
@@ -183,6 +183,49 @@ def test_values_are_carried_in_a_store_and_who_was_forgotten_stays_out(ray_runti
 
 
 @pytest.mark.ray
+def test_a_snapshot_in_a_store_grows_as_a_local_one(ray_runtime: Runtime, source: Path, lake: StorePlace, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    settings = data(folder, max_bad_share=0.1).model_copy(update={"split": HashSplit(columns=("id",))})
+    for part in range(3):
+        shutil.copy(source / f"{part}.csv", folder)
+        local, remote = (prepare(PROBLEM, settings, where) for where in (tmp_path / "out", lake))
+        assert (remote.digest, remote.rows, remote.growth) == (local.digest, local.rows, local.growth)
+    assert remote.growth.startswith("read 1 new of 3 parts")
+    whole = prepare(PROBLEM, settings, tmp_path / "whole")
+    assert (whole.digest, whole.growth) == (remote.digest, "")
+    manifest = json.loads((remote.path / "manifest.json").read_text())
+    assert manifest["files"] == {str(f.relative_to(remote.path)): sha256_file(f) for f in files_in(remote.path) if "parquet" in f.name}
+    file = (remote.path / "train" / "part-00000.parquet").path  # type: ignore[attr-defined]
+    with place_of(str(remote.path)).asking() as (filesystem, _), filesystem.open_output_stream(f"lake/{file}") as out:  # type: ignore[union-attr]
+        out.write((remote.path / "train" / "part-00001.parquet").open("rb").read())
+    (folder / "3.csv").write_text((source / "0.csv").read_text())
+    with pytest.raises(DataError, match=r"s3://lake/.*/train/part-00000\.parquet.* was changed since it was written"):
+        prepare(PROBLEM, settings, lake)
+
+
+@pytest.mark.ray
+def test_a_snapshot_in_a_store_grows_after_people_were_forgotten(ray_runtime: Runtime, lake: StorePlace, tmp_path: Path) -> None:
+    source = CsvSource(path=str(tmp_path / "?.csv"), types={"x": "float"})
+    settings = Data(source=source, split=HashSplit(columns=("i",)))
+
+    def write(part: int) -> None:
+        rows = [f"{i},u{i % 7},{i / 2},{'yes' if i % 2 else 'no'}" for i in range(140 * part, 140 * part + 140)]
+        (tmp_path / f"{part}.csv").write_text("\n".join(["i,user,x,y", *rows]) + "\n")
+
+    write(0)
+    for folder in (tmp_path / "out", lake):
+        prepare(PROBLEM, settings, folder)
+        forgotten(folder / "toy", tmp_path, "u3")
+    write(1)
+    local, remote = (prepare(PROBLEM, settings, where) for where in (tmp_path / "out", lake))
+    assert (remote.digest, remote.rows, remote.growth) == (local.digest, local.rows, local.growth)
+    assert remote.growth.startswith("read 1 new of 2 parts, 1 taken over")
+    assert sum(remote.rows.values()) == 240
+    assert all("u3" not in read_split(remote.path, split).column("user").to_pylist() for split in remote.rows)
+
+
+@pytest.mark.ray
 def test_a_source_is_held_to_a_contract_and_nothing_stays_in_the_store(
     ray_runtime: Runtime, source: Path, lake: StorePlace, tmp_path: Path
 ) -> None:
@@ -212,8 +255,10 @@ def test_a_model_trains_from_a_store_as_from_a_disk(ray_runtime: Runtime, lake: 
     for snapshot in (local, remote):
         files = split_files(snapshot.path, "train")
         plan = FeaturePlan.fit(encoded, settings.problem, load_profile(snapshot.path), files=files)
-        blocks.append(np.concatenate([block.numeric for block in local_blocks(snapshot.path, plan, "train")]))
-    assert np.array_equal(*blocks)
+        parts = list(local_blocks(snapshot.path, plan, "train"))
+        blocks.append({name: np.concatenate([block.tensors[name] for block in parts]) for name in parts[0].tensors})
+    assert blocks[0].keys() == blocks[1].keys() != set()
+    assert all(np.array_equal(blocks[0][name], blocks[1][name]) for name in blocks[0])
     models = [train(settings, snapshot, run_dir=tmp_path / f"run{i}", run_id="r") for i, snapshot in enumerate((local, remote))]
     assert models[0].metrics == models[1].metrics
 
@@ -428,7 +473,8 @@ def test_a_place_does_what_a_path_does(root: StorePlace, tmp_path_factory: pytes
         for name in names:
             make(top / name, f"text of {name}, ä")
         a = top / "a"
-        copy(a / "x.json", top / "d" / "y.json")
+        for _ in range(2):
+            take_over(a / "x.json", top / "d" / "y.json")
         (a / "x.json").unlink()
         found = {pattern: sorted(str(p.relative_to(top)) for p in top.glob(pattern)) for pattern in (
             "*", "[!.]*/manifest.json", "a*/manifest.json", "a/train/*.parquet", "none/*.parquet", "a", "none", "a/manifest.json", "*.json",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from raymlp.core.errors import DataError, nearest
 from raymlp.data.casting import ARROW
 from raymlp.data.profile import column_type
 from raymlp.data.sources import files
-from raymlp.data.sources.part import BATCH_BYTES, BadRows, Part
+from raymlp.data.sources.part import BATCH_BYTES, BadRows, Mark, Part
 
 INFER_BYTES = 32 << 20
 """Bytes of the first file that column types are inferred from."""
@@ -31,6 +31,10 @@ def parts(source: CsvSource) -> list[Part]:
 
 def fingerprint(source: CsvSource, parts: list[Part]) -> list[dict[str, Any]]:
     return files.fingerprint(parts)
+
+
+def pieces(source: CsvSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    return files.pieces(parts, facts, known, grows=lambda part, beginning: _grows(source, part, beginning))
 
 
 def schema(source: CsvSource, parts: list[Part]) -> dict[str, ColumnType]:
@@ -118,12 +122,22 @@ def _open(source: CsvSource, part: Part, types: dict[str, Any], bad: BadRows, bl
 
     convert = pacsv.ConvertOptions(column_types=types, null_values=list(source.null_values), strings_can_be_null=True)
     return pacsv.open_csv(
-        files.open_stream(part, max_expansion=source.max_expansion, encoding=source.encoding),
+        files.open_stream(part, max_expansion=source.max_expansion, encoding=source.encoding, before=_header(source, part)),
         # Without threads rows are numbered, and one file is read no slower.
         read_options=pacsv.ReadOptions(block_size=block_bytes, column_names=list(source.columns) or None, use_threads=False),
         parse_options=pacsv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True, invalid_row_handler=skip),
         convert_options=convert,
     )
+
+
+def _grows(source: CsvSource, part: Part, beginning: files.Beginning) -> bool:
+    """Whether what follows the beginning of a file can be read on its own: no quote is open, nor in the header line."""
+    return files.is_plain(part, source.encoding) and not beginning.in_quotes and not _header(source, part).count(b'"') % 2
+
+
+def _header(source: CsvSource, part: Part) -> bytes:
+    """The header line, which a later range of a file is read with; rows are then numbered from the start of the range."""
+    return files.first_line(part) if files.is_plain(part, source.encoding) and not source.columns else b""
 
 
 def _refuse_wrong_header(source: CsvSource, part: Part, batch: pa.RecordBatch) -> None:

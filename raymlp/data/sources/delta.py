@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from raymlp.config.sources import ColumnType, DeltaSource
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
+from raymlp.core.files import digest_of
 from raymlp.data.profile import column_type
 from raymlp.data.sources.extras import load
 from raymlp.data.sources.parquet import where
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 from raymlp.data.sources.retry import Unanswered
 
 
@@ -34,6 +35,14 @@ def fingerprint(source: DeltaSource, parts: list[Part]) -> list[dict[str, Any]]:
     with _asking(source):
         identity = str(_table(source, version).metadata().id)
     return [{"table": source.path, "version": version, "mark": identity}]
+
+
+def pieces(source: DeltaSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    """A data file is never changed, so its name marks it, with the table and the schema that it is read under."""
+    with _asking(source):
+        table = _table(source, parts[0].piece[0])
+        shared = {"table": str(table.metadata().id), "schema": digest_of(table.schema().to_json())}
+    return [(part, shared | {"file": part.path.removeprefix(f"{source.path}/")}) for part in parts]
 
 
 def schema(source: DeltaSource, parts: list[Part]) -> dict[str, ColumnType]:

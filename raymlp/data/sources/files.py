@@ -1,15 +1,22 @@
-"""Files: which ones a path names, their fingerprints, and their bytes, decompressed within a limit and decoded to UTF-8."""
+"""Files: which ones a path names, their fingerprints, and their bytes, decompressed within a limit and decoded to UTF-8.
+
+A plain local text file that was appended to is told by its first bytes; then its part is divided into ranges of bytes, `(start,
+end)` in `Part.piece`, and only the last one need be read.
+"""
 
 from __future__ import annotations
 
 import codecs
 import glob
+import hashlib
 import importlib.util
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import chain as chained
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raymlp.core.errors import DataError, SourceUnavailable
-from raymlp.core.files import sha256_file
-from raymlp.data.sources.part import Part
+from raymlp.data.sources.part import Mark, Part
 from raymlp.data.sources.retry import Unanswered
 
 FREE_BYTES = 1 << 30
@@ -58,9 +64,94 @@ def fingerprint(parts: list[Part]) -> list[dict[str, Any]]:
         if part.path in seen:
             continue
         with reading(part):
-            mark = sha256_file(Path(part.path)) if is_local(part) else str(part.filesystem.get_file_info(part.path).mtime_ns)
+            mark = _beginning(part, part.size).mark if is_local(part) else str(part.filesystem.get_file_info(part.path).mtime_ns)
         seen[part.path] = {"file": Path(part.path).name, "bytes": part.size, "mark": mark}
     return list(seen.values())
+
+
+def pieces(
+    parts: list[Part],
+    facts: list[dict[str, Any]],
+    known: Sequence[Mark],
+    *,
+    grows: Callable[[Part, Beginning], bool] | None = None,
+    by_path: bool = False,
+) -> list[tuple[Part, Mark]]:
+    """Parts with the facts of their file as marks, and the whole path with `by_path`, for rows that hold it.
+
+    `grows` says whether a file that begins as a known one, up to the end of a line, may be read on from there.
+    """
+    of_file = dict(zip(dict.fromkeys(part.path for part in parts), facts, strict=True))
+    steps: dict[Any, dict[int, Mark]] = {}
+    for item in known:
+        steps.setdefault((item.get("file"), item.get("path")), {})[item.get("from", 0)] = item
+    found: list[tuple[Part, Mark]] = []
+    for part in parts:
+        mark = of_file[part.path] | ({"path": part.path} if by_path else {})
+        if grows is None:
+            found.append((part, mark | ({"piece": list(part.piece)} if part.piece else {})))
+        else:
+            found += _ranges(part, mark, steps.get((mark["file"], mark.get("path")), {}), grows)
+    return found
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first bytes of a file: their digest, whether they end a line, and whether a quote is open after them."""
+
+    mark: str
+    ends_a_line: bool
+    in_quotes: bool
+
+
+def is_plain(part: Part, encoding: str) -> bool:
+    """Whether the bytes of a file are its text, so that a range of them can be read."""
+    return is_local(part) and encoding in UTF8 and not part.path.endswith((*COMPRESSED, ".zip"))
+
+
+def first_line(part: Part) -> bytes:
+    """The first line of a plain file, with its end; at most 1 MiB."""
+    with reading(part), open(part.path, "rb") as file:
+        return file.readline(PIECE_BYTES)
+
+
+def _ranges(part: Part, mark: Mark, steps: Mapping[int, Mark], grows: Callable[[Part, Beginning], bool]) -> Iterator[tuple[Part, Mark]]:
+    """The file as one part, or as the ranges of known marks, by their start, and the rest.
+
+    Each mark digests the file from its start, so that the last that fits vouches for those before.
+    """
+    chain, start = list[Mark](), 0
+    while is_local(part) and start in steps and start < steps[start]["bytes"] <= part.size:
+        chain.append(steps[start])
+        start = steps[start]["bytes"]
+    while chain and not _stands(part, mark, chain[-1], grows):
+        chain.pop()
+    for step in chain:
+        yield _range(part, step.get("from", 0), step["bytes"]), step
+    start = chain[-1]["bytes"] if chain else 0
+    if start < part.size:
+        yield _range(part, start, part.size), mark | ({"from": start} if start else {})
+
+
+def _stands(part: Part, mark: Mark, step: Mark, grows: Callable[[Part, Beginning], bool]) -> bool:
+    """Whether a file still begins as it did, and can be read on from there."""
+    if step["bytes"] == part.size:
+        return bool(step["mark"] == mark["mark"])
+    beginning = _beginning(part, step["bytes"])
+    return beginning.mark == step["mark"] and beginning.ends_a_line and grows(part, beginning)
+
+
+def _range(part: Part, start: int, end: int) -> Part:
+    return part if (start, end) == (0, part.size) else Part(part.path, part.filesystem, end - start, (start, end))
+
+
+def _beginning(part: Part, size: int) -> Beginning:
+    digest, left, quotes, piece = hashlib.sha256(), size, 0, b""
+    with open(part.path, "rb") as file:
+        while left and (read := file.read(min(PIECE_BYTES, left))):
+            piece, left, quotes = read, left - len(read), quotes + read.count(b'"')
+            digest.update(piece)
+    return Beginning(digest.hexdigest(), piece.endswith(b"\n"), quotes % 2 == 1)
 
 
 def is_local(part: Part) -> bool:
@@ -102,12 +193,22 @@ def refuse_other_kinds(part: Part, encoding: str = "utf-8") -> None:
         raise DataError(f"{part.path} holds zero bytes; expected text. Set data.source.encoding (utf-16?) or data.source.kind.")
 
 
-def open_stream(part: Part, *, max_expansion: float = 200.0, encoding: str = "utf-8") -> Any:
-    """The bytes of a part, decompressed, as UTF-8; a zip must hold one file.
+def open_stream(part: Part, *, max_expansion: float = 200.0, encoding: str = "utf-8", before: bytes = b"") -> Any:
+    """The bytes of a part, decompressed, as UTF-8; a zip must hold one file. `before` is put before a range that is not the first.
+
+    What was appended to a plain local file since its parts were listed is not read.
 
     Raises DataError, also from `read`: for a decompression bomb, and for bytes that are not of the encoding.
     """
     is_zip, is_compressed = part.path.endswith(".zip"), part.path.endswith(COMPRESSED)
+    if is_plain(part, encoding):
+        start, end = part.piece or (0, part.size)
+        stream = part.filesystem.open_input_file(part.path).get_stream(start, end - start)
+        return (
+            io.BufferedReader(_Pieces(chained([before], iter(lambda: stream.read(PIECE_BYTES), b""))), PIECE_BYTES)
+            if before and start
+            else stream
+        )
     if not is_zip and not is_compressed and encoding in UTF8:
         return part.filesystem.open_input_stream(part.path, compression=None)
     raw = _zip_member(part) if is_zip else part.filesystem.open_input_stream(part.path, compression="detect")
@@ -194,8 +295,8 @@ def _decoded(pieces: Iterator[bytes], part: Part, encoding: str) -> Iterator[byt
 class _Pieces(io.RawIOBase):
     """Pieces of bytes as a file."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self.pieces = pieces
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self.pieces = iter(pieces)
         self.rest = memoryview(b"")
 
     def readable(self) -> bool:

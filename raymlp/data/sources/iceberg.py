@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any
@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from raymlp.config.sources import ColumnType, Condition, IcebergSource
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
+from raymlp.core.files import digest_of
 from raymlp.data.profile import column_type
 from raymlp.data.sources.extras import load
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 from raymlp.data.sources.retry import Unanswered
 
 OPERATORS = {
@@ -37,6 +38,16 @@ def fingerprint(source: IcebergSource, parts: list[Part]) -> list[dict[str, Any]
     with _asking(source):
         identity = str(_table(source).metadata.table_uuid)
     return [{"table": source.table, "snapshot": parts[0].piece[0], "mark": identity}]
+
+
+def pieces(source: IcebergSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    """A data file is never changed, so its name marks it, with the files of rows deleted from it, the table and its schema."""
+    with _asking(source):
+        table = _table(source)
+        scan = _scan(source, table, parts[0].piece[0])
+        shared = {"table": str(table.metadata.table_uuid), "schema": digest_of(str(scan.projection()))}
+        deleted = [sorted(str(file.file_path) for file in task.delete_files) for task in _tasks(scan)]
+    return [(part, shared | {"file": part.path, "deleted": names}) for part, names in zip(parts, deleted, strict=True)]
 
 
 def schema(source: IcebergSource, parts: list[Part]) -> dict[str, ColumnType]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from raymlp.config.sources import ColumnType, ImageSource
+from raymlp.core.files import digest_of
 from raymlp.data.sources import files, rows
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
@@ -31,6 +32,13 @@ def parts(source: ImageSource) -> list[Part]:
 
 def fingerprint(source: ImageSource, parts: list[Part]) -> list[dict[str, Any]]:
     return files.fingerprint([file for part in parts for file in part.piece])
+
+
+def pieces(source: ImageSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    """A group of files is marked by all of them, with their paths, which are in the rows."""
+    of_file = dict(zip(dict.fromkeys(file.path for part in parts for file in part.piece), facts, strict=True))
+    marks = [digest_of([(file.path, of_file[file.path]) for file in part.piece]) for part in parts]
+    return [(part, {"files": len(part.piece), "mark": mark}) for part, mark in zip(parts, marks, strict=True)]
 
 
 def schema(source: ImageSource, parts: list[Part]) -> dict[str, ColumnType]:

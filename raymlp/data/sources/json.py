@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -14,7 +14,7 @@ import pyarrow as pa
 from raymlp.config.sources import ColumnType, JsonSource
 from raymlp.core.errors import DataError
 from raymlp.data.sources import files, rows
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 
 ENDINGS = tuple(f".{name}{packed}" for name in ("json", "jsonl", "ndjson") for packed in ("", *files.COMPRESSED, ".zip"))
 GAP = re.compile(r"[\s,]*")
@@ -26,6 +26,10 @@ def parts(source: JsonSource) -> list[Part]:
 
 def fingerprint(source: JsonSource, parts: list[Part]) -> list[dict[str, Any]]:
     return files.fingerprint(parts)
+
+
+def pieces(source: JsonSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    return files.pieces(parts, facts, known, grows=lambda part, _: _is_lines(source, part))
 
 
 def schema(source: JsonSource, parts: list[Part]) -> dict[str, ColumnType]:
@@ -67,6 +71,11 @@ def _values(source: JsonSource, part: Part, limit: int) -> Iterator[tuple[int, s
     while line:
         yield number, "line", _loaded(line)
         number, line = next(lines, (0, b""))
+
+
+def _is_lines(source: JsonSource, part: Part) -> bool:
+    """Whether a file is plain JSON Lines, so that what was appended stands on its own."""
+    return files.is_plain(part, source.encoding) and files.first_line(part).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
 def _loaded(line: bytes) -> Any:

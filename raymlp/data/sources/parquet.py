@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from raymlp.config.sources import ColumnType, Condition, ParquetSource
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.data.profile import column_type
 from raymlp.data.sources import files
-from raymlp.data.sources.part import BATCH_BYTES, BadRows, Part
+from raymlp.data.sources.part import BATCH_BYTES, BadRows, Mark, Part
 
 ENDINGS = (".parquet", ".pq")
 ROW_GROUPS_PER_PART = 8
@@ -35,6 +35,10 @@ def parts(source: ParquetSource) -> list[Part]:
 
 def fingerprint(source: ParquetSource, parts: list[Part]) -> list[dict[str, Any]]:
     return files.fingerprint(parts)
+
+
+def pieces(source: ParquetSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    return files.pieces(parts, facts, known)
 
 
 def schema(source: ParquetSource, parts: list[Part]) -> dict[str, ColumnType]:

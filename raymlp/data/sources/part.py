@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,10 @@ MAX_REASONS = 10_000
 """Reasons kept of one part; further bad rows are counted."""
 BATCH_BYTES = 256 << 20
 """A batch is given before it reaches `batch_rows` when it holds this many bytes."""
+
+
+Mark = dict[str, Any]
+"""Facts of one part, JSON-able; two parts with equal marks hold equal rows."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Kind(Protocol):
 
     def schema(self, source: Any, parts: list[Part]) -> dict[str, ColumnType]:
         """Column types."""
+
+    def pieces(self, source: Any, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+        """The parts with their marks. A part that grew since `known` marks were taken is given as what was there, and the rest."""
 
     def batches(self, source: Any, part: Part, types: dict[str, ColumnType], batch_rows: int, bad: BadRows) -> Iterator[pa.Table]:
         """The rows of a part in their order, which is the same each time."""

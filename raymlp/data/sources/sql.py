@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from raymlp.core.errors import DataError, SourceUnavailable
 from raymlp.core.files import sha256_file
 from raymlp.data.sources import rows
 from raymlp.data.sources.extras import load
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 from raymlp.data.sources.retry import Unanswered
 
 CONNECT_TIMEOUT_S = 10
@@ -40,6 +40,10 @@ def fingerprint(source: SqlSource, parts: list[Part]) -> list[dict[str, Any]]:
     with _asking(source), _postgres(source) as connection:
         count, digest = connection.execute(query).fetchone()
     return [{"table": source.url, "rows": count, "mark": str(digest)}]
+
+
+def pieces(source: SqlSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    return [(parts[0], {"all": facts})]
 
 
 def schema(source: SqlSource, parts: list[Part]) -> dict[str, ColumnType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow as pa
 from raymlp.config.sources import ColumnType, TextSource
 from raymlp.core.errors import DataError
 from raymlp.data.sources import files, rows
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 
 ENDINGS = tuple(f".{name}{packed}" for name in ("txt", "text", "md", "log") for packed in ("", *files.COMPRESSED, ".zip"))
 
@@ -21,6 +21,12 @@ def parts(source: TextSource) -> list[Part]:
 
 def fingerprint(source: TextSource, parts: list[Part]) -> list[dict[str, Any]]:
     return files.fingerprint(parts)
+
+
+def pieces(source: TextSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    return files.pieces(
+        parts, facts, known, grows=lambda part, _: source.row == "line" and files.is_plain(part, source.encoding), by_path=True
+    )
 
 
 def schema(source: TextSource, parts: list[Part]) -> dict[str, ColumnType]:

@@ -6,7 +6,7 @@ A record is its length (uint64, little endian), the masked CRC32C of the length,
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from raymlp.config.sources import ColumnType, TfRecordSource
 from raymlp.core.errors import DataError
 from raymlp.data.sources import files, rows
 from raymlp.data.sources.extras import load
-from raymlp.data.sources.part import BadRows, Part
+from raymlp.data.sources.part import BadRows, Mark, Part
 
 ENDINGS = tuple(f".{name}{packed}" for name in ("tfrecord", "tfrecords") for packed in ("", ".gz"))
 MASK = 0xA282EAD8
@@ -28,6 +28,10 @@ def parts(source: TfRecordSource) -> list[Part]:
 
 def fingerprint(source: TfRecordSource, parts: list[Part]) -> list[dict[str, Any]]:
     return files.fingerprint(parts)
+
+
+def pieces(source: TfRecordSource, parts: list[Part], facts: list[dict[str, Any]], known: Sequence[Mark]) -> list[tuple[Part, Mark]]:
+    return files.pieces(parts, facts, known)
 
 
 def schema(source: TfRecordSource, parts: list[Part]) -> dict[str, ColumnType]:
