@@ -81,6 +81,7 @@ def test_a_huge_text_costs_what_a_long_one_does() -> None:
     longest = "a " * (CHARACTERS * step.length // 2)
     assert ids_of(step, "x" * 50_000_000) == ids_of(step, "x" * CHARACTERS * step.length)
     assert ids_of(step, longest + "b" * 1000) == ids_of(step, longest)
+    assert step.row()({"t": "x" * 50_000_000}) == ids_of(step, "x" * CHARACTERS * step.length)
 
 
 # ---------------------------------------------------------------------- tokenizers

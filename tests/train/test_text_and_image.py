@@ -160,12 +160,12 @@ def test_an_image_of_any_size_is_encoded_and_no_rows_give_none(size: tuple[int, 
 def test_reduced_precision_rounds_neither_ids_nor_pixels(precision: str, tmp_path: Path) -> None:
     """Every word has an id of its own out of thousands; bfloat16 tells whole numbers apart up to 256."""
     rng = np.random.default_rng(0)
-    words = rng.integers(0, 40, 600)
+    words = rng.integers(0, 300, 3_000)
     table = pa.table({"word": [f"w{word}" for word in words], "y": (words % 2).astype(str)})
-    features = Features(text=("word",), text_encoding="ngrams", text_hash_size=5_000, text_length=2)
+    features = Features(text=("word",), text_encoding="ngrams", text_hash_size=20_000, text_length=2)
     config = config_of(features, precision=precision, epochs=8, learning_rate=0.02)
-    _, metrics, _ = trained(config, {"train": table, "valid": table.slice(0, 200)}, tmp_path)
-    assert metrics["accuracy"] == 1.0
+    _, metrics, _ = trained(config, {"train": table, "valid": table.slice(0, 600)}, tmp_path)
+    assert metrics["accuracy"] > 0.95
 
 
 # ---------------------------------------------------------------------- the way there
