@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +28,7 @@ from raymlp.data import parquet
 from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
-from raymlp.data.place import MANIFEST, StorePlace, files_in, remove, replacing, snapshots_in, take_over, write_whole
+from raymlp.data.place import MANIFEST, StorePlace, files_in, recover, replacing, snapshots_in, take_over, write_whole
 from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
 from raymlp.data.profile import Profile, to_text
 from raymlp.data.snapshot import load_contract, split_files
@@ -39,7 +37,6 @@ from raymlp.data.suppression import Suppressed, applied
 
 INPUT = "in."
 """Prefix of the inputs' columns in the prediction log."""
-BEFORE = "before-forget"
 
 
 @dataclass(frozen=True)
@@ -160,7 +157,7 @@ def _in_snapshot(path: Place, wanted: Wanted, lists: Lists | None, *, dry_run: b
     manifest = json.loads((path / MANIFEST).read_text())
     marked = lists.mark(manifest) if lists else manifest
     if rows and not dry_run:
-        with _swapped(path) as aside:
+        with replacing(path) as aside:
             for file in files:
                 place = aside / str(file.relative_to(path))
                 if file in hits:
@@ -241,43 +238,6 @@ def _noted(manifest: dict[str, Any], aside: Place, wanted: Wanted, rows: int, ch
         "quarantined": quarantined,
         "forgotten": [*manifest.get("forgotten", ()), event],
     }
-
-
-@contextmanager
-def _swapped(path: Place) -> Iterator[Place]:
-    """A folder to fill, the manifest last, which takes the place of `path` when the body ends well. The old one is removed last."""
-    if isinstance(path, StorePlace):
-        with replacing(path) as beside:
-            yield beside
-        return
-    assert isinstance(path, Path)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    before = path.with_name(f".{path.name}.{BEFORE}")
-    aside.mkdir()
-    try:
-        yield aside
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    os.replace(path, before)
-    os.replace(aside, path)
-    shutil.rmtree(before)
-
-
-def recover(folder: Place) -> None:
-    """Finish what a process that died left: the old snapshot comes back, or goes when the new one is there."""
-    if isinstance(folder, StorePlace):
-        for _, manifest in snapshots_in(folder):
-            if "replaces" in manifest:
-                remove(folder / manifest["replaces"])
-        return
-    assert isinstance(folder, Path)
-    for before in folder.glob(f".*.{BEFORE}"):
-        path = before.with_name(before.name.removeprefix(".").removesuffix(f".{BEFORE}"))
-        if path.exists():
-            shutil.rmtree(before)
-        else:
-            os.replace(before, path)
 
 
 # ---------------------------------------------------------------------- the prediction log and the labels

@@ -92,8 +92,7 @@ class Earlier:
 
     def hold_unchanged(self, linked: Mapping[str, str], files: Mapping[str, str]) -> None:
         """Raise DataError when the snapshot, or a file taken over (new name to old), is no longer what its manifest says."""
-        now = manifest_of(self.path) if self.parts else self.manifest
-        if now is None or now.get("digest", "") != self.digest:
+        if self.parts and _digest(self.path) != self.digest:
             raise DataError(f"{self.path} was changed while it grew into another snapshot. Prepare the data again.")
         damaged = next((old for new, old in linked.items() if files[new] != self.manifest["files"][old]), None)
         if damaged is not None:
@@ -165,12 +164,12 @@ def plan(data: Data, contract: Contract | None, identity: Identity, suppressed: 
     return Reading([part for part, _ in pieces], [mark for _, mark in pieces], sources.schema_of(data.source, parts), why=why)
 
 
-def manifest_of(path: Place) -> dict[str, Any] | None:
-    """The manifest of a snapshot, with its `folder`; None when it is none."""
+def _digest(path: Place) -> str:
+    """The digest that a snapshot has now; empty when it is gone."""
     try:
-        return {**json.loads((path / MANIFEST).read_text()), "folder": path}
+        return str(json.loads((path / MANIFEST).read_text())["digest"])
     except (OSError, ValueError):
-        return None
+        return ""
 
 
 def _places(marks: Sequence[sources.Mark], there: Sequence[sources.Mark], lost: Container[int]) -> dict[int, int]:

@@ -225,7 +225,7 @@ def group_rows(path: Place | str, *, key: SnapshotKey | None = None) -> list[int
 def sample(files: Sequence[Place | str], rows: int, columns: Sequence[str] | None = None, *, key: SnapshotKey | None = None) -> pa.Table:
     """About `rows` evenly spaced rows of all files, read from at most 16 evenly spaced row groups; the same rows every time."""
     sizes = [(file, group, size) for file in files for group, size in enumerate(group_rows(file, key=key))]
-    chosen = [sizes[i] for i in np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), SAMPLED_GROUPS)).astype(int))]
+    chosen = [sizes[i] for i in spread(len(sizes), SAMPLED_GROUPS)]
     total = sum(size for _, _, size in chosen)
     picked, start = [], 0
     wanted = spread(total, rows)

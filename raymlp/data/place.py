@@ -28,6 +28,8 @@ from raymlp.runtime.session import storage_root
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+BEFORE = "before-forget"
+"""End of the name of a snapshot on a disk that is being replaced."""
 WHOLE_AT_CLOSE = ("s3", "gcs", "abfs")
 """Filesystems where a file is seen only when all of it is written."""
 
@@ -223,11 +225,42 @@ def publishing(target: Place) -> Iterator[Place]:
 
 
 @contextmanager
-def replacing(path: StorePlace) -> Iterator[StorePlace]:
-    """A folder to fill, which takes the place of `path` from the moment it has a manifest with `replaces`; `path` is removed then."""
-    with _removed_on_error(beside(path.with_name(path.name.rpartition("-")[0] or path.name))) as aside:
-        yield aside
-    remove(path)
+def replacing(path: Place) -> Iterator[Place]:
+    """A folder to fill, the manifest last, which takes the place of `path`; the old one is removed last. In a store it does so from the
+    moment it has a manifest with `replaces`, on a disk by two renames when the body ends."""
+    if isinstance(path, StorePlace):
+        with _removed_on_error(beside(path.with_name(path.name.rpartition("-")[0] or path.name))) as aside:
+            yield aside
+        remove(path)
+        return
+    assert isinstance(path, Path)
+    before = path.with_name(f".{path.name}.{BEFORE}")
+    filled = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    filled.mkdir()
+    try:
+        yield filled
+    except BaseException:
+        shutil.rmtree(filled)
+        raise
+    os.replace(path, before)
+    os.replace(filled, path)
+    shutil.rmtree(before)
+
+
+def recover(folder: Place) -> None:
+    """Finish what a process that died while `replacing` left: the old snapshot comes back, or goes when the new one is there."""
+    if isinstance(folder, StorePlace):
+        for _, manifest in snapshots_in(folder):
+            if "replaces" in manifest:
+                remove(folder / manifest["replaces"])
+        return
+    assert isinstance(folder, Path)
+    for before in folder.glob(f".*.{BEFORE}"):
+        path = before.with_name(before.name.removeprefix(".").removesuffix(f".{BEFORE}"))
+        if path.exists():
+            shutil.rmtree(before)
+        else:
+            os.replace(before, path)
 
 
 @contextmanager

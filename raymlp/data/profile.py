@@ -173,7 +173,7 @@ class ColumnProfile:
 
     def _measure(self, numbers: Floats) -> Floats:
         """Moments, extremes and digest take in finite numbers; gives their distinct values, rising. `rows` and `nulls` are up to date."""
-        values, counts = _distinct(numbers, whole=self.type in ("int", "string"))
+        values, counts = counted_values(numbers, whole=self.type in ("int", "string"))
         if len(values):
             mean = float(counts @ (values / len(numbers)))
             self._add_moments(len(numbers), mean, float(counts @ (values - mean) ** 2))
@@ -280,7 +280,7 @@ class ColumnProfile:
         return profile
 
 
-def _distinct(numbers: Floats, *, whole: bool) -> tuple[Floats, NDArray[np.int64]]:
+def counted_values(numbers: Floats, *, whole: bool) -> tuple[Floats, NDArray[np.int64]]:
     """Distinct finite numbers, rising, and how often each comes. Whole numbers that lie close together are counted without a sort."""
     if whole and len(numbers):
         low, high = float(numbers.min()), float(numbers.max())

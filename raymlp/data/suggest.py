@@ -61,9 +61,11 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
     table = table.filter(pc.is_valid(table.column(target)))
     task, positive, why = guess_task(Profile().update(table.select([target])).columns[target])
     problem = Problem(name=name, task=task, target=target, positive_class=positive)
-    texts = [column for column, facts in Profile().update(table).columns.items() if column != target and facts.is_prose]
     split = RandomSplit() if task == "regression" else StratifiedSplit()
-    unfit = left_out(table, problem, split)
+    train = table.filter(pa.array(assign(split, keys_of(split, problem, table.select([target]))) == SPLITS.index("train")))
+    profile = Profile().update(train)
+    texts = [column for column, facts in profile.columns.items() if column != target and facts.is_prose]
+    unfit = left_out(train, profile, problem, split)
     personal = pii.scan(table, known=(target,))
     text = _experiment(problem, source, split, unfit, texts, why, data_file, table.num_rows, personal)
     remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {_reason(finding)}" for column, finding in unfit.items())]
@@ -91,11 +93,9 @@ def guess_task(column: ColumnProfile) -> tuple[Task, str | None, str]:
     return "multiclass", None, f"{len(counts)} classes"
 
 
-def left_out(table: pa.Table, problem: Problem, split: RandomSplit) -> dict[str, Finding]:
-    """Columns that should be no features, with the finding: what `prepare` would warn about, by the training rows of the split."""
-    codes = assign(split, keys_of(split, problem, table.select([problem.target])))
-    train = table.filter(pa.array(codes == SPLITS.index("train")))
-    evidence = Evidence(problem, split, Profile().update(train), train.column_names, {}, {})
+def left_out(train: pa.Table, profile: Profile, problem: Problem, split: RandomSplit) -> dict[str, Finding]:
+    """Columns that should be no features, with the finding: what `prepare` would warn about, by the training rows and their profile."""
+    evidence = Evidence(problem, split, profile, train.column_names, {}, {})
     found = {finding.column: finding for finding in reversed(unfit_columns(evidence, train, Checks()))}
     return {name: found[name] for name in train.column_names if name in found}
 

@@ -25,6 +25,7 @@ from raymlp.config.features import StepTarget
 from raymlp.config.section import Section
 from raymlp.config.sources import ColumnType
 from raymlp.core.errors import BundleError, ConfigError, nearest
+from raymlp.data import parquet
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
@@ -217,7 +218,7 @@ def fit(step: CustomStep, key: str, profile: Profile, sample: pa.Table) -> Custo
 
 def _try(custom: Custom, profile: Profile, table: pa.Table) -> None:
     """Both executors on some training rows, and on one in which everything is missing that ever was. Raises ValueError."""
-    rows = table.take(np.unique(np.linspace(0, table.num_rows - 1, CHECKED_ROWS).astype(np.int64))).to_pylist()
+    rows = table.take(pa.array(parquet.spread(table.num_rows, CHECKED_ROWS))).to_pylist()
     rows.append({name: None if profile.columns[name].nulls else value for name, value in rows[0].items()})
     types = Contract(columns={name: ColumnContract(type=kind) for name, kind in custom.types.items()})
     typed, names = table_of(rows, types), custom.names

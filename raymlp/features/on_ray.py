@@ -21,8 +21,8 @@ from raymlp.features import target as encoding
 from raymlp.features.ids import IdStep
 from raymlp.features.plan import FeaturePlan
 
-BATCH_ROWS = 65_536
-"""Rows that are read and worked on at a time."""
+BATCH_BYTES = 64 << 20
+"""Bytes of text ids and pixels that are made at a time."""
 Work = Callable[..., Iterator[Any]]
 """From a table with file names in its column `file`, and options, to tables."""
 
@@ -72,7 +72,8 @@ def count_files(files: Sequence[str], steps: Sequence[tuple[IdStep, int]], targe
 
 
 def transform_files(files: Sequence[str], plan: FeaturePlan) -> Any:
-    """A Ray dataset in the object store with the columns `numeric` float32 (N,) and `categorical` int64 (C,) of every row."""
+    """A Ray dataset in the object store with the tensors of every row as columns: `numeric` float32 (N,), `categorical` int64 (C,), and
+    `text` and `image` where the plan has them; one of no width is left out."""
     return hold_files(files, _transformed, plan=plan)
 
 
@@ -85,9 +86,9 @@ def _started(files: Sequence[str], work: Work, options: dict[str, Any]) -> list[
     return [task.remote(pa.table({"file": [file]}), **shared) for file in files]
 
 
-def _batches(files: pa.Table, columns: list[str]) -> Iterator[pa.Table]:
+def _batches(files: pa.Table, columns: list[str], rows: int = parquet.ROW_GROUP) -> Iterator[pa.Table]:
     for file in files.column("file").to_pylist():
-        yield from parquet.batches(file, columns, rows=BATCH_ROWS)
+        yield from parquet.batches(file, columns, rows=rows)
 
 
 def _profiled(files: pa.Table, columns: list[str]) -> Iterator[pa.Table]:
@@ -103,6 +104,6 @@ def _counted(files: pa.Table, steps: list[tuple[IdStep, int]], target: Target) -
 
 
 def _transformed(files: pa.Table, plan: FeaturePlan) -> Iterator[pa.Table]:
-    for table in _batches(files, plan.inputs):
+    for table in _batches(files, plan.inputs, plan.rows_within(BATCH_BYTES, parquet.ROW_GROUP)):
         tensors = {name: values for name, values in plan.transform(table).items() if values.shape[1]}
         yield pa.table({name: pa.FixedShapeTensorArray.from_numpy_ndarray(v) for name, v in tensors.items()})

@@ -15,7 +15,8 @@ from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import sha256_file
 from raymlp.data import parquet
 from raymlp.data.contract import ColumnContract, Contract
-from raymlp.data.forget import Forgotten, Wanted, forget, person, recover
+from raymlp.data.forget import Forgotten, Wanted, forget, person
+from raymlp.data.place import recover
 from raymlp.data.snapshot import load_contract, load_profile, open_snapshot, read_split
 from tests.data.people import KEY, SECRET, SNAPSHOT_SECRET, USERS, make_snapshot
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymlp.core.errors import DataError
-from raymlp.data.profile import ColumnProfile, Profile, merged, to_float
+from raymlp.data.profile import ColumnProfile, Profile, counted_values, merged, to_float
 
 floats = st.floats(min_value=-1e6, max_value=1e6, allow_nan=False, width=32)
 
@@ -126,3 +126,22 @@ def test_profiles_of_different_types_do_not_merge() -> None:
 
 def test_nested_columns_are_left_out() -> None:
     assert list(Profile().update(pa.table({"x": [1], "list": [[1, 2]]})).columns) == ["x"]
+
+
+whole_numbers = st.one_of(st.integers(-50, 50), st.integers(-(2**53), 2**53), st.sampled_from([2**53, -(2**53), 2**53 - 1]))
+
+
+@given(st.lists(whole_numbers, max_size=40))
+def test_whole_numbers_are_counted_without_a_sort_as_with_one(values: list[int]) -> None:
+    numbers = np.array(values, np.float64)
+    for found, expected in zip(counted_values(numbers, whole=True), np.unique(numbers, return_counts=True), strict=True):
+        assert found.tolist() == expected.tolist()
+
+
+def test_free_text_is_not_taken_for_ids_and_ids_not_for_free_text() -> None:
+    reviews = profile_of([f"the plot of film {i} was thin" for i in range(200)], pa.string())
+    assert (reviews.is_prose, reviews.is_id_like(0.95)) == (True, False)
+    names = profile_of([f"order-{i}" for i in range(200)], pa.string())
+    assert (names.is_prose, names.is_id_like(0.95)) == (False, True)
+    few = profile_of(["the same five words again", "another of five words too"] * 100, pa.string())
+    assert (few.is_prose, few.is_id_like(0.95)) == (False, False)
