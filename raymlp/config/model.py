@@ -1,8 +1,8 @@
-"""Which net."""
+"""Which model."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,4 +33,10 @@ class Mlp(Section):
     """Channels of each convolution over the image; each halves height and width."""
 
 
-Model = Mlp
+class Linear(Section):
+    """Logistic, softmax or linear regression over numbers, one-hot categories, the words of texts, and pixels."""
+
+    kind: Literal["linear"] = "linear"
+
+
+Model = Annotated[Mlp | Linear, Field(discriminator="kind")]

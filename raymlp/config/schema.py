@@ -9,7 +9,7 @@ from pydantic import model_validator
 from raymlp.config.data import Data
 from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
-from raymlp.config.model import Model
+from raymlp.config.model import Mlp, Model
 from raymlp.config.monitor import Monitor
 from raymlp.config.problem import Problem
 from raymlp.config.registry import Registry
@@ -31,8 +31,8 @@ class Config(Section):
     """Where rows come from."""
     features: Features = Features()
     """Which columns become tensors."""
-    model: Model = Model()
-    """Which net."""
+    model: Model = Mlp()
+    """Which model."""
     train: Train = Train()
     """How it is trained."""
     tune: Tune

@@ -32,7 +32,8 @@ from raymlp.data.snapshot import load_profile
 from raymlp.evaluate.baselines import scores_of
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import save_bundle
-from raymlp.model.nets import ImageEncoder, NetShape, TextMean, build_net
+from raymlp.model.encoders import ImageEncoder, TextMean
+from raymlp.model.nets import NetShape, build_net
 from raymlp.model.predictor import Predictor
 from raymlp.monitor.monitoring import monitor
 from raymlp.serve.log import Entry, PredictionLog, read_log
