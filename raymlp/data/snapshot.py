@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -42,13 +41,13 @@ from raymlp.data.growth import Identity, Move, Reading, linked_by, plan, take_re
 from raymlp.data.place import MANIFEST, published_at, publishing, remove, require_store
 from raymlp.data.privacy import key_for
 from raymlp.data.profile import Profile
-from raymlp.data.quality import Evidence, Finding, inspect, load_learners
+from raymlp.data.quality import Evidence, Finding, counted, sampled, upheld
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, newest_of, repeat_reasons, repeats
 from raymlp.data.split import OUTSIDE, PURGED, REPEATED, SPLITS, Codes, assign, hold_filled
 from raymlp.data.staging import Shape, given_contract, joining, shape_of, stage_all, staged_files
 from raymlp.data.suppression import Sieve, Suppressed, applied
 from raymlp.data.target import Target
-from raymlp.data.tasks import each_part
+from raymlp.data.tasks import begun, each_part
 
 log = logging.getLogger(__name__)
 FORMAT = 3
@@ -238,8 +237,6 @@ def _build(
     before: list[str],
 ) -> None:
     started = time.time()
-    if {"warn", "stop"} & {data.checks.outliers, data.checks.label_noise}:
-        threading.Thread(target=load_learners, daemon=True).start()
     shape, warnings = shape_of(problem, data, reading.types)
     left_out = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
     cut = Cut(aside / "staging", aside, left_out, problem.id_columns, data.privacy.quasi_identifiers, shape.seal)
@@ -261,8 +258,10 @@ def _build(
     moved = each_part(lambda place: take_training(Move(cut, reading.earlier, again[place])), len(again))
     profile = training_profile([*written, *moved], reading.earlier.profile())
     contract = _contract(site, profile)
+    looking = None if reading.earlier.parts else _looking(site, profile, contract)
     say(f"checking {len(contract.columns)} columns against the contract")
     divided = _rest(site, codes, contract, profile)
+    looking = looking or _looking(site, profile, contract)
     contract = contract.with_images(data.image_columns, data.max_image_pixels)
     later = sum(count["repeated"] for count in counts) + sum(part["bad"] for part in divided)
     _hold_budget(data, counts, later, next((part["first"] for part in divided if part["first"]), ""))
@@ -278,7 +277,7 @@ def _build(
     say("looking for leaks, copies and noise")
     grouped, too_small = anonymity(data.privacy, divided)
     facts |= grouped | {"warnings": [*before, *warnings, *noticed, *too_small]}
-    facts["quality"] = [asdict(item) for item in _inspected(site, profile, contract, divided)]
+    facts["quality"] = [asdict(item) for item in _inspected(site, profile, contract, divided, looking)]
     facts["changes"] = [asdict(change) for change in changes_since_last(aside, contract, profile)]
     facts |= _sums(site, counts, divided)
     write_page_data(aside, divided, shape.seal)
@@ -360,12 +359,24 @@ def _sums(site: Site, counts: list[dict[str, Any]], divided: list[dict[str, Any]
     }
 
 
-def _inspected(site: Site, profile: Profile, contract: Contract, divided: list[dict[str, Any]]) -> list[Finding]:
-    """Findings of the quality checks. Raises DataError when one of them is to stop the run."""
-    splits = ("train", "valid", "test")
-    hashes = {name: np.frombuffer(b"".join(part[f"hashes_{name}"] for part in divided), np.uint64) for name in splits}
-    files = {name: split_files(site.cut.aside, name) for name in splits}
-    return inspect(Evidence(site.problem, site.data.split, profile, list(contract.columns), files, hashes), site.data.checks)
+def _looking(site: Site, profile: Profile, contract: Contract) -> Callable[[], list[Finding]]:
+    """The quality checks that take long, begun as soon as all training rows are there; calling it waits for what they found."""
+    evidence, checks = _evidence(site, profile, contract), site.data.checks
+    wait = begun(lambda _: {"found": sampled(evidence, checks)})
+    return lambda: list(wait()[0]["found"])
+
+
+def _inspected(
+    site: Site, profile: Profile, contract: Contract, divided: list[dict[str, Any]], looking: Callable[[], list[Finding]]
+) -> list[Finding]:
+    """Findings of all quality checks. Raises DataError when one of them is to stop the run."""
+    hashes = {name: np.frombuffer(b"".join(part[f"hashes_{name}"] for part in divided), np.uint64) for name in ("train", "valid", "test")}
+    return upheld([*counted(replace(_evidence(site, profile, contract), hashes=hashes), site.data.checks), *looking()])
+
+
+def _evidence(site: Site, profile: Profile, contract: Contract) -> Evidence:
+    files = {name: split_files(site.cut.aside, name) for name in ("train", "valid", "test")}
+    return Evidence(site.problem, site.data.split, profile, list(contract.columns), files, seal=site.shape.seal)
 
 
 def _hold_budget(data: Data, counts: list[dict[str, Any]], later: int = 0, first: str = "") -> None:
