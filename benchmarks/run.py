@@ -36,8 +36,9 @@ from raymlp.config.loader import build_config, load_config
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
 from raymlp.data import sources
+from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import load_profile, prepare, split_files
+from raymlp.data.snapshot import load_profile, prepare
 from raymlp.features.on_ray import hold_files, profile_files, stream_files, transform_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.runtime.session import ray_session

@@ -26,8 +26,9 @@ from raymlp.config.train import DeepSpeed, Train
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import Place, make_folder
 from raymlp.core.records import Snapshot, TrainedModel
+from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import load_contract, load_profile, split_files
+from raymlp.data.snapshot import load_contract, load_profile
 from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan

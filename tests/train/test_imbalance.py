@@ -18,7 +18,8 @@ from raymlp.config.loader import load_config
 from raymlp.core.errors import ConfigError
 from raymlp.core.files import sha256_file
 from raymlp.core.records import Snapshot
-from raymlp.data.snapshot import load_profile, split_files
+from raymlp.data.place import split_files
+from raymlp.data.snapshot import load_profile
 from raymlp.model.calibration import Calibration
 from raymlp.train.batches import TrainBatches
 from raymlp.train.blocks import Block, joined
