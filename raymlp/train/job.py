@@ -130,7 +130,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gives: the scorer of the best epoch, its `outputs` float64 (N,) or (N, K) on the validation split, and `answers` (N,)."""
+    """What training gives: the scorer of the best epoch, and on the validation split its `outputs`, float64 (N,) or
+    (N, K), and the `answers` (N,)."""
 
     scorer: Scorer
     outputs: NDArray[np.float64]
