@@ -26,6 +26,7 @@ from torch import Tensor
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
+from raymlp.model.scorer import NetScorer
 from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
@@ -99,7 +100,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             checkpoint = str(resume / STATE) if resume else None
             _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
     outputs, answers = _evaluated(job, watch.best, held_out, seat)
-    return Outcome(watch.best, outputs, answers, progress)
+    return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress)
 
 
 class EpochWatch(pl.Callback):

@@ -26,6 +26,7 @@ from raymlp.data.snapshot import read_split
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
+from raymlp.model.scorer import NetScorer
 from raymlp.train import feed, trainer
 from raymlp.train.job import Job
 from raymlp.train.loop import alone, fit
@@ -70,7 +71,9 @@ def workers() -> list[int]:
 
 
 def weights_of(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.numpy() for name, value in load_bundle(model.bundle).weights.items()}
+    scorer = load_bundle(model.bundle).scorer
+    assert isinstance(scorer, NetScorer)
+    return {name: value.numpy() for name, value in scorer.weights.items()}
 
 
 def same(first: TrainedModel, second: TrainedModel) -> bool:
