@@ -122,3 +122,9 @@ class MlpNet(nn.Module):
 def build_net(shape: NetShape) -> nn.Module:
     """A freshly initialised net of the shape; seed torch first for equal weights."""
     return MlpNet(shape)
+
+
+def parameters_of(shape: NetShape) -> int:
+    """How many parameters the net of a shape has; none of them is made."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_net(shape).parameters())
