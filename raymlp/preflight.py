@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, DeepSpeed
+from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
@@ -127,10 +128,19 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     )
     rows = train.batch_size * train.accumulate * train.num_workers
     return {
-        "training": f"{config.model.kind}, {strategy.kind}{detail}, {workers}, precision {train.precision}, "
+        "training": f"{config.model.kind}, {strategy.kind}{detail}, {workers}, precision {_precision(train)}, "
         f"{rows:,} rows a step, at most {train.epochs} epochs",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
+
+
+def _precision(train: Train) -> str:
+    """The precision and what it means under the strategy."""
+    if train.precision == "32":
+        return "32"
+    if not isinstance(train.strategy, DeepSpeed):
+        return f"{train.precision} (autocast)"
+    return f"{train.precision} (pure half{', with loss scaling' if train.precision == '16' else ''}, and a copy in 32 for the optimizer)"
 
 
 def _serving(config: Config, problem: Say) -> dict[str, str]:

@@ -200,7 +200,12 @@ def unsupported(strategy: dict[str, Any], gpu: bool, clip_by: str, average: str,
     """How many refusals are due, said independently of the table."""
     zero = strategy["kind"] == "deepspeed"
     return sum(
-        (zero and strategy.get("offload_optimizer", False) and not gpu, zero and clip_by == "value", zero and average != "none", checkpointing)
+        (
+            zero and strategy.get("offload_optimizer", False) and not gpu,
+            zero and clip_by == "value",
+            zero and average != "none",
+            checkpointing,
+        )
     )
 
 
