@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
@@ -204,7 +205,7 @@ def plain(net: nn.Module, options: dict[str, Any], device: torch.device) -> dict
 
 def seconds(ends: list[float]) -> float:
     """Median time of a step in the second half."""
-    steps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(ends)]
     return sorted(steps[len(steps) // 2 :])[len(steps[len(steps) // 2 :]) // 2]
 
 

@@ -6,6 +6,7 @@ It is part of the module's state, so a checkpoint holds it and a strategy that d
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ class AveragedNet(nn.Module):
         self._average = average
         self._first_epoch = first_averaged_epoch(average, epochs) if isinstance(average, Swa) else 0
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What the average gives. To be called rather than its net, for where it is divided it is gathered here."""
+        outputs: Tensor = self.net(tensors)
+        return outputs
 
     def after_step(self, net: nn.Module) -> None:
         """Follow the net after a step of its optimizer."""

@@ -104,7 +104,7 @@ class TableModule(pl.LightningModule):
 
     @property
     def kept(self) -> nn.Module:
-        """The net that is validated and kept: the one that learns, or the average that follows it."""
+        """The net whose weights are validated and kept: the one that learns, or the average that follows it."""
         return self.net if self.averaged is None else self.averaged.net
 
     def forward(self, batch: Batch) -> Tensor:
@@ -129,7 +129,7 @@ class TableModule(pl.LightningModule):
             self.averaged.after_step(self.net)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        outputs = self.kept(batch.tensors).float()
+        outputs = (self.net if self.averaged is None else self.averaged)(batch.tensors).float()
         loss = loss_sum(self.task, outputs, batch.target, weights=self.valid_weights, gamma=self.gamma)
         self.valid_sums.add(loss, len(batch))
         self.valid_outputs.append(outputs.cpu().numpy())
