@@ -77,7 +77,8 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
     """Steps of the user's own: whether they are there, and whether the endpoint may run them."""
     if not config.features.steps:
         return {}
-    from raymlp.features.custom import TRUSTED, made, path_of, serves
+    from raymlp.core.trust import TRUSTED, path_of, serves
+    from raymlp.features.custom import made
 
     for i, target in enumerate(config.features.steps):
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from raymlp.config.section import Section
+from raymlp.config.section import ImportPath, Section
 from raymlp.config.split import Names
 
 DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days"]
@@ -126,18 +126,11 @@ class StepTarget(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    target: str = Field(alias="_target_")
+    target: ImportPath = Field(alias="_target_")
     """Import path of a subclass of `raymlp.CustomStep`, as `mypackage.steps.LogRatio`."""
 
     columns: Names = Field(min_length=1)
     """Columns it reads. They are features of their own, too, unless they are named in `features.drop`."""
-
-    @field_validator("target")
-    @classmethod
-    def _is_a_path(cls, path: str) -> str:
-        if "." not in path or not all(name.isidentifier() for name in path.split(".")):
-            raise ValueError(f"'{path}' is no import path; expected a module and a class, as mypackage.steps.LogRatio")
-        return path
 
     @property
     def settings(self) -> dict[str, Any]:

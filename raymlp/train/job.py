@@ -18,7 +18,7 @@ from raymlp.core.metrics import score
 from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape
+from raymlp.model.nets import Edges, NetShape
 from raymlp.model.scorer import Scorer
 from raymlp.train.imbalance import Resampler, balanced_weights
 
@@ -28,7 +28,8 @@ FREE = ("max_failures", "checkpoint_every_epochs", "patience")
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class."""
+    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class.
+    `edges` are where the net's bins lie, by `number_edges`."""
 
     config: Config
     plan: FeaturePlan
@@ -36,6 +37,7 @@ class Job:
     hold: bool = True
     shuffle_labels: bool = False
     class_counts: tuple[float, ...] = ()
+    edges: Edges = ()
 
     def __post_init__(self) -> None:
         """Raises ConfigError for SMOTE on texts or images: between two of them there is no third."""
@@ -59,7 +61,7 @@ class Job:
 
     @property
     def shape(self) -> NetShape:
-        return NetShape.of(self.config.model, self.plan)
+        return NetShape.of(self.config.model, self.plan, self.edges)
 
     def train_rows(self, world_size: int) -> int:
         """Training rows of each worker: all have as many, so up to `world_size - 1` rows are left out."""

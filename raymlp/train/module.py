@@ -1,6 +1,6 @@
 """The Lightning module: loss, optimizer, schedule, and the sums of an epoch.
 
-Legend: B rows, K classes, O outputs of the net.
+Legend: B rows, K classes, M members and O outputs of the net.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ SURE = 1e-7
 def loss_sum(
     task: Task, outputs: Tensor, target: Tensor, *, weights: Sequence[float] = (), gamma: float = 0.0, smoothing: float = 0.0
 ) -> Tensor:
-    """Summed loss of B rows from `outputs` float32 (B, O) and `target` float32 (B,); 0 without rows.
+    """Summed loss of B rows from `outputs` float32 (B, O) and `target` float32 (B,); 0 without rows. Of M members, (B, M, O), the mean.
 
     Binary and multiclass: negative log likelihood, times the weight of the row's class where weights (K,) are given, times
     (1 - p) ** gamma, p being the probability of the true class; `smoothing` is the share of the answer that is spread over all
     classes. Regression: squared error of the standardised value.
     """
+    if outputs.ndim == 3:
+        members = outputs.shape[1]
+        each = target.repeat_interleave(members)
+        return loss_sum(task, outputs.flatten(0, 1), each, weights=weights, gamma=gamma, smoothing=smoothing) / members
     if task == "regression":
         return functional.mse_loss(outputs[:, 0], target, reduction="sum")
     reduction = "none" if weights or gamma else "sum"
@@ -108,7 +112,7 @@ class TableModule(pl.LightningModule):
         return self.net if self.averaged is None else self.averaged.net
 
     def forward(self, batch: Batch) -> Tensor:
-        """Outputs float32 (B, O)."""
+        """Outputs float32 (B, O), or (B, M, O) of members in training."""
         outputs: Tensor = self.net(batch.tensors)
         return outputs.float()
 
