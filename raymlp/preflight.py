@@ -27,7 +27,7 @@ def preflight(config: Config) -> PlanReport:
     """Facts of what a run would do, and every problem that would stop it."""
     facts: dict[str, str] = {}
     problems: list[str] = []
-    for check in (_data, _own_steps, _storage, _training, _serving):
+    for check in (_data, _own_steps, _model, _storage, _training, _serving):
         try:
             facts.update(check(config, problems.append))
         except RaymlpError as error:
@@ -92,6 +92,24 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
                 f"Set {TRUSTED}={path.partition('.')[0]}."
             )
     return {"own steps": ", ".join(target.target for target in config.features.steps)}
+
+
+def _model(config: Config, problem: Say) -> dict[str, str]:
+    """Whether the model's package, or a net of the user's own, is there, and whether the endpoint may run it."""
+    from raymlp.config.model import Own
+    from raymlp.core.trust import TRUSTED, serves
+    from raymlp.model.nets import require
+
+    require(config.model)
+    if not isinstance(config.model, Own):
+        return {}
+    path = config.model.target
+    if not serves(path):
+        problem(
+            f"model._target_ is {path}, which the endpoint would refuse; expected its module in {TRUSTED}. "
+            f"Set {TRUSTED}={path.partition('.')[0]}."
+        )
+    return {"own net": path}
 
 
 def _existing(path: Path) -> Path:

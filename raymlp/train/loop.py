@@ -32,7 +32,8 @@ from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBat
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
-from raymlp.train.strategy import full_weights, precision_of
+from raymlp.train.own import module_for
+from raymlp.train.strategy import full_weights, precision_of, share_statistics
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
@@ -87,8 +88,9 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     )
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
-        module = TableModule(
-            build_net(job.shape),
+        net = build_net(job.shape)
+        module = module_for(net)(
+            net,
             job.plan.target.task,
             settings,
             epoch_steps=_epoch_steps(job, batches),
@@ -123,6 +125,7 @@ class EpochWatch(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._train_s = max(time.perf_counter() - self._started, 1e-9)
+        share_statistics(pl_module, trainer.strategy)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TableModule)
@@ -139,7 +142,7 @@ class EpochWatch(pl.Callback):
         sums = torch.cat([module.train_sums.total(module.device), module.valid_sums.total(module.device)])
         train_loss, train_rows, valid_loss, valid_rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         outputs, answers = _in_unit(self._job, module.valid_outputs, module.valid_answers, self._seat.gather)
-        return {
+        return module.logged(trainer) | {
             "epoch": float(self._progress.epochs),
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,

@@ -139,6 +139,10 @@ class TableModule(pl.LightningModule):
         self.valid_outputs.append(outputs.cpu().numpy())
         self.valid_answers.append(batch.target.cpu().numpy())
 
+    def logged(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What a net of the user's own logged in the epoch, by name."""
+        return {}
+
     def on_train_epoch_start(self) -> None:
         self.train_sums = Sums()
 
