@@ -136,7 +136,7 @@ def main(wanted: str = "") -> None:
     if not folder.is_dir():
         raise SystemExit(f"{folder} is no folder; expected the public data. Set RAYMLP_TEST_DATA.")
     page = Table("data", "model", "metric", "mean", "spread", "beside", "seconds a run", "settings")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, raymlp.ray_session(raymlp.load_config("flights").runtime):
         for case in CASES:
             if not f"{case.data}/{case.model}".startswith(wanted):
                 continue
