@@ -40,11 +40,9 @@ def own_net(model: Own, shape: NetShape) -> nn.Module:
         )
     kind = class_of(model)
     try:
-        net = kind(shape, **model.settings)
-        net.eval()
-        with torch.no_grad():
-            found = net(_zeros(shape))
-        net.train()
+        with torch.device("cpu"):  # also where a net is only counted: it is run
+            net = kind(shape, **model.settings)
+        found = _tried(net, shape)
     except Exception as error:
         words = str(error).partition("\n")[0]
         raise ConfigError(f"model ({model.target}) cannot be made or run: {type(error).__name__}: {words}. Mend the net.") from error
@@ -53,6 +51,14 @@ def own_net(model: Own, shape: NetShape) -> nn.Module:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(f"model ({model.target}) gives {what} for {ROWS} rows; expected {expected}: rows, outputs. Mend its forward.")
     return net
+
+
+def _tried(net: nn.Module, shape: NetShape) -> object:
+    net.eval()
+    with torch.no_grad(), torch.device("cpu"):
+        found: object = net(_zeros(shape))
+    net.train()
+    return found
 
 
 def _zeros(shape: NetShape) -> dict[str, Tensor]:
