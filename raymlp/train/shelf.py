@@ -18,7 +18,8 @@ from raymlp.config.features import Features
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError
 from raymlp.core.files import Place
-from raymlp.data.snapshot import load_profile, split_files
+from raymlp.data.place import split_files
+from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block, row_bytes, unpack
 from raymlp.train.feed import HOLD_SHARE, SPLITS, local_tables

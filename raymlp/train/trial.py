@@ -109,7 +109,7 @@ def _median_s(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
 
 def _batches(path: Place, predictor: Predictor) -> Any:
     from raymlp.data import parquet
-    from raymlp.data.snapshot import split_files
+    from raymlp.data.place import split_files
 
     for file in split_files(path, "valid"):
         yield from parquet.batches(file, list(predictor.bundle.plan.inputs), rows=1_024)

@@ -119,8 +119,8 @@ def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listen
         )
 
     needs = resources(config)
-    if settings.workers == "as_train":  # the workers of its training are what a trial takes; it only waits for them
-        needs = {"CPU": 0.0}
+    if settings.workers == "as_train":  # its workers take their own CPUs, the trial only waits for them; Ray wants some request
+        needs = {"memory": float(1 << 20)}
     elif population:  # Ray Tune starts as many as fit, whatever `max_concurrent` says
         needs = {"CPU": max(1.0, ray.cluster_resources()["CPU"] // at_once)}
     return tune.Tuner(

@@ -50,13 +50,15 @@ def test_a_study_goes_on_with_the_draws_that_it_would_have_made(ray_runtime: Run
     cut.mkdir()
     header, lines = ((tmp_path / "whole" / name).read_text() for name in ("study.json", "trials.jsonl"))
     (cut / "study.json").write_text(header)
-    (cut / "trials.jsonl").write_text("".join(line for line in lines.splitlines(keepends=True) if '"number":2' not in line) + '{"number": 3, "dr')
+    (cut / "trials.jsonl").write_text(
+        "".join(line for line in lines.splitlines(keepends=True) if '"number":2' not in line) + '{"number": 3, "dr'
+    )
     again = config.model_copy(update={"tune": config.tune.model_copy(update={"study": "cut"})})
     found = search(again, bowl(), root=tmp_path, snapshot="s")
     assert found.resumed
     assert [(trial.number, trial.draw) for trial in found.trials] == [(trial.number, trial.draw) for trial in whole.trials]
     assert len((cut / "trials.jsonl").read_text().splitlines()) == 4
-    with pytest.raises(ConfigError, match="the snapshot was another; expected the same to go on. Set another tune.study"):
+    with pytest.raises(ConfigError, match=r"the snapshot was another; expected the same to go on. Set another tune.study"):
         search(again, bowl(), root=tmp_path, snapshot="other")
 
 
@@ -84,9 +86,7 @@ def test_a_trial_that_fails_is_a_row_and_the_others_count(ray_runtime: Runtime, 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("deaths", "state"), [(1, "finished"), (2, "failed")])
-def test_a_trial_whose_process_is_killed_starts_again_or_is_a_row(
-    ray_runtime: Runtime, tmp_path: Path, deaths: int, state: str
-) -> None:
+def test_a_trial_whose_process_is_killed_starts_again_or_is_a_row(ray_runtime: Runtime, tmp_path: Path, deaths: int, state: str) -> None:
     config = tuned(RATES, searcher={"kind": "grid"}, scheduler="none", max_failures=1)
     found = search(config, bowl(kill=str(tmp_path / "deaths"), deaths=deaths), root=tmp_path / "tune", snapshot="s")
     assert (tmp_path / "deaths").read_text() == "x" * deaths

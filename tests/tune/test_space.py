@@ -39,7 +39,9 @@ def test_a_draw_has_the_keys_whose_conditions_hold_and_values_of_their_domains(s
 
 
 def test_a_given_value_leaves_the_other_draws_as_they_were() -> None:
-    free, held = (sampled(BRANCHES, np.random.default_rng(3), given) for given in (None, {"train.loss.gamma": 1.0, "train.loss.kind": "focal"}))
+    free, held = (
+        sampled(BRANCHES, np.random.default_rng(3), given) for given in (None, {"train.loss.gamma": 1.0, "train.loss.kind": "focal"})
+    )
     assert held["train.loss.gamma"] == 1.0
     assert free["train.loss.kind"] == "focal"
     assert {key: value for key, value in held.items() if key != "train.loss.gamma"} == {
@@ -49,7 +51,11 @@ def test_a_given_value_leaves_the_other_draws_as_they_were() -> None:
 
 def test_logarithmic_domains_draw_every_order_of_magnitude_as_often() -> None:
     rng = np.random.default_rng(0)
-    space: dict[str, Any] = {"a": Integer(low=1, high=1_000, log=True), "b": LogUniform(low=1.0, high=1_000.0), "c": Integer(low=1, high=1_000)}
+    space: dict[str, Any] = {
+        "a": Integer(low=1, high=1_000, log=True),
+        "b": LogUniform(low=1.0, high=1_000.0),
+        "c": Integer(low=1, high=1_000),
+    }
     draws = [sampled(space, rng) for _ in range(2_000)]
     shares = {key: np.mean([draw[key] <= 31 for draw in draws]) for key in space}
     assert shares == {"a": pytest.approx(0.54, abs=0.04), "b": pytest.approx(0.5, abs=0.04), "c": pytest.approx(0.031, abs=0.02)}
@@ -125,7 +131,9 @@ def test_the_arithmetic_of_trials_and_workers_is_said_and_refused_when_it_can_ne
     assert at_a_time(config, {"CPU": 4.0}) == (3, "3 trials x 1 CPUs = 3 of 4")
     wide = with_overrides(config, {"train.num_workers": 2, "train.cpus_per_worker": 1.5, "tune.workers": "as_train"})
     assert at_a_time(wide, {"CPU": 8.0}) == (2, "3 trials x 2 workers x 1.5 CPUs = 9 of 8, so 2 at a time")
-    with pytest.raises(ConfigError, match=r"a trial needs 2 workers x 1.5 CPUs = 3, and Ray offers 2; expected no more. Set tune.workers=one"):
+    with pytest.raises(
+        ConfigError, match=r"a trial needs 2 workers x 1.5 CPUs = 3, and Ray offers 2; expected no more. Set tune.workers=one"
+    ):
         at_a_time(wide, {"CPU": 2.0})
 
 
