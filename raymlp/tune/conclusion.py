@@ -37,12 +37,18 @@ def conclude(found: Found) -> TuneResult:
         best=tuple(overrides_of(best.draw)),
         metric=objectives[0],
         score=best.values[objectives[0]],
-        trials=tuple({**asdict(trial), "overrides": overrides_of(trial.draw), "interval": trial.interval} for trial in [*order, *last]),
+        trials=tuple(_row(trial) for trial in [*order, *last]),
         pareto=tuple(trial.number for trial in pareto(found.trials, objectives)),
         study=found.folder.name,
         overlay=overlay,
         report=page,
     )
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    """A trial in plain values: its `overrides`, and the same with numbers of three digits as `shown`."""
+    shown = overrides_of({key: _short(value) for key, value in trial.draw.items()})
+    return {**asdict(trial), "overrides": overrides_of(trial.draw), "shown": shown, "interval": trial.interval}
 
 
 def overlay_of(config: Config, best: Trial, *, study: str) -> str:
@@ -101,7 +107,7 @@ def page_of(found: Found) -> str:
         unplaced=len(rest),
         importance=importance_bars(shares) if shares else "",
         rows=[*order, *rest],
-        words={trial.number: overrides_of({key: _short(value) for key, value in trial.draw.items()}) for trial in found.trials},
+        words={trial.number: _row(trial)["shown"] for trial in found.trials},
         facts=_facts(found),
     )
 

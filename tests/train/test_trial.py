@@ -125,5 +125,8 @@ def test_groups_and_schedules_move_by_the_ratio_and_decay_only_where_there_was_s
         "lr_schedulers": [{"base_lrs": [2.0, 0.2], "_last_lr": [1.0, 0.1], "last_epoch": 7}],
     }
     rescale(state, ratio=0.5, old_decay=0.1, new_decay=0.3)
-    assert state["optimizer_states"][0]["param_groups"] == [{"lr": 0.5, "max_lr": 1.0, "weight_decay": 0.3}, {"lr": 0.05, "weight_decay": 0.0}]
+    assert state["optimizer_states"][0]["param_groups"] == [
+        {"lr": 0.5, "max_lr": 1.0, "weight_decay": 0.3},
+        {"lr": 0.05, "weight_decay": 0.0},
+    ]
     assert state["lr_schedulers"] == [{"base_lrs": [1.0, 0.1], "_last_lr": [0.5, 0.05], "last_epoch": 7}]
