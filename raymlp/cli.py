@@ -141,7 +141,7 @@ def tune(
             "best settings": " ".join(result.best),
             "train them": f"raymlp train experiment={name} overlay={result.overlay}",
             "page": str(result.report),
-            "go on": f"raymlp tune experiment={name} tune.study={result.study}",
+            "go on": f"the same command with tune.study={result.study}",
         }
     )
 
@@ -398,7 +398,7 @@ def _trials(result: TuneResult, console: Any) -> None:
             str(trial["epochs"]),
             f"{trial['seconds']:.1f}",
             Text(trial["error"] or trial["state"], style="red" if trial["error"] else ""),
-            Text(" ".join(trial["shown"])),
+            Text(" ".join(word.partition(".")[2] for word in trial["shown"])),
         )
     console.print(table)
     if len(result.trials) > SHOWN_TRIALS:
