@@ -4,8 +4,8 @@
     python benchmarks/tuning.py --trials 6 --rounds 1
 
 All contenders try the same settings (the draws of seed 0) with the same net and training loop, each in a process of its own whose clock
-starts at its first line, so that imports and the start of Ray are in it; the snapshot is prepared before. `optuna` runs one trial after
-the other in one process, `raymlp` two at a time with every trial to its end, `raymlp asha` stops those that fall behind. Medians.
+starts at its first line, so that imports, and Ray's start and end, are in it; the snapshot is prepared before. `optuna` runs one trial
+after the other in one process, `raymlp` two at a time with every trial to its end, `raymlp asha` stops those that fall behind. Medians.
 """
 
 from __future__ import annotations
@@ -92,8 +92,6 @@ def run_one(contender: str, trials: int, epochs: int) -> None:
     config = config_of(trials, epochs, "asha" if contender == "raymlp asha" else "none")
     spent, best = (optuna_loop if contender == "optuna" else raymlp_study)(config)
     print(json.dumps({"seconds": time.perf_counter() - STARTED, "epochs": spent, "best": best}))
-    sys.stdout.flush()
-    os._exit(0)  # what Ray does when it stops is no part of tuning
 
 
 def main() -> None:

@@ -172,7 +172,8 @@ def _run(config: Config, objective: Objective, *, deadline: float | None, main: 
     except Exception as error:
         tune.report({**last, "error": _root_cause(error)})
         return
-    tune.report({**last, "final": dict(final), "cut": deadline is not None and time.time() > deadline})
+    cut = deadline is not None and time.time() > deadline and last.get("epochs", 0) < config.train.epochs
+    tune.report({**last, "final": dict(final), "cut": cut})
 
 
 @contextmanager
@@ -281,9 +282,10 @@ def as_trial(
     bounds = [final.pop(name, None) for name in ("interval_low", "interval_high")]
     main = config.problem.main_metric
     known = {LOSS: result.get("lowest"), main: result.get("main"), **final}
-    known[LOSS] = result.get("lowest")
+    if result.get("lowest") is not None:
+        known[LOSS] = result["lowest"]
     error = death or result.get("error")
-    if not error and not result.get("epochs"):
+    if not error and not result.get("epochs") and not final:
         error = "the time was over before the first epoch ended"
     return Trial(
         number=number,

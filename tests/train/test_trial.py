@@ -57,13 +57,13 @@ def test_a_trial_with_workers_of_its_own_is_what_train_makes(
 ) -> None:
     snapshot = snapshots("binary")
     space = {"train.learning_rate": Choice(values=(0.005,))}
-    config = with_overrides(tuned(space, num_samples=1, epochs=2, workers="as_train"), {"train.num_workers": 2})
+    config = with_overrides(tuned(space, num_samples=1, epochs=1, workers="as_train"), {"train.num_workers": 2})
     config = config.model_copy(update={"runtime": ray_runtime})
     found = search(
         config, lambda trial, report, _: fit_by_workers(trial, snapshot, report, latency=True), root=tmp_path, snapshot=snapshot.digest
     )
     (trial,) = found.trials
-    assert (trial.state, trial.epochs, trial.error) == ("finished", 2, None)
+    assert (trial.state, trial.epochs, trial.error) == ("finished", 1, None)
     assert trial.metrics["auc"] > 0.8
     assert trial.interval
     assert trial.interval.low < trial.metrics["auc"] < trial.interval.high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ def tuned(space: dict[str, Any], **settings: Any) -> Config:
     return config_of().model_copy(update={"tune": Tune(space=space, **defaults | settings)})
 
 
-def bowl(refused: int = 0, kill: str = "", deaths: int = 1, pause_s: float = 0.0) -> Objective:
+def bowl(refused: int = 0, deaths: Mapping[float, int] | None = None, marks: str = "", pause_s: float = 0.0) -> Objective:
     """A made-up training run whose loss falls with the epochs and is lowest for a learning rate of .01 and no dropout.
 
-    It refuses a batch size, and with a learning rate of 1.0 its process is killed in the second epoch, so many times; `kill` is a file
-    that counts. Made inside a function, so that it travels to the trials by value: they cannot import this file.
+    It refuses a batch size, and its process is killed in the second epoch so many times for a learning rate; files in the folder
+    `marks` count. Made inside a function, so that it travels to the trials by value: they cannot import this file.
     """
 
     def run(config: Config, report: Report, resume: Path | None) -> dict[str, float]:
@@ -37,11 +38,11 @@ def bowl(refused: int = 0, kill: str = "", deaths: int = 1, pause_s: float = 0.0
             raise ValueError("too small\nfor anything")
         floor = abs(math.log10(config.train.learning_rate) + 2) + config.model.dropout
         for epoch in range(config.train.epochs):
-            if kill and epoch == 1 and config.train.learning_rate == 1.0:
-                before = len(Path(kill).read_text()) if Path(kill).exists() else 0
-                if before < deaths:
-                    Path(kill).write_text("x" * (before + 1))
-                    os.kill(os.getpid(), signal.SIGKILL)
+            due = (deaths or {}).get(config.train.learning_rate, 0) if epoch == 1 else 0
+            mark = Path(marks) / str(config.train.learning_rate)
+            if due > (before := len(mark.read_text()) if due and mark.exists() else 0):
+                mark.write_text("x" * (before + 1))
+                os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(pause_s)
             if report({"epoch": epoch, "valid_loss": floor + 1 / (epoch + 1), "valid_auc": 1 - floor / 9}, None):
                 break

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +12,9 @@ from raymlp.config.tune import Choice, Integer, LogUniform, Uniform
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.tune.conclusion import conclude
 from raymlp.tune.search import search
+from raymlp.tune.study import Study
 from raymlp.tune.trials import Trial
-from tests.tune.studies import bowl, tuned
+from tests.tune.studies import bowl, ended, tuned
 
 RATES = {"train.learning_rate": Choice(values=(0.01, 1.0))}
 
@@ -22,8 +22,10 @@ RATES = {"train.learning_rate": Choice(values=(0.01, 1.0))}
 @pytest.mark.ray
 def test_the_better_of_two_step_sizes_is_found(ray_runtime: Runtime, tmp_path: Path) -> None:
     heard: list[Trial] = []
-    found = search(tuned(RATES, scheduler="none"), bowl(), root=tmp_path, snapshot="s", on_trial=heard.append)
+    config = tuned(RATES, scheduler="none", objectives=("valid_loss", "latency_ms"))
+    found = search(config, bowl(), root=tmp_path, snapshot="s", on_trial=heard.append)
     result = conclude(found)
+    assert {found.trials[number].draw["train.learning_rate"] for number in result.pareto} == {0.01, 1.0}  # one is better, one quicker
     assert result.best == ("train.learning_rate=0.01",)
     assert (result.metric, result.score) == ("valid_loss", pytest.approx(0.1 + 1 / 6))
     assert len(result.trials) == len(heard) == 6
@@ -80,24 +82,26 @@ def test_a_trial_that_fails_is_a_row_and_the_others_count(ray_runtime: Runtime, 
     assert {trial.error for trial in found.trials if trial.draw["train.batch_size"] == 1} == {"ValueError: too small"}
     assert {trial.state for trial in found.trials if trial.draw["train.batch_size"] == 2} <= {"finished", "stopped"}
     assert conclude(found).best == ("train.batch_size=2",)
-    with pytest.raises(TrainingError, match="all 2 trials failed; the first: ValueError: too small"):
-        search(tuned({"train.batch_size": Choice(values=(1,))}, num_samples=2), bowl(refused=1), root=tmp_path, snapshot="s")
+    with Study.open(tuned(RATES, num_samples=2, study="none"), root=tmp_path, snapshot="s") as study:
+        for number in range(2):
+            study.add(ended(number, {"train.learning_rate": 1.0}, None, state="failed"))
+    with pytest.raises(TrainingError, match="all 2 trials failed; the first: ValueError: no"):
+        search(tuned(RATES, num_samples=2, study="none"), bowl(), root=tmp_path, snapshot="s")
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("deaths", "state"), [(1, "finished"), (2, "failed")])
-def test_a_trial_whose_process_is_killed_starts_again_or_is_a_row(ray_runtime: Runtime, tmp_path: Path, deaths: int, state: str) -> None:
-    config = tuned(RATES, searcher={"kind": "grid"}, scheduler="none", max_failures=1)
-    found = search(config, bowl(kill=str(tmp_path / "deaths"), deaths=deaths), root=tmp_path / "tune", snapshot="s")
-    assert (tmp_path / "deaths").read_text() == "x" * deaths
-    good, killed = found.trials
+def test_a_trial_whose_process_is_killed_starts_again_and_one_that_always_dies_is_a_row(ray_runtime: Runtime, tmp_path: Path) -> None:
+    space = {"train.learning_rate": Choice(values=(0.01, 1.0, 10.0))}
+    config = tuned(space, searcher={"kind": "grid"}, scheduler="none", max_failures=1)
+    found = search(config, bowl(deaths={1.0: 1, 10.0: 2}, marks=str(tmp_path)), root=tmp_path / "tune", snapshot="s")
+    good, once, always = found.trials
+    assert (tmp_path / "1.0").read_text() == "x"
+    assert (tmp_path / "10.0").read_text() == "xx"
     assert (good.state, good.epochs) == ("finished", 6)
-    assert killed.state == state
-    if state == "finished":
-        assert (killed.epochs, killed.values["valid_loss"]) == (6, pytest.approx(2.1 + 1 / 6))
-    else:
-        assert killed.error
-        assert killed.error.startswith("the trial's process died 2 times: ")
+    assert (once.state, once.epochs, once.values["valid_loss"]) == ("finished", 6, pytest.approx(2.1 + 1 / 6))
+    assert always.state == "failed"
+    assert always.error
+    assert always.error.startswith("the trial's process died 2 times: ")
     assert conclude(found).best == ("train.learning_rate=0.01",)
 
 
@@ -108,29 +112,3 @@ def test_when_the_time_is_over_trials_end_with_their_epoch_and_count(ray_runtime
     assert 1 <= len(found.trials) <= 2
     assert {trial.state for trial in found.trials} == {"stopped"}
     assert all(trial.interval and 1 <= trial.epochs < 499 for trial in found.trials)
-
-
-@pytest.mark.ray
-def test_tpe_looks_near_what_did_well_and_learns_from_an_earlier_study(ray_runtime: Runtime, tmp_path: Path) -> None:
-    space = {"train.learning_rate": LogUniform(low=1e-4, high=1.0), "model.dropout": Uniform(low=0.0, high=0.8)}
-    common: dict[str, Any] = {"epochs": 1, "scheduler": "none", "max_concurrent": 1}
-    first = search(tuned(space, num_samples=12, study="first", **common), bowl(), root=tmp_path, snapshot="s")
-    searcher = {"kind": "tpe", "startup": 10}
-    second = search(tuned(space, num_samples=8, searcher=searcher, warm_start=("first",), **common), bowl(), root=tmp_path, snapshot="s")
-    assert second.notes == ("12 trials of first were learned from",)
-    drawn, informed = (sorted(trial.values["valid_loss"] for trial in found.trials) for found in (first, second))
-    assert sum(informed) / 8 < sum(drawn) / 12 - 0.3
-    third = search(tuned(space, num_samples=3, warm_start=("first",), **common), bowl(), root=tmp_path, snapshot="other")
-    assert third.notes == ("3 settings of first were tried first",)
-    assert [trial.values["valid_loss"] for trial in third.trials] == pytest.approx(drawn[:3])
-
-
-@pytest.mark.ray
-def test_several_objectives_have_a_set_of_trials_that_none_beats(ray_runtime: Runtime, tmp_path: Path) -> None:
-    space = {"model.dropout": Choice(values=(0.0, 0.2, 0.4)), "train.batch_size": Choice(values=(1, 2))}
-    config = tuned(space, searcher={"kind": "grid"}, scheduler="none", objectives=("auc", "latency_ms"), epochs=2)
-    found = search(config, bowl(refused=1), root=tmp_path, snapshot="s")
-    result = conclude(found)
-    assert len(result.pareto) == 3  # each is quicker or better than the next
-    assert result.best == ("model.dropout=0.0", "train.batch_size=2")
-    assert result.metric == "auc"
