@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from raymlp.cli import _trials
 from raymlp.config.loader import load_config, with_overrides
 from raymlp.config.tune import Choice, LogUniform, Uniform
 from raymlp.core.errors import ConfigError, RaymlpError
@@ -160,6 +163,11 @@ def test_the_page_and_the_overlay_say_what_was_best(tmp_path: Path) -> None:
         "model": {"kind": "mlp", "dropout": 0.1},
         "train": {"epochs": 6, "learning_rate": pytest.approx(0.001), "loss": {"kind": "focal"}, "resample": "<b>"},
     }
+    shown = Console(file=io.StringIO(), width=200)
+    _trials(result, shown)
+    lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any(line.split()[:2] == ["3", "0.2500"] and "learning_rate=0.001" in line for line in lines)
+    assert any(line.split()[0] == "4" and "ValueError: no" in line for line in lines if line.strip())
     page = result.report.read_text()
     assert page.count("<polyline") == 3
     assert "ValueError: no" in page
