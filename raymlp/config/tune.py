@@ -15,7 +15,10 @@ When = Annotated[
     dict[str, Scalar | tuple[Scalar, ...]],
     Field(description="Other keys of the space and the value, or values, that each must have for this key to be drawn at all."),
 ]
-CONTINUED = ("train.learning_rate", "train.weight_decay", "train.gradient_clip", "model.dropout", "model.text_dropout")
+CONTINUED = (
+    *("train.learning_rate", "train.weight_decay", "train.gradient_clip"),
+    *("model.dropout", "model.text_dropout", "model.hidden_dropout", "model.attention_dropout", "model.residual_dropout"),
+)
 """Keys that population based training may change while a net is trained: neither the net nor the data change with them."""
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
-from raymlp.config.tune import Choice, LogUniform, Space, Tune, Uniform
+from raymlp.config.tune import Choice, Integer, LogUniform, Space, Tune, Uniform
 from raymlp.core.errors import ConfigError
 
 LOSS_ALONE = Tune.model_fields["objectives"].default
@@ -41,24 +41,65 @@ DECAY = "train.weight_decay"
 SHARED: Space = {RATE: LogUniform(low=3e-4, high=1e-2), DECAY: LogUniform(low=1e-6, high=1e-2)}
 """What all nets search; a family of the portfolio whose points set it searches it."""
 
+ALL = frozenset({"text", "image"})
+TREES: Space = {
+    "model.learning_rate": LogUniform(low=0.02, high=0.2),
+    "model.subsample": Uniform(low=0.5, high=1.0),
+    "model.feature_share": Uniform(low=0.4, high=1.0),
+    "model.l2": LogUniform(low=0.01, high=10.0),
+}
+
 PORTFOLIO: Mapping[str, Family] = {
-    "linear": Family(points=({RATE: 5e-3},), takes=frozenset({"text", "image"})),
+    "linear": Family(points=({RATE: 5e-3},), takes=ALL),
     "mlp": Family(
         points=(
             {RATE: 2e-3, DECAY: 1e-4, "model.hidden": [256, 128], "model.dropout": 0.1},
             {RATE: 1e-3, DECAY: 1e-5, "model.hidden": [512, 256], "model.dropout": 0.25},
         ),
-        space={
-            "model.dropout": Uniform(low=0.0, high=0.4),
-            "model.hidden": Choice(values=((128,), (256, 128), (512, 256))),
-        },
-        takes=frozenset({"text", "image"}),
+        space={"model.dropout": Uniform(low=0.0, high=0.4), "model.hidden": Choice(values=((128,), (256, 128), (512, 256)))},
+        takes=ALL,
     ),
-    "resnet": Family(points=({RATE: 1e-3, DECAY: 1e-5},)),
-    "ft_transformer": Family(points=({RATE: 5e-4, DECAY: 1e-5},), modules=("rtdl_revisiting_models",), extra="tabular"),
-    "tabm": Family(points=({RATE: 2e-3, DECAY: 3e-4},), modules=("tabm",), extra="tabular"),
-    "xgboost": Family(modules=("xgboost",), extra="gbdt"),
-    "lightgbm": Family(modules=("lightgbm",), extra="gbdt"),
+    "xgboost": Family(
+        points=({"model.max_depth": 6, "model.learning_rate": 0.1}, {"model.max_depth": 9, "model.learning_rate": 0.05}),
+        space={**TREES, "model.max_depth": Integer(low=3, high=10)},
+        modules=("xgboost",),
+        extra="gbdt",
+    ),
+    "lightgbm": Family(
+        points=({"model.num_leaves": 31, "model.learning_rate": 0.1}, {"model.num_leaves": 127, "model.learning_rate": 0.05}),
+        space={**TREES, "model.num_leaves": Integer(low=15, high=255, log=True)},
+        modules=("lightgbm",),
+        extra="gbdt",
+    ),
+    "tabm": Family(
+        points=({RATE: 2e-3, DECAY: 3e-4, "model.width": 256},),
+        space={"model.width": Choice(values=(128, 256, 512)), "model.dropout": Uniform(low=0.0, high=0.4)},
+        takes=ALL,
+        modules=("tabm", "rtdl_num_embeddings"),
+        extra="tabular",
+    ),
+    "resnet": Family(
+        points=({RATE: 1e-3, DECAY: 1e-5, "model.width": 192, "model.blocks": 2},),
+        space={
+            "model.width": Choice(values=(96, 192, 256)),
+            "model.blocks": Integer(low=1, high=4),
+            "model.hidden_dropout": Uniform(low=0.0, high=0.5),
+        },
+        takes=ALL,
+        modules=("rtdl_revisiting_models",),
+        extra="tabular",
+    ),
+    "ft_transformer": Family(
+        points=({RATE: 5e-4, DECAY: 1e-5, "model.width": 96, "model.blocks": 2},),
+        space={
+            "model.width": Choice(values=(64, 96, 192)),
+            "model.blocks": Integer(low=1, high=3),
+            "model.attention_dropout": Uniform(low=0.0, high=0.4),
+        },
+        takes=ALL,
+        modules=("rtdl_revisiting_models",),
+        extra="tabular",
+    ),
 }
 
 
@@ -114,7 +155,7 @@ def _automatic(config: Config) -> tuple[Config, tuple[str, ...]]:
     for kind in chosen:
         for key, domain in _space_of(PORTFOLIO[kind]).items():
             others = space[key].when["model.kind"] if key in space else ()
-            space[key] = domain.model_copy(update={"when": {"model.kind": (*others, kind)}})
+            space[key] = _both(space.get(key), domain).model_copy(update={"when": {"model.kind": (*others, kind)}})
     rounds = zip_longest(*([{"model.kind": kind, **point} for point in PORTFOLIO[kind].points] for kind in chosen))
     points = tuple(point for turn in rounds for point in turn if point is not None)
     notes = tuple(f"not tried: {reason}" for reason in reasons.values() if reason)
@@ -127,6 +168,15 @@ def _automatic(config: Config) -> tuple[Config, tuple[str, ...]]:
     if settings.trial_minutes is None and settings.minutes is not None:
         changes["trial_minutes"] = settings.minutes / 3
     return _with(config, auto=False, space=space, points=tuple(_inside(point, space) for point in points), **changes), notes
+
+
+def _both(one: Any, other: Any) -> Any:
+    """A domain that has the values of two of a kind: a key has one domain in a space, whichever family it is drawn for."""
+    if one is None:
+        return other
+    if isinstance(other, Choice):
+        return Choice(values=tuple(dict.fromkeys((*one.values, *other.values))))
+    return other.model_copy(update={"low": min(one.low, other.low), "high": max(one.high, other.high)})
 
 
 def _space_of(family: Family) -> dict[str, Any]:

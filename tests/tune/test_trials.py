@@ -199,7 +199,8 @@ def test_the_automatic_space_has_every_family_that_is_there_and_suits_the_data(m
     assert tune.objectives == ("auc",)
     assert tune.trial_minutes == 3
     assert [point["model.kind"] for point in tune.points[: len(kinds)]] == kinds
-    assert tune.space["model.dropout"].when == {"model.kind": ("mlp",)}
+    assert "mlp" in tune.space["model.dropout"].when["model.kind"]
+    assert "linear" not in tune.space["model.dropout"].when["model.kind"]
     few, _ = portfolio.resolved(with_overrides(config, {"tune.minutes": None}))
     assert few.tune.limit == len(tune.points)
     family = portfolio.Family(modules=("no_such_module",), extra="x")
@@ -207,6 +208,14 @@ def test_the_automatic_space_has_every_family_that_is_there_and_suits_the_data(m
     chosen, notes = portfolio.resolved(config)
     assert "not tried: mlp needs pip install 'raymlp[x]'" in notes
     assert "mlp" not in chosen.tune.space["model.kind"].values  # type: ignore[union-attr]
+
+
+def test_families_that_share_a_key_share_a_domain_that_has_the_values_of_both() -> None:
+    one, other = Choice(values=(96, 192)), Choice(values=(192, 512))
+    assert portfolio._both(one, other).values == (96, 192, 512)
+    wide = portfolio._both(Uniform(low=0.0, high=0.4), Uniform(low=0.1, high=0.5))
+    assert (wide.low, wide.high) == (0.0, 0.5)
+    assert portfolio._both(None, one) is one
 
 
 @pytest.mark.parametrize("kind", portfolio.kinds())
