@@ -116,7 +116,7 @@ def test_a_checkpoint_goes_on_with_another_step_size(snapshots: Callable[[str], 
     assert went_on.progress.history[0] == whole.progress.history[0]
     assert went_on.progress.history[1]["valid_loss"] != whole.progress.history[1]["valid_loss"]
     group = torch.load(tmp_path / "other" / "state.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]
-    assert (group["max_lr"], group["weight_decay"]) == (pytest.approx(0.001), 0.5)
+    assert (group["initial_lr"], group["weight_decay"]) == (pytest.approx(0.001), 0.5)
 
 
 def test_groups_and_schedules_move_by_the_ratio_and_decay_only_where_there_was_some() -> None:
