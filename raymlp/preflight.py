@@ -27,7 +27,7 @@ def preflight(config: Config) -> PlanReport:
     """Facts of what a run would do, and every problem that would stop it."""
     facts: dict[str, str] = {}
     problems: list[str] = []
-    for check in (_data, _own_steps, _model, _storage, _training, _serving):
+    for check in (_data, _own_steps, _model, _storage, _training, _tuning, _serving):
         try:
             facts.update(check(config, problems.append))
         except RaymlpError as error:
@@ -133,7 +133,7 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     if subword and importlib.util.find_spec("tokenizers") is None:
         raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
     asked = train.num_workers * train.cpus_per_worker
-    offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
+    offered = _local_cpus(config)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")
     if not where and asked > offered:
         problem(
@@ -160,6 +160,30 @@ def _precision(train: Train) -> str:
     if not isinstance(train.strategy, DeepSpeed):
         return f"{train.precision} (autocast)"
     return f"{train.precision} (pure half{', with loss scaling' if train.precision == '16' else ''}, and a copy in 32 for the optimizer)"
+
+
+def _local_cpus(config: Config) -> int:
+    return config.runtime.num_cpus or max(4, os.cpu_count() or 1)
+
+
+def _tuning(config: Config, problem: Say) -> dict[str, str]:
+    """Whether `raymlp tune` could run. A space that the model does not have stops that verb alone, so it is told and is no problem."""
+    from raymlp.tune import checks, portfolio
+
+    here = not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+    sums = ""
+    if here:
+        offered = {"CPU": float(_local_cpus(config)), "GPU": float(config.train.num_workers)}  # how many GPUs there are, Ray finds out
+        sums = f"; {checks.at_a_time(config, offered)[1]}"
+    try:
+        chosen, notes = portfolio.resolved(config)
+        checks.check(chosen)
+    except ConfigError as error:
+        return {"tuning": f"would be refused: {error}"}
+    settings = chosen.tune
+    size = f"{settings.limit} trials" if settings.limit else "the whole grid" if settings.searcher.kind == "grid" else "as many as fit"
+    time = f" in {settings.minutes:g} minutes" if settings.minutes else ""
+    return {"tuning": "; ".join([f"{settings.searcher.kind} over {', '.join(settings.space)}: {size}{time}{sums}", *notes])}
 
 
 def _serving(config: Config, problem: Say) -> dict[str, str]:

@@ -37,8 +37,8 @@ from raymlp.train.strategy import full_weights, precision_of, share_statistics
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
-Report = Callable[[dict[str, float], Save | None], None]
-"""Hears the metrics of an epoch and, when a checkpoint is due, a function that writes it into a folder."""
+Report = Callable[[dict[str, float], Save | None], bool | None]
+"""Hears the metrics of an epoch and, when a checkpoint is due, a function that writes it into a folder. True ends training."""
 Gather = Callable[[NDArray[Any]], NDArray[Any]]
 """Puts the rows of all workers together, in the order of their ranks."""
 
@@ -135,7 +135,8 @@ class EpochWatch(pl.Callback):
             self.best = full_weights(pl_module.kept)
         trainer.should_stop = self._progress.finished
         due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
-        self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None)
+        if self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None):
+            trainer.should_stop = True
 
     def _metrics(self, trainer: pl.Trainer, module: TableModule) -> dict[str, float]:
         task, name = module.task, self._job.config.problem.main_metric
