@@ -108,9 +108,10 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
     if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
         raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
-    subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
-    if subword and importlib.util.find_spec("tokenizers") is None:
-        raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
+    encodings = {config.features.rules(name).text_encoding for name in config.features.text}
+    for encoding, library in {"subword": "tokenizers", "pretrained": "transformers"}.items():
+        if encoding in encodings and importlib.util.find_spec(library) is None:
+            raise ConfigError(f"features.text_encoding is {encoding}, which needs {library}. Run: pip install 'raymlp[text]'.")
     asked = train.num_workers * train.cpus_per_worker
     offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")
