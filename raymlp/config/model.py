@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.section import Section
 
 
@@ -39,4 +40,4 @@ class Linear(Section):
     kind: Literal["linear"] = "linear"
 
 
-Model = Annotated[Mlp | Linear, Field(discriminator="kind")]
+Model = Annotated[Mlp | Linear | TextEncoder | ImageEncoder, Field(discriminator="kind")]

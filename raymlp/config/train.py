@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.augment import Augment
 from raymlp.config.section import AsText, Section
 
 
@@ -91,6 +92,9 @@ class Train(Section):
 
     loss: Loss = CrossEntropy()
     """What is minimised for classes; regression always takes the squared error."""
+
+    augment: Augment = Augment()
+    """Random changes to the images of training batches."""
 
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs a row by rows / (classes x rows of its class) in the loss, so that all classes weigh the same. Probabilities

@@ -25,7 +25,8 @@ def reaching(source: str, setting: str) -> Iterator[Address]:
     name, _, revision = source.partition("@")
     address = Address(source, None) if Path(source).is_dir() else Address(name, revision or None)
     try:
-        yield address
+        with _quiet():
+            yield address
     except ImportError:
         raise ConfigError(f"{setting} is '{source}', which needs transformers. Run: pip install 'raymlp[text]'") from None
     except (OSError, ValueError) as error:
@@ -35,3 +36,18 @@ def reaching(source: str, setting: str) -> Iterator[Address]:
             f"that can be reached or was fetched before. Where there is no way to the hub, run elsewhere: hf download {address.name} "
             f"--local-dir FOLDER, and set {setting}=FOLDER."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without bars and reports on the screen."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -9,9 +9,13 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
+from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.model import Linear, Mlp, Model
 from raymlp.config.section import Section
 from raymlp.features.plan import FeaturePlan
+
+PIECES = 1 << 14
+"""Pieces of text that a transformer looks at in one go where nothing is learned."""
 
 
 class NetShape(Section):
@@ -41,6 +45,12 @@ class NetShape(Section):
             image=(plan.image.height, plan.image.width) if plan.image else None,
         )
 
+    def rows_within(self, plan: FeaturePlan, size_bytes: int, most: int) -> int:
+        """Rows, from 1 to `most`, that are looked at in one go: `text` and `image` take at most so many bytes, and a transformer sees at
+        most `PIECES` pieces of text, which it makes hundreds of numbers of."""
+        pieces = max((length for _, length in self.texts), default=0) if isinstance(self.model, TextEncoder) else 0
+        return plan.rows_within(size_bytes, max(1, min(most, PIECES // pieces)) if pieces else most)
+
 
 def build_net(shape: NetShape) -> nn.Module:
     """A freshly initialised net of the shape; seed torch first for equal weights."""
@@ -53,3 +63,11 @@ def build_net(shape: NetShape) -> nn.Module:
             from raymlp.model.linear import LinearNet
 
             return LinearNet(shape)
+        case TextEncoder():
+            from raymlp.model.pretrained import TextEncoderNet
+
+            return TextEncoderNet(shape.model, shape)
+        case ImageEncoder():
+            from raymlp.model.pretrained import ImageEncoderNet
+
+            return ImageEncoderNet(shape.model, shape)

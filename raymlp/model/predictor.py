@@ -105,7 +105,7 @@ class Predictor:
         """Raw net outputs of a typed table: (N,) or, for several classes, (N, K)."""
         parts = []
         plan = self.bundle.plan
-        rows = plan.rows_within(BATCH_BYTES, BATCH_ROWS)
+        rows = self.bundle.shape.rows_within(plan, BATCH_BYTES, BATCH_ROWS)
         for start in range(0, table.num_rows, rows):
             tensors = {name: torch.from_numpy(values) for name, values in plan.transform(table.slice(start, rows)).items()}
             with torch.inference_mode():

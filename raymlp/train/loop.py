@@ -31,6 +31,7 @@ from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
 from raymlp.train.strategy import full_weights, precision_of
+from raymlp.train.transfer import Thaw, plain_weights
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
@@ -70,7 +71,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
-    valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
+    valid_rows = job.shape.rows_within(job.plan, VALID_BYTES, VALID_ROWS)
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
     resample = job.resampler(seat.world_size)
     batches = TrainBatches(
@@ -86,7 +87,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
         module = TableModule(
-            build_net(job.shape),
+            job.net(),
             job.plan.target.task,
             settings,
             total_steps=settings.epochs * len(batches),
@@ -98,8 +99,9 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
                 warnings.simplefilter("ignore")
             checkpoint = str(resume / STATE) if resume else None
             _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
-    outputs, answers = _evaluated(job, watch.best, held_out, seat)
-    return Outcome(watch.best, outputs, answers, progress)
+    best = plain_weights(job.shape, watch.best)
+    outputs, answers = _evaluated(job, best, held_out, seat)
+    return Outcome(best, outputs, answers, progress)
 
 
 class EpochWatch(pl.Callback):
@@ -169,7 +171,7 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
         precision=precision_of(settings),
         max_epochs=settings.epochs,
         gradient_clip_val=settings.gradient_clip or None,
-        callbacks=[watch],
+        callbacks=[watch, Thaw()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,

@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
+from raymlp.train.augment import Augmentation
 from raymlp.train.batches import Batch
+from raymlp.train.transfer import learning_groups
 
 WARM_UP = 0.1
 """Share of the steps in which the step size rises."""
@@ -78,6 +80,7 @@ class TableModule(pl.LightningModule):
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
+        self.augment = Augmentation(settings.augment) if settings.augment.is_on else None
         self.total_steps, self.fused = total_steps, fused
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
@@ -89,6 +92,8 @@ class TableModule(pl.LightningModule):
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.augment is not None:
+            batch = self.augment(batch)
         loss = loss_sum(self.task, self(batch), batch.target, weights=self.train_weights, gamma=self.gamma)
         self.train_sums.add(loss, len(batch))
         return loss / len(batch)
@@ -108,10 +113,11 @@ class TableModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
+        groups = learning_groups(self.net, settings.learning_rate)
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, settings.learning_rate, self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
+            optimizer, [group["lr"] for group in groups], self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -32,6 +32,7 @@ from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
+from raymlp.model.huggingface import start_of
 from raymlp.train.feed import Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.imbalance import class_counts_of
@@ -59,11 +60,12 @@ def train(
     profile = load_profile(snapshot.path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
+    start = start_of(config.model, plan)
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
-        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile))
+        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile), start)
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:
         raise explained(error) from error

@@ -22,6 +22,7 @@ from raymlp.core.errors import DataError, TrainingError
 from raymlp.core.files import Place
 from raymlp.data.snapshot import load_profile, split_files
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.huggingface import start_of
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
 from raymlp.train.imbalance import class_counts_of
@@ -64,7 +65,7 @@ def outcome_alone(
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
     splits = _splits(snapshot_path, plan.model_dump_json())
     num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
-    job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile))
+    job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile), start=start_of(config.model, plan))
     for split, rows in job.rows.items():
         if not rows:
             raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")
