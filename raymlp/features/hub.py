@@ -32,8 +32,8 @@ def reaching(source: str, setting: str) -> Iterator[Address]:
     except (OSError, ValueError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
-            f"{setting} is '{source}', which cannot be read ({reason}); expected a folder of this machine, or a name on the Hugging Face hub "
-            f"that can be reached or was fetched before. Where there is no way to the hub, run elsewhere: hf download {address.name} "
+            f"{setting} is '{source}', which cannot be read ({reason}); expected a folder of this machine, or a name on the Hugging Face "
+            f"hub that can be reached or was fetched before. Where there is no way to the hub, run elsewhere: hf download {address.name} "
             f"--local-dir FOLDER, and set {setting}=FOLDER."
         ) from error
 

@@ -188,7 +188,9 @@ def with_tokenizer(step: Subword, text: str, source: str = "the tokenizer") -> S
         raise ConfigError(f"{source}: {error} Set features.tokenizer.") from None
     own = found.num_special_tokens_to_add(False) if step.marks else 0
     if step.length <= own:
-        raise ConfigError(f"features.text_length is {step.length}, and the tokenizer adds {own} marks; expected more. Set features.text_length.")
+        raise ConfigError(
+            f"features.text_length is {step.length}, and the tokenizer adds {own} marks; expected more. Set features.text_length."
+        )
     return step.model_copy(update={"tokenizer": text, "vocabulary": _pieces(found)})
 
 

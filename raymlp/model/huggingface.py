@@ -82,7 +82,7 @@ class Start:
             encoder.load_state_dict({name: torch.tensor(value) for name, value in self.weights.items()})
 
 
-def encoder_of(architecture: Mapping[str, Any]) -> nn.Module:
+def encoder_of(architecture: Mapping[str, Any]) -> Any:
     """A freshly initialised encoder from the settings that a bundle holds. Reads nothing else.
 
     Raises BundleError for a type that is not on the list, ConfigError when transformers is not installed.
@@ -91,8 +91,7 @@ def encoder_of(architecture: Mapping[str, Any]) -> nn.Module:
     if kind is None:
         raise BundleError(f"the encoder is of type {architecture.get('model_type')!r}; expected one of {', '.join(KINDS)}.")
     config = _class(kind.config)(**_known(architecture))
-    encoder: nn.Module = _class(kind.model)(config, **kind.build)
-    return encoder
+    return _class(kind.model)(config, **kind.build)
 
 
 def blocks_of(architecture: Mapping[str, Any]) -> str:
@@ -109,9 +108,9 @@ def start_of(model: Model, plan: FeaturePlan) -> Start | None:
     if not isinstance(model, TextEncoder | ImageEncoder):
         return None
     given = _source_settings(model.source) if model.source else {}
-    kind = model.architecture.get("model_type", given.get("model_type"))
+    kind = str(model.architecture.get("model_type", given.get("model_type")))
     if kind not in model.types:
-        raise ConfigError(f"model.source is '{model.source}', of type {kind!r}; expected one of {', '.join(model.types)}. Set model.source.")
+        raise ConfigError(f"model.source is '{model.source}', of type {kind}; expected one of {', '.join(model.types)}. Set model.source.")
     if given.get("model_type", kind) != kind:
         raise ConfigError(f"model.architecture.model_type is {kind}, and {model.source} is of type {given['model_type']}. Leave it out.")
     known = _class(KINDS[kind].config)().to_dict()
@@ -124,7 +123,9 @@ def start_of(model: Model, plan: FeaturePlan) -> Start | None:
         config = _class(KINDS[kind].config).from_dict({name: value for name, value in asked.items() if name in known or name in given})
     except Exception as error:  # transformers checks its settings with errors of its own
         raise ConfigError(f"model.architecture is refused by transformers ({error}). Set model.architecture.") from error
-    complete = {"model_type": kind, **{name: value for name, value in _known(config.to_dict()).items()}}
+    if isinstance(model, ImageEncoder) and model.transfer.lora is not None and kind != "vit":
+        raise ConfigError(f"model.transfer.lora is set for a {kind}, which is made of convolutions; expected a vit. Set model.transfer.")
+    complete = {"model_type": kind, **_known(config.to_dict())}
     if isinstance(model, TextEncoder):
         _check_room(complete, plan)
         resolved: TextEncoder | ImageEncoder = model.model_copy(update={"architecture": complete})
@@ -208,8 +209,8 @@ def _fitted_to_text(model: TextEncoder | ImageEncoder, plan: FeaturePlan, kind: 
 def _fitted_to_image(model: TextEncoder | ImageEncoder, plan: FeaturePlan, kind: str) -> Settings:
     if plan.texts or plan.image is None:
         raise ConfigError(
-            f"model.kind is image_encoder, and the features hold {'a text' if plan.texts else 'no image'}; expected an image beside numbers "
-            "and categories. Set features.image, or model=mlp."
+            f"model.kind is image_encoder, and the features hold {'a text' if plan.texts else 'no image'}; expected an image beside "
+            "numbers and categories. Set features.image, or model=mlp."
         )
     return {"image_size": [plan.image.height, plan.image.width]} if kind == "vit" and not model.source else {}
 
@@ -226,7 +227,9 @@ def _check_room(architecture: Mapping[str, Any], plan: FeaturePlan) -> None:
     behind = (architecture.get("pad_token_id") or 0) + 1 if kind.counts_from_padding else 0
     room = architecture.get("max_position_embeddings", length + behind) - behind
     if length > room:
-        raise ConfigError(f"features.text_length is {length}, and the encoder reads {room} pieces; expected no more. Set features.text_length.")
+        raise ConfigError(
+            f"features.text_length is {length}, and the encoder reads {room} pieces; expected no more. Set features.text_length."
+        )
 
 
 def _colours(model: ImageEncoder) -> tuple[Any, Any]:

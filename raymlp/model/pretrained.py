@@ -74,12 +74,12 @@ class TextEncoderNet(EncoderNet):
 
     def __init__(self, model: TextEncoder, shape: NetShape) -> None:
         super().__init__()
-        self.encoder = encoder_of(model.architecture)
+        encoder = self.encoder = encoder_of(model.architecture)
         self.blocks, self.transfer = blocks_of(model.architecture), model.transfer
         self.padding = model.architecture.get("pad_token_id") or 0
         self.pooling = model.pooling
         self.lengths = [length for _, length in shape.texts]
-        self.head = Head(len(self.lengths) * self.encoder.config.hidden_size, model, shape)
+        self.head = Head(len(self.lengths) * encoder.config.hidden_size, model, shape)
 
     def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
         texts = torch.split(tensors["text"], self.lengths, dim=1)
@@ -110,12 +110,12 @@ class ImageEncoderNet(EncoderNet):
 
     def __init__(self, model: ImageEncoder, shape: NetShape) -> None:
         super().__init__()
-        self.encoder = encoder_of(model.architecture)
+        encoder = self.encoder = encoder_of(model.architecture)
         self.blocks, self.transfer = blocks_of(model.architecture), model.transfer
         assert shape.image is not None
         self.register_buffer("mean", torch.tensor(model.pixel_mean)[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(model.pixel_deviation)[:, None, None], persistent=False)
-        side = self.encoder.config.image_size if model.architecture["model_type"] == "vit" else None
+        side = encoder.config.image_size if model.architecture["model_type"] == "vit" else None
         own = (side, side) if isinstance(side, int) else tuple(side or shape.image)
         self.options = {} if own == shape.image else {"interpolate_pos_encoding": True}
         self.is_transformer = side is not None

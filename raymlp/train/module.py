@@ -114,9 +114,7 @@ class TableModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.settings
         groups = learning_groups(self.net, settings.learning_rate)
-        optimizer = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None
-        )
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, [group["lr"] for group in groups], self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
         )

@@ -65,7 +65,14 @@ def outcome_alone(
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
     splits = _splits(snapshot_path, plan.model_dump_json())
     num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
-    job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile), start=start_of(config.model, plan))
+    job = Job(
+        config,
+        plan,
+        num_rows,
+        shuffle_labels=shuffle_labels,
+        class_counts=class_counts_of(plan.target, profile),
+        start=start_of(config.model, plan),
+    )
     for split, rows in job.rows.items():
         if not rows:
             raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")
