@@ -88,8 +88,10 @@ class TextEncoderNet(EncoderNet):
 
     def vector(self, ids: Tensor) -> Tensor:
         """Int64 (B, L), as the plan makes them, to (B, W)."""
+        if not len(ids):  # attention takes no empty batch, and under ZeRO 3 every worker must pass the encoder
+            return self.vector(ids.new_full((1, 1), PADDING))[:0]
         if not torch.compiler.is_compiling():
-            longest = int((ids != PADDING).sum(dim=1).max()) if len(ids) else 1
+            longest = int((ids != PADDING).sum(dim=1).max())
             ids = ids[:, : max(1, -(-longest // TOGETHER) * TOGETHER)]
         known = ids >= FIRST
         seen = (ids != PADDING) | (torch.arange(ids.shape[1], device=ids.device) == 0)  # attention needs one place to look at
@@ -132,6 +134,8 @@ class ImageEncoderNet(EncoderNet):
 
     def vector(self, image: Tensor) -> Tensor:
         """Uint8 (B, 3, H, V) to (B, W)."""
+        if not len(image):
+            return self.vector(image.new_zeros((1, *image.shape[1:])))[:0]
         dtype = next(self.encoder.parameters()).dtype
         pixels = ((image.float() / 255 - self.mean.float()) / self.deviation.float()).to(dtype)
         if self.is_transformer:
