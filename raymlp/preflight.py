@@ -112,6 +112,15 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     for encoding, library in {"subword": "tokenizers", "pretrained": "transformers"}.items():
         if encoding in encodings and importlib.util.find_spec(library) is None:
             raise ConfigError(f"features.text_encoding is {encoding}, which needs {library}. Run: pip install 'raymlp[text]'.")
+    transfer = getattr(config.model, "transfer", None)
+    needed = (
+        (transfer is not None, "model.kind", "transformers", "text" if config.model.kind == "text_encoder" else "vision"),
+        (transfer is not None and transfer.lora is not None, "model.transfer.lora", "peft", "text"),
+        (train.augment.is_on, "train.augment", "kornia", "vision"),
+    )
+    for is_set, setting, library, extra in needed:
+        if is_set and importlib.util.find_spec(library) is None:
+            raise ConfigError(f"{setting} needs {library}, which is not installed. Run: pip install 'raymlp[{extra}]'.")
     asked = train.num_workers * train.cpus_per_worker
     offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from raymlp.config.augment import Augment
+from raymlp.core.errors import ConfigError
 from raymlp.train.batches import Batch
 
 ERASED = (0.02, 0.33)
@@ -17,7 +18,10 @@ class Augmentation(nn.Module):
 
     def __init__(self, settings: Augment) -> None:
         super().__init__()
-        from kornia import augmentation as changes
+        try:
+            from kornia import augmentation as changes
+        except ImportError:
+            raise ConfigError("train.augment changes images, which needs kornia. Run: pip install 'raymlp[vision]'") from None
 
         steps: list[nn.Module] = []
         if settings.flip:

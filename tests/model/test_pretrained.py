@@ -200,7 +200,9 @@ def test_a_block_more_learns_in_each_epoch(single: bool) -> None:
 
 def test_adapters_learn_alone_and_end_in_plain_weights() -> None:
     net, shape = bert(lora=Lora(rank=2, alpha=4))
-    assert {name.split(".")[0] if name.startswith("head") else "lora_" in name for name, w in net.named_parameters() if w.requires_grad} == {
+    assert {
+        name.split(".")[0] if name.startswith("head") else "lora_" in name for name, w in net.named_parameters() if w.requires_grad
+    } == {
         "head",
         True,
     }
@@ -243,7 +245,7 @@ def test_an_own_folder_gives_its_settings_and_weights(tmp_path: Path) -> None:
     fresh = encoder_of(start.model.architecture)
     start.put_into(fresh)
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in encoder.state_dict().items())
-    with pytest.raises(ConfigError, match="features.text_length is 41, and the encoder reads 40 pieces"):
+    with pytest.raises(ConfigError, match=r"features\.text_length is 41, and the encoder reads 40 pieces"):
         start_of(TextEncoder(source=str(tmp_path)), text_plan(41))
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"model_type": "gpt2"}))
@@ -255,7 +257,9 @@ def test_a_source_that_is_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=r"model.source is 'no-such/model@v1', which cannot be read .*hf download no-such/model --local-dir"):
+    with pytest.raises(
+        ConfigError, match=r"model.source is 'no-such/model@v1', which cannot be read .*hf download no-such/model --local-dir"
+    ):
         start_of(TextEncoder(source="no-such/model@v1"), text_plan())
 
 
@@ -269,12 +273,11 @@ def test_a_source_that_is_nowhere_says_what_to_do(monkeypatch: pytest.MonkeyPatc
 )
 def test_settings_that_fit_nothing_are_named(model: Any, words: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=words):
-        shape = shape_of(model, text_plan())
-        build_net(shape)
+        build_net(shape_of(model, text_plan()))
 
 
 def test_contradictions_are_refused_at_the_door() -> None:
-    with pytest.raises(ValidationError, match="neither source nor architecture.model_type"):
+    with pytest.raises(ValidationError, match=r"neither source nor architecture\.model_type"):
         TextEncoder()
     with pytest.raises(ValidationError, match="expected one of efficientnet"):
         ImageEncoder(architecture={"model_type": "bert"})
