@@ -10,7 +10,7 @@ from raymlp.config.section import Section
 from raymlp.config.split import Names
 
 DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days"]
-Impute = Literal["mean", "median", "most_frequent", "constant", "model"]
+Impute = Literal["auto", "mean", "median", "most_frequent", "constant", "model"]
 Scaling = Literal["auto", "none", "standard", "robust", "minmax", "quantile", "log", "yeo_johnson", "piecewise", "bucketise"]
 Encoding = Literal["auto", "ordinal", "onehot", "frequency", "hash", "target"]
 TextEncoding = Literal["length", "ngrams", "subword", "pretrained"]
@@ -20,8 +20,9 @@ ImageFit = Literal["pad", "crop", "stretch"]
 class ColumnRules(Section):
     """How a column becomes numbers or an id."""
 
-    impute: Impute = "median"
-    """Value that stands for a missing number; `constant` takes `fill`. `model` predicts it from the other numbers, the 25
+    impute: Impute = "auto"
+    """Value that stands for a missing number; `auto` is the median, but where the model is trees, which take a missing number as
+    it is. `constant` takes `fill`. `model` predicts it from the other numbers, the 25
     that correlate most with it, by a Bayesian ridge regression fitted on `sample_rows` training rows (van Buuren and
     Groothuis-Oudshoorn 2011, one round), within the column's training range. A missing category has an id of its own."""
 
@@ -29,7 +30,7 @@ class ColumnRules(Section):
     """The constant of `impute: constant`."""
 
     missing_indicators: bool = True
-    """Add a 0/1 column for every number that was ever missing in training."""
+    """Add a 0/1 column for every number that was ever missing in training, and is filled."""
 
     clip: tuple[float, float] | None = None
     """Shares of the training distribution, as [0.01, 0.99], beyond which a number is cut to the value there."""

@@ -63,16 +63,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _thaws_where_it_can(self) -> Self:
-        transfer, strategy = getattr(self.model, "transfer", None), self.train.strategy.kind
-        if transfer is not None and transfer.gradual and strategy != "ddp":
-            raise ValueError(
-                f"model.transfer.gradual is true with train.strategy.kind={strategy}, which divides the weights that learn once, at the "
-                "start; expected ddp. Set train.strategy.kind=ddp or model.transfer.gradual=false"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _has_classes(self) -> Self:
         asked = {
             "train.class_weights": self.train.class_weights,

@@ -1,7 +1,8 @@
 """The bundle: a model on disk, complete and free of code. JSON, YAML and safetensors under a manifest of SHA-256.
 
 manifest.json      format, name, run id, digest over all, SHA-256 and size of each file
-weights.safetensors  net.json  plan.json  contract.yaml  calibration.json
+the scorer's files   see `raymlp.model.scorer`
+plan.json  contract.yaml  calibration.json
 profile.json       training columns and validation predictions, the baseline of drift
 metrics.json  config.yaml  card.md
 """
@@ -15,17 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from raymlp.core.errors import BundleError
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape
+from raymlp.model.scorer import Scorer, load_scorer
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -37,8 +34,7 @@ class Bundle:
 
     name: str
     run_id: str
-    weights: Mapping[str, Tensor]
-    shape: NetShape
+    scorer: Scorer
     plan: FeaturePlan
     contract: Contract
     calibration: Calibration
@@ -56,7 +52,6 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
     if folder.exists():
         raise BundleError(f"{folder} exists; expected a new place for the bundle.")
     texts = {
-        "net.json": bundle.shape.model_dump_json(indent=2),
         "plan.json": bundle.plan.model_dump_json(indent=2),
         "contract.yaml": bundle.contract.to_yaml(),
         "calibration.json": bundle.calibration.model_dump_json(indent=2),
@@ -68,8 +63,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
     with published(folder) as aside:
         for name, text in texts.items():
             (aside / name).write_text(text)
-        weights = {name: value.detach().cpu().contiguous() for name, value in bundle.weights.items()}
-        save_file(weights, aside / "weights.safetensors")
+        bundle.scorer.save(aside)
         files = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(aside.iterdir())}
         manifest = {
             "format": FORMAT,
@@ -112,16 +106,12 @@ def load_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = verify(folder)
     profiles = json.loads((folder / "profile.json").read_text())
-    try:
-        weights = load_file(folder / "weights.safetensors")
-    except SafetensorError as error:
-        raise BundleError(f"{folder}/weights.safetensors cannot be read: {error}.") from None
+    plan = FeaturePlan.from_json((folder / "plan.json").read_text())
     return Bundle(
         name=manifest["name"],
         run_id=manifest["run_id"],
-        weights=weights,
-        shape=NetShape.model_validate_json((folder / "net.json").read_text()),
-        plan=FeaturePlan.from_json((folder / "plan.json").read_text()),
+        scorer=load_scorer(folder, plan),
+        plan=plan,
         contract=Contract.from_yaml((folder / "contract.yaml").read_text(), source=str(folder / "contract.yaml")),
         calibration=Calibration.model_validate_json((folder / "calibration.json").read_text()),
         profile=Profile.from_dict(profiles["columns"]),

@@ -6,6 +6,7 @@ A net takes a dict of tensors: `numeric` float32 (B, N), `categorical` int64 (B,
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -45,11 +46,11 @@ class NetShape(Section):
             image=(plan.image.height, plan.image.width) if plan.image else None,
         )
 
-    def rows_within(self, plan: FeaturePlan, size_bytes: int, most: int) -> int:
-        """Rows, from 1 to `most`, that are looked at in one go: `text` and `image` take at most so many bytes, and a transformer sees at
-        most `PIECES` pieces of text, which it makes hundreds of numbers of."""
+    def rows_at_once(self, most: int) -> int:
+        """Rows, from 1 to `most`, that are looked at in one go: a transformer sees at most `PIECES` pieces of text, which it makes
+        hundreds of numbers of."""
         pieces = max((length for _, length in self.texts), default=0) if isinstance(self.model, TextEncoder) else 0
-        return plan.rows_within(size_bytes, max(1, min(most, PIECES // pieces)) if pieces else most)
+        return max(1, min(most, PIECES // pieces)) if pieces else most
 
 
 def build_net(shape: NetShape) -> nn.Module:
@@ -71,3 +72,9 @@ def build_net(shape: NetShape) -> nn.Module:
             from raymlp.model.pretrained import ImageEncoderNet
 
             return ImageEncoderNet(shape.model, shape)
+
+
+def parameters_of(shape: NetShape) -> int:
+    """How many parameters the net of a shape has; none of them is made."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_net(shape).parameters())

@@ -13,7 +13,7 @@ import ray.data
 
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
-from raymlp.data.snapshot import split_files
+from raymlp.data.place import split_files
 from raymlp.features.on_ray import gather_files, hold_files, stream_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block, Source, grouped, packed_files, row_bytes, unpack, usable_in_files

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, TrainingError
@@ -21,6 +21,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.huggingface import Start
 from raymlp.model.nets import NetShape, build_net
+from raymlp.model.scorer import Scorer
 from raymlp.train.imbalance import Resampler, balanced_weights
 
 FREE = ("max_failures", "checkpoint_every_epochs", "patience")
@@ -146,9 +147,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gives. `outputs` float64 (N,) or (N, K) of the best weights on the validation split, and `answers` (N,)."""
+    """What training gives: the scorer of the best epoch, and on the validation split its `outputs`, float64 (N,) or
+    (N, K), and the `answers` (N,)."""
 
-    weights: Mapping[str, Tensor]
+    scorer: Scorer
     outputs: NDArray[np.float64]
     answers: NDArray[np.float64]
     progress: Progress

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raymlp.core.errors import TrainingError
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
+from raymlp.model.scorer import NetScorer
 from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
@@ -71,7 +73,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
-    valid_rows = job.shape.rows_within(job.plan, VALID_BYTES, VALID_ROWS)
+    valid_rows = job.plan.rows_within(VALID_BYTES, job.shape.rows_at_once(VALID_ROWS))
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
     resample = job.resampler(seat.world_size)
     batches = TrainBatches(
@@ -90,18 +92,21 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             job.net(),
             job.plan.target.task,
             settings,
-            total_steps=settings.epochs * len(batches),
+            epoch_steps=_epoch_steps(job, batches),
             fused=_can_fuse(job, seat),
             class_weights=job.class_weights,
+            losses=lambda: [epoch["valid_loss"] for epoch in progress.history],
         )
         with warnings.catch_warnings():
             if not job.config.runtime.verbose:
                 warnings.simplefilter("ignore")
             checkpoint = str(resume / STATE) if resume else None
-            _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
+            _trainer(job, seat, watch, steps=_epoch_steps(job, batches)).fit(
+                module, batches, held_out, ckpt_path=checkpoint, weights_only=True
+            )
     best = plain_weights(job.shape, watch.best)
     outputs, answers = _evaluated(job, best, held_out, seat)
-    return Outcome(best, outputs, answers, progress)
+    return Outcome(NetScorer(job.shape, best), outputs, answers, progress)
 
 
 class EpochWatch(pl.Callback):
@@ -126,7 +131,7 @@ class EpochWatch(pl.Callback):
         settings = self._job.config.train
         metrics = self._metrics(trainer, pl_module)
         if self._progress.add(metrics, patience=settings.patience, epochs=settings.epochs):
-            self.best = full_weights(pl_module.net)
+            self.best = full_weights(pl_module.kept)
         trainer.should_stop = self._progress.finished
         due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
         self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None)
@@ -159,18 +164,35 @@ def quiet(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
-def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
+def _epoch_steps(job: Job, batches: TrainBatches) -> int:
+    """Steps of the optimizer in an epoch. Raises TrainingError when there are not batches enough for one."""
+    settings = job.config.train
+    steps = len(batches) // settings.accumulate
+    if not steps:
+        raise TrainingError(
+            f"an epoch has {len(batches)} batches on each worker, and train.accumulate is {settings.accumulate}; expected no more than "
+            "there are batches. Set train.accumulate or train.batch_size."
+        )
+    return steps
+
+
+def _trainer(job: Job, seat: Seat, watch: EpochWatch, *, steps: int) -> pl.Trainer:
     from ray.train.lightning import RayLightningEnvironment
 
     settings = job.config.train
+    single = isinstance(seat.strategy, SingleDeviceStrategy)
+    precision = precision_of(settings, seat.strategy)
     return pl.Trainer(
         accelerator="cpu" if seat.device.type == "cpu" else "gpu",
-        devices=1 if isinstance(seat.strategy, SingleDeviceStrategy) else "auto",
+        devices=1 if single else "auto",
         strategy=seat.strategy,
-        plugins=[] if isinstance(seat.strategy, SingleDeviceStrategy) else [RayLightningEnvironment()],
-        precision=precision_of(settings),
+        plugins=precision.pop("plugins", []) + ([] if single else [RayLightningEnvironment()]),
+        **precision,
         max_epochs=settings.epochs,
+        limit_train_batches=steps * settings.accumulate,
+        accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip or None,
+        gradient_clip_algorithm=settings.gradient_clip_by,
         callbacks=[watch, Thaw()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -5,7 +5,7 @@ Legend: B rows, K classes, O outputs of the net.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,28 +18,35 @@ from torch.nn import functional
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
 from raymlp.train.augment import Augmentation
+from raymlp.train.average import averaged_net
 from raymlp.train.batches import Batch
-from raymlp.train.transfer import learning_groups
+from raymlp.train.groups import parameter_groups
+from raymlp.train.layers import prepare
+from raymlp.train.mixing import mixed
+from raymlp.train.optimizer import optimizer_of
+from raymlp.train.schedule import shares
 
-WARM_UP = 0.1
-"""Share of the steps in which the step size rises."""
 SURE = 1e-7
 """Smallest 1 - p of the focal loss: its slope at 0 is infinite for gamma below 1."""
 
 
-def loss_sum(task: Task, outputs: Tensor, target: Tensor, *, weights: Sequence[float] = (), gamma: float = 0.0) -> Tensor:
+def loss_sum(
+    task: Task, outputs: Tensor, target: Tensor, *, weights: Sequence[float] = (), gamma: float = 0.0, smoothing: float = 0.0
+) -> Tensor:
     """Summed loss of B rows from `outputs` float32 (B, O) and `target` float32 (B,); 0 without rows.
 
     Binary and multiclass: negative log likelihood, times the weight of the row's class where weights (K,) are given, times
-    (1 - p) ** gamma, p being the probability of the true class. Regression: squared error of the standardised value.
+    (1 - p) ** gamma, p being the probability of the true class; `smoothing` is the share of the answer that is spread over all
+    classes. Regression: squared error of the standardised value.
     """
     if task == "regression":
         return functional.mse_loss(outputs[:, 0], target, reduction="sum")
     reduction = "none" if weights or gamma else "sum"
     if task == "multiclass":
-        loss = functional.cross_entropy(outputs, target.long(), reduction=reduction)
+        loss = functional.cross_entropy(outputs, target.long(), reduction=reduction, label_smoothing=smoothing)
     else:
-        loss = functional.binary_cross_entropy_with_logits(outputs[:, 0], target, reduction=reduction)
+        answer = target * (1 - smoothing) + smoothing / 2 if smoothing else target
+        loss = functional.binary_cross_entropy_with_logits(outputs[:, 0], answer, reduction=reduction)
     if gamma:
         loss = (-torch.expm1(-loss)).clamp_min(SURE) ** gamma * loss
     if weights:
@@ -66,25 +73,41 @@ class Sums:
 
 
 class TableModule(pl.LightningModule):
-    """A net under AdamW and a one-cycle step size. The loss of a step is the mean over its rows."""
+    """A net under its optimizer and schedule. The loss of a step is the mean over its rows."""
 
     def __init__(
-        self, net: nn.Module, task: Task, settings: Train, *, total_steps: int, fused: bool, class_weights: Sequence[float] = ()
+        self,
+        net: nn.Module,
+        task: Task,
+        settings: Train,
+        *,
+        epoch_steps: int,
+        fused: bool,
+        class_weights: Sequence[float] = (),
+        losses: Callable[[], Sequence[float]] = tuple,
     ) -> None:
         """`class_weights` (K,) are those that training gives to classes, through the loss or through the choice of rows.
 
         Validation rows come as they are, so there the weights are always in the loss: both losses have the same minimum.
+        An epoch has `epoch_steps` steps of the optimizer; `losses` gives the validation losses of the epochs so far.
         """
         super().__init__()
+        self.averaged = averaged_net(net, settings.average, epochs=settings.epochs)
+        prepare(net, settings)
         self.net, self.task, self.settings = net, task, settings
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
         self.augment = Augmentation(settings.augment) if settings.augment.is_on else None
-        self.total_steps, self.fused = total_steps, fused
+        self.fused, self._share = fused, shares(settings, epoch_steps=epoch_steps, losses=losses)
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
         self.valid_answers: list[NDArray[np.float32]] = []
+
+    @property
+    def kept(self) -> nn.Module:
+        """The net whose weights are validated and kept: the one that learns, or the average that follows it."""
+        return self.net if self.averaged is None else self.averaged.net
 
     def forward(self, batch: Batch) -> Tensor:
         """Outputs float32 (B, O)."""
@@ -94,12 +117,23 @@ class TableModule(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         if self.augment is not None:
             batch = self.augment(batch)
-        loss = loss_sum(self.task, self(batch), batch.target, weights=self.train_weights, gamma=self.gamma)
+        batch, answers = mixed(batch, self.settings.mix)
+        outputs, smoothing = self(batch), self.settings.label_smoothing
+        parts = [
+            share * loss_sum(self.task, outputs, target, weights=self.train_weights, gamma=self.gamma, smoothing=smoothing)
+            for target, share in answers
+        ]
+        loss = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
         self.train_sums.add(loss, len(batch))
         return loss / len(batch)
 
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        if self.averaged is not None:
+            self.averaged.after_step(self.net)
+
     def validation_step(self, batch: Batch, _: int) -> None:
-        outputs = self(batch)
+        outputs = (self.net if self.averaged is None else self.averaged)(batch.tensors).float()
         loss = loss_sum(self.task, outputs, batch.target, weights=self.valid_weights, gamma=self.gamma)
         self.valid_sums.add(loss, len(batch))
         self.valid_outputs.append(outputs.cpu().numpy())
@@ -110,12 +144,10 @@ class TableModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.valid_sums, self.valid_outputs, self.valid_answers = Sums(), [], []
+        if self.averaged is not None:
+            self.averaged.after_epoch(self.net, self.current_epoch)
 
     def configure_optimizers(self) -> Any:
-        settings = self.settings
-        groups = learning_groups(self.net, settings.learning_rate)
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, [group["lr"] for group in groups], self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
-        )
+        optimizer = optimizer_of(parameter_groups(self.net, self.settings), self.settings, fused=self.fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

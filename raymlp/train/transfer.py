@@ -61,16 +61,6 @@ def rate_shares(net: nn.Module) -> dict[str, float]:
     }
 
 
-def learning_groups(net: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """The weights that learn, by step size, as an optimizer takes them."""
-    shares = rate_shares(net)
-    found: dict[float, dict[str, Any]] = {}
-    for name, weight in net.named_parameters():
-        if weight.requires_grad:
-            found.setdefault(shares[name], {"params": [], "lr": learning_rate * shares[name]})["params"].append(weight)
-    return list(found.values())
-
-
 def _adapters(net: EncoderNet, settings: Lora) -> Any:
     try:
         from peft import LoraConfig

@@ -20,7 +20,8 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
 from raymlp.core.files import Place
-from raymlp.data.snapshot import load_profile, split_files
+from raymlp.data.place import split_files
+from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.huggingface import start_of
 from raymlp.train.blocks import Block

@@ -17,6 +17,7 @@ from raymlp.config.augment import Augment
 from raymlp.config.encoder import IMAGE_TYPES, TEXT_TYPES, ImageEncoder, Lora, TextEncoder, Transfer
 from raymlp.config.features import Features
 from raymlp.config.problem import Problem
+from raymlp.config.train import Train
 from raymlp.core.errors import BundleError, ConfigError
 from raymlp.data.profile import Profile
 from raymlp.features.ids import FIRST, MISSING
@@ -27,7 +28,8 @@ from raymlp.model.huggingface import KINDS, encoder_of, start_of
 from raymlp.model.nets import NetShape, build_net
 from raymlp.train.augment import Augmentation
 from raymlp.train.batches import Batch
-from raymlp.train.transfer import Thaw, learning_groups, let_learn, plain_weights, rate_shares
+from raymlp.train.groups import parameter_groups
+from raymlp.train.transfer import Thaw, let_learn, plain_weights, rate_shares
 
 PROBLEM = Problem(name="p", task="binary", target="y", positive_class="1")
 WORDS = ["good", "bad", "film", "plot", "dull", "fine"]
@@ -169,8 +171,8 @@ def test_each_block_has_its_share_of_the_step_and_what_is_frozen_no_state() -> N
     assert shares["head.answer.weight"] == 1
     assert [shares[f"encoder.encoder.layer.{i}.output.dense.weight"] for i in (1, 0)] == pytest.approx([0.5, 0.05])
     assert shares["encoder.embeddings.word_embeddings.weight"] == pytest.approx(0.005)
-    groups = learning_groups(net, 0.2)
-    assert sorted(group["lr"] for group in groups) == pytest.approx([0.01, 0.1, 0.2])
+    groups = parameter_groups(net, Train(learning_rate=0.2))
+    assert sorted({round(group["lr"], 9) for group in groups}) == pytest.approx([0.01, 0.1, 0.2])
     optimizer = torch.optim.AdamW(groups, lr=0.2)
     net(texts(text_plan())).sum().backward()
     optimizer.step()

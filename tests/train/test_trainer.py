@@ -26,6 +26,7 @@ from raymlp.data.snapshot import read_split
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
+from raymlp.model.scorer import NetScorer
 from raymlp.train import feed, trainer
 from raymlp.train.job import Job
 from raymlp.train.loop import alone, fit
@@ -70,7 +71,9 @@ def workers() -> list[int]:
 
 
 def weights_of(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.numpy() for name, value in load_bundle(model.bundle).weights.items()}
+    scorer = load_bundle(model.bundle).scorer
+    assert isinstance(scorer, NetScorer)
+    return {name: value.numpy() for name, value in scorer.weights.items()}
 
 
 def same(first: TrainedModel, second: TrainedModel) -> bool:
@@ -207,8 +210,8 @@ def test_a_run_that_has_a_bundle_is_not_trained_again(solo: TrainedModel, snapsh
 
 def test_deepspeed_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install raymlp\[deepspeed\]"):
-        trainer.check(config_of(strategy=ZERO2).train)
+    with pytest.raises(ConfigError, match=r"pip install 'raymlp\[deepspeed\]'"):
+        trainer.check(config_of(strategy=ZERO2))
 
 
 def _without_train(path: Path) -> Path:
