@@ -129,9 +129,10 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     train = config.train
     for line in refusals(config):
         problem(line)
-    subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
-    if subword and importlib.util.find_spec("tokenizers") is None:
-        raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
+    encodings = {config.features.rules(name).text_encoding for name in config.features.text}
+    for encoding, library in {"subword": "tokenizers", "pretrained": "transformers"}.items():
+        if encoding in encodings and importlib.util.find_spec(library) is None:
+            raise ConfigError(f"features.text_encoding is {encoding}, which needs {library}. Run: pip install 'raymlp[text]'.")
     asked = train.num_workers * train.cpus_per_worker
     offered = _local_cpus(config)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")

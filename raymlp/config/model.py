@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
+from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.section import ImportPath, Section
 
 Width = Annotated[int, Field(ge=1)]
@@ -202,4 +203,4 @@ class Own(Section):
         return {"kind": self.kind, "_target_": self.target, **self.settings}
 
 
-Model = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | Own, Field(discriminator="kind")]
+Model = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Own, Field(discriminator="kind")]

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.model import FtTransformer, Linear, Mlp, Model, Own, PiecewiseLinear, PlainNumbers, Resnet, Tabm
 from raymlp.config.section import Section
 from raymlp.core import trust
@@ -28,6 +29,9 @@ PACKAGES = {"resnet": "rtdl_revisiting_models", "ft_transformer": "rtdl_revisiti
 PLAIN = PlainNumbers()
 Edges = tuple[tuple[float, ...], ...]
 """Of the bins of each embedded number, rising."""
+
+PIECES = 1 << 14
+"""Pieces of text that a transformer looks at in one go where nothing is learned."""
 
 
 class NetShape(Section):
@@ -75,6 +79,12 @@ class NetShape(Section):
             embedded=() if isinstance(getattr(model, "numbers", PLAIN), PlainNumbers) else tuple(embedded(plan)),
             edges=edges,
         )
+
+    def rows_at_once(self, most: int) -> int:
+        """Rows, from 1 to `most`, that are looked at in one go: a transformer sees at most `PIECES` pieces of text, which it makes
+        hundreds of numbers of."""
+        pieces = max((length for _, length in self.texts), default=0) if isinstance(self.model, TextEncoder) else 0
+        return max(1, min(most, PIECES // pieces)) if pieces else most
 
 
 def number_edges(model: Model, plan: FeaturePlan, profile: Profile) -> Edges:
@@ -135,6 +145,14 @@ def build_net(shape: NetShape) -> nn.Module:
             from raymlp.model.own import own_net
 
             return own_net(shape.model, shape)
+        case TextEncoder():
+            from raymlp.model.pretrained import TextEncoderNet
+
+            return TextEncoderNet(shape.model, shape)
+        case ImageEncoder():
+            from raymlp.model.pretrained import ImageEncoderNet
+
+            return ImageEncoderNet(shape.model, shape)
 
 
 def parameters_of(shape: NetShape) -> int:

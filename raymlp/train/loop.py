@@ -34,6 +34,7 @@ from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
 from raymlp.train.own import module_for
 from raymlp.train.strategy import full_weights, precision_of, share_statistics
+from raymlp.train.transfer import Thaw, plain_weights
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
@@ -73,7 +74,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
-    valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
+    valid_rows = job.plan.rows_within(VALID_BYTES, job.shape.rows_at_once(VALID_ROWS))
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
     resample = job.resampler(seat.world_size)
     batches = TrainBatches(
@@ -88,7 +89,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     )
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
-        net = build_net(job.shape)
+        net = job.net()
         module = module_for(net)(
             net,
             job.plan.target.task,
@@ -105,8 +106,9 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             _trainer(job, seat, watch, steps=_epoch_steps(job, batches)).fit(
                 module, batches, held_out, ckpt_path=checkpoint, weights_only=True
             )
-    outputs, answers = _evaluated(job, watch.best, held_out, seat)
-    return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress)
+    best = plain_weights(job.shape, watch.best)
+    outputs, answers = _evaluated(job, best, held_out, seat)
+    return Outcome(NetScorer(job.shape, best), outputs, answers, progress)
 
 
 class EpochWatch(pl.Callback):
@@ -195,7 +197,7 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch, *, steps: int) -> pl.Train
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip or None,
         gradient_clip_algorithm=settings.gradient_clip_by,
-        callbacks=[watch],
+        callbacks=[watch, Thaw()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
+from raymlp.train.augment import Augmentation
 from raymlp.train.average import averaged_net
 from raymlp.train.batches import Batch
 from raymlp.train.groups import parameter_groups
@@ -101,6 +102,7 @@ class TableModule(pl.LightningModule):
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
+        self.augment = Augmentation(settings.augment) if settings.augment.is_on else None
         self.fused, self._share = fused, shares(settings, epoch_steps=epoch_steps, losses=losses)
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
@@ -117,6 +119,8 @@ class TableModule(pl.LightningModule):
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.augment is not None:
+            batch = self.augment(batch)
         batch, answers = mixed(batch, self.settings.mix)
         outputs, smoothing = self(batch), self.settings.label_smoothing
         parts = [

@@ -24,6 +24,7 @@ from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.huggingface import start_of
 from raymlp.model.nets import number_edges
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
@@ -78,7 +79,7 @@ def job_of(config: Config, plan: FeaturePlan, splits: Splits, profile: Profile, 
         if not count:
             raise DataError(f"the split '{split}' has no usable rows; expected some. Check the split and the target.")
     counts, edges = class_counts_of(plan.target, profile), number_edges(config.model, plan, profile)
-    return Job(config, plan, rows, shuffle_labels=shuffle_labels, class_counts=counts, edges=edges)
+    return Job(config, plan, rows, shuffle_labels=shuffle_labels, class_counts=counts, edges=edges, start=start_of(config.model, plan))
 
 
 def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None = None) -> Outcome:
