@@ -129,13 +129,7 @@ def _zero(settings: Train, kind: DeepSpeed, device: torch.device) -> Strategy:
         _without_compiler()
     options: dict[str, Any] = kind.model_dump(exclude={"kind"})
     options |= {"logging_batch_size_per_gpu": settings.batch_size, "logging_level": logging.ERROR}
-    strategy: Strategy
-    if on_cpu:
-        strategy = _cpu_zero()(process_group_backend="gloo", **options)
-    else:
-        from ray.train.lightning import RayDeepSpeedStrategy
-
-        strategy = RayDeepSpeedStrategy(**options)
+    strategy: Strategy = _cpu_zero()(process_group_backend="gloo", **options) if on_cpu else _gpu_zero()(**options)
     config: dict[str, Any] = strategy.config
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
@@ -149,12 +143,24 @@ def _without_compiler() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _gpu_zero() -> type[Strategy]:
+    from ray.train.lightning import RayDeepSpeedStrategy
+
+    class ZeroStrategy(RayDeepSpeedStrategy):
+        """ZeRO over Ray Train's workers. Lightning and DeepSpeed would both divide a loss by the batches that are accumulated."""
+
+        def backward(self, closure_loss: Tensor, optimizer: Any, *arguments: Any, **named: Any) -> Tensor:
+            loss: Tensor = super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **named)
+            return loss
+
+    return ZeroStrategy
+
+
 def _cpu_zero() -> type[Strategy]:
     from lightning.fabric.utilities.seed import reset_seed
     from lightning.pytorch.strategies import DDPStrategy
-    from ray.train.lightning import RayDeepSpeedStrategy
 
-    class CpuZeroStrategy(RayDeepSpeedStrategy):
+    class CpuZeroStrategy(_gpu_zero()):  # type: ignore[misc]
         """ZeRO without a GPU, which Lightning refuses: its check and its device indices are left out."""
 
         @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,11 +15,13 @@ from torch.nn import functional
 
 from raymlp.config.average import Ema, Swa
 from raymlp.config.mix import Cutmix, Mixup
+from raymlp.config.model import Model
 from raymlp.config.schedule import Constant, Cosine, Linear, OneCycle
 from raymlp.config.strategy import DeepSpeed
 from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.records import Snapshot
+from raymlp.model.nets import NetShape, build_net
 from raymlp.train import support
 from raymlp.train.average import AveragedNet
 from raymlp.train.batches import Batch
@@ -255,3 +257,11 @@ def test_smoothing_needs_classes_and_compiling_a_compiler(monkeypatch: pytest.Mo
 def test_parameters_are_offloaded_by_stage_3_alone() -> None:
     with pytest.raises(ValidationError, match="offload_parameters needs stage 3"):
         DeepSpeed(stage=2, offload_parameters=True)
+
+
+def test_the_table_knows_which_nets_repeat_blocks() -> None:
+    """A new kind of model fails here until it stands in the table as its net is."""
+    kinds = [kind for kind in get_args(get_args(Model)[0]) if kind.model_fields["kind"].default != "own"]
+    for kind in kinds:
+        net = build_net(NetShape(model=kind(), num_numeric=3, cardinalities=(4, 5), outputs=1))
+        assert bool(blocks_of(net)) == (kind.model_fields["kind"].default not in support.WITHOUT_BLOCKS), kind
