@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymlp.train.blocks import Block, Source, joined
+from raymlp.train.blocks import Block, Source, grouped, joined
 from raymlp.train.imbalance import Resampler
 
 VALID_ROWS = 8_192
@@ -101,21 +101,17 @@ class TrainBatches:
 
     def _batches(self) -> Iterator[Batch]:
         rng = np.random.default_rng([*self._seed, self._epoch()])
-        waiting: list[Block] = []
-        num_waiting = left = 0
         blocks = self._source(rng if self._buffer_rows else None)
         if self._resample:
-            blocks = self._resample(blocks, rng, keep_order=not self._buffer_rows)
-        for block in blocks:
-            waiting.append(block)
-            num_waiting += len(block)
-            if num_waiting >= max(self._buffer_rows, self._batch_size):
-                buffer = self._mixed(joined(waiting), rng)
-                left = num_waiting % self._batch_size
-                yield from self._cut(buffer, num_waiting - left)
-                waiting, num_waiting = [buffer.slice(num_waiting - left, num_waiting)] if left else [], left
-        if num_waiting:
-            yield from self._cut(self._mixed(joined(waiting), rng), num_waiting)
+            blocks = self._resample(map(joined, grouped(blocks)), rng, keep_order=not self._buffer_rows)
+        waiting: list[Block] = []
+        for group in grouped(blocks, max(self._buffer_rows, self._batch_size)):
+            buffer = self._mixed(joined([*waiting, *group]), rng)
+            left = len(buffer) % self._batch_size
+            yield from self._cut(buffer, len(buffer) - left)
+            waiting = [buffer.slice(len(buffer) - left, len(buffer))] if left else []
+        if waiting:
+            yield from self._cut(waiting[0], left)
 
     def _mixed(self, buffer: Block, rng: np.random.Generator) -> Block:
         order = rng.permutation(len(buffer)) if self._buffer_rows else np.arange(len(buffer))
@@ -139,25 +135,10 @@ class ValidBatches:
     def __iter__(self) -> Iterator[Batch]:
         last: Block | None = None
         given = 0
-        for last in self._pieces():
+        for group in grouped(self._source(None), self._batch_rows):
+            last = joined(group)
             yield batch_of(last, slice(None))
             given += 1
         assert last is not None, "a worker without validation rows"
         for _ in range(self._steps - given):
             yield batch_of(last, slice(0, 0))
-
-    def _pieces(self) -> Iterator[Block]:
-        """Blocks of exactly `batch_rows`, but for the last."""
-        waiting: list[Block] = []
-        num_waiting = 0
-        for block in self._source(None):
-            waiting.append(block)
-            num_waiting += len(block)
-            if num_waiting >= self._batch_rows:
-                *full, rest = joined(waiting).pieces(self._batch_rows)
-                if len(rest) == self._batch_rows:
-                    full, rest = [*full, rest], rest.slice(0, 0)
-                yield from full
-                waiting, num_waiting = [rest] if len(rest) else [], len(rest)
-        if num_waiting:
-            yield joined(waiting)

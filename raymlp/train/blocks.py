@@ -64,20 +64,21 @@ def joined(blocks: Iterable[Block]) -> Block:
     return Block(tensors, np.concatenate([part.target for part in parts]))
 
 
-def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> list[list[Block]]:
+def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> Iterator[list[Block]]:
     """Blocks cut into groups of exactly `rows` rows (the last has fewer), without a copy. How the rows came in blocks leaves no trace."""
-    groups: list[list[Block]] = [[]]
+    group: list[Block] = []
     room = rows
     for block in blocks:
         start = 0
         while start < len(block):
             part = block.slice(start, min(start + room, len(block)))
-            groups[-1].append(part)
+            group.append(part)
             start, room = start + len(part), room - len(part)
             if not room:
-                groups.append([])
-                room = rows
-    return groups if groups[-1] else groups[:-1]
+                yield group
+                group, room = [], rows
+    if group:
+        yield group
 
 
 def columns_of(plan: FeaturePlan) -> list[str]:

@@ -82,7 +82,7 @@ def shard_source(shard: Any, plan: FeaturePlan, *, hold: bool, start: int, stop:
 
 def held_source(blocks: Iterable[Block]) -> Source:
     """Passes over blocks that stay in memory, in groups of equal length whose order can be drawn."""
-    groups = grouped(blocks)
+    groups = list(grouped(blocks))
 
     def run(rng: np.random.Generator | None) -> Iterator[Block]:
         order = range(len(groups)) if rng is None else rng.permutation(len(groups))
