@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 import typer
 
 if TYPE_CHECKING:
-    from raymlp.config.schema import Config
+    from raymlp.config.schema import Config, Site
     from raymlp.core.records import Endpoint, RunSummary
     from raymlp.data.rules import BrokenRule
     from raymlp.runtime.progress import Story
@@ -116,6 +116,40 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
     with _running(config) as story:
         model = pipeline.train(config, story=story)
     _done({"bundle": str(model.bundle), "MLflow run": model.run_id})
+
+
+@app.command()
+def reproduce(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a recorded run again and compare it bit by bit; exit code 1 when it differs."""
+    from raymlp import pipeline
+    from raymlp.core.errors import TrainingError
+
+    with _placed(overrides, verbose) as (site, story):
+        result = pipeline.reproduce(model, site, story=story)
+    rows = [(item.name, item.recorded, item.again, "same" if item.same else "differs") for item in result.facts]
+    _columns(("", "recorded", "again", ""), rows)
+    if result.differences:
+        moved = [f"{item.name} was {item.recorded} and is {item.again}" for item in result.environment if not item.same]
+        told = "; ".join(moved) or ("the environment is the same" if result.environment else "the bundle does not say where it was made")
+        raise TrainingError(f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}: {told}.")
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Walk from a model back to run, code, config, snapshot and source files, and say what is missing or has changed since."""
+    from raymlp import pipeline
+
+    with _placed(overrides, verbose) as (site, _):
+        found = pipeline.trace(model, site)
+    _columns(("", "recorded", "", ""), [(item.kind, item.recorded, item.state, item.note) for item in found.stations])
 
 
 @app.command()
@@ -293,7 +327,7 @@ def _config(overrides: list[str] | None, verbose: bool) -> Config:
 
 
 @contextmanager
-def _running(config: Config) -> Iterator[Story]:
+def _running(config: Config | Site) -> Iterator[Story]:
     """The steps on the screen, warnings in raymlp.log; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
     from raymlp.core.files import make_folder
     from raymlp.runtime.progress import Story
@@ -306,6 +340,16 @@ def _running(config: Config) -> Iterator[Story]:
         yield Story()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _placed(overrides: list[str] | None, verbose: bool) -> Iterator[tuple[Site, Story]]:
+    """`_running` for verbs that take a recorded run's config: overrides say where results and records are."""
+    from raymlp.config.loader import load_site
+
+    site = load_site([*(overrides or ()), *(["runtime.verbose=true"] if verbose else ())])
+    with _running(site) as story:
+        yield site, story
 
 
 def _interrupt(*_: Any) -> None:
@@ -357,6 +401,20 @@ def _table(console: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:
     for key, value in rows:
         table.add_row(Text(key), Text(value))
     console.print(table)
+
+
+def _columns(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
 
 
 def _broken_rules(file: Path, broken: list[BrokenRule]) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlp.config.loader import to_yaml, with_overrides
-from raymlp.config.schema import Config
+from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
-from raymlp.core.errors import ConfigError, GateRefused
+from raymlp.core.errors import ConfigError, DataError, GateRefused
 from raymlp.core.records import (
     DataReport,
     Decision,
@@ -26,9 +26,11 @@ from raymlp.core.records import (
     MonitorReport,
     PlanReport,
     Registration,
+    Reproduction,
     RetrainResult,
     RolloutResult,
     Snapshot,
+    Trace,
     TrainedModel,
     TuneResult,
     Version,
@@ -131,6 +133,7 @@ def train(
             folder = storage_root(config.runtime) / "runs" / run.id
             model = trainer.train(config, snapshot, run_dir=folder, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels)
             run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
+            run.file(model.bundle / "environment.json")
         name = config.problem.main_metric
         step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
     return model
@@ -159,6 +162,41 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
         )
         step.result(f"{len(result.trials)} trials, best {result.metric} {result.score:.4f}")
     return result
+
+
+def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Reproduction:
+    """Make a recorded run again, of a bundle's path, `NAME@ALIAS` or a run's id, and compare what comes out, bit by bit.
+
+    Config, snapshot and seed are those that were recorded; a snapshot that is gone is prepared again from its source.
+    Raises DataError when the source no longer gives it, RegistryError when there is no such model or run.
+    """
+    from raymlp.data.origin import with_digest
+    from raymlp.lineage import recorded_bundle, recorded_config
+    from raymlp.model.bundle import load_bundle
+    from raymlp.model.comparison import compare, environments
+
+    story = story or SilentStory()
+    first = load_bundle(recorded_bundle(reference, site))
+    assert first.path is not None
+    config = recorded_config(first.config_yaml, site)
+    snapshot = with_digest(snapshot_root(config.runtime) / config.problem.name, first.snapshot) or prepare(config, story=story)
+    if snapshot.digest != first.snapshot:
+        raise DataError(
+            f"run {first.run_id} was trained on snapshot {first.snapshot[:12]}, which is gone, and the source now gives "
+            f"{snapshot.digest[:12]}; expected the same rows. See what changed: raymlp trace {reference}"
+        )
+    shuffled = "labels_shuffled" in first.metrics
+    model = train(config, snapshot=snapshot, story=story, shuffle_labels=shuffled, title="reproduce")
+    facts = compare(first.path, model.bundle)
+    return Reproduction(first.run_id, model, facts, environments(first.path, model.bundle))
+
+
+def trace(reference: str, site: Site) -> Trace:
+    """Walk from a bundle's path, `NAME@ALIAS` or a run's id back to the run, its code and config, the snapshot and the source files,
+    and say what is missing or has changed since. Needs no Ray. Raises as `reproduce`."""
+    from raymlp.lineage import stations
+
+    return Trace(tuple(stations(reference, site)))
 
 
 def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = None, story: Story | None = None) -> Evaluation:

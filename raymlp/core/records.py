@@ -191,6 +191,55 @@ class ForgetResult:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One fact of a recorded run beside that of the same run made again."""
+
+    name: str
+    recorded: str
+    again: str
+
+    @property
+    def same(self) -> bool:
+        return self.recorded == self.again
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A recorded run made again. `facts` are the digests of the bundle's files and the metrics; `environment` has what may explain
+    a difference: versions, processor, threads."""
+
+    run_id: str
+    model: TrainedModel
+    facts: tuple[Compared, ...]
+    environment: tuple[Compared, ...]
+
+    @property
+    def differences(self) -> tuple[Compared, ...]:
+        return tuple(fact for fact in self.facts if not fact.same)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The way from a model back to the files it was made from: what was recorded at each station, and what has become of it."""
+
+    stations: tuple[Station, ...]
+
+    @property
+    def broken(self) -> tuple[Station, ...]:
+        return tuple(station for station in self.stations if station.state in ("missing", "changed"))
+
+
+@dataclass(frozen=True)
+class Station:
+    """One station of a trace. `state` says whether what is there now is what was recorded; `unknown` where nothing was recorded."""
+
+    kind: Literal["version", "bundle", "run", "code", "config", "snapshot", "source"]
+    recorded: str
+    state: Literal["same", "changed", "missing", "unknown"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """The whole life of a model: title, seconds and outcome of each step; where the results lie; when what happened."""
 

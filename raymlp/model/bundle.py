@@ -4,14 +4,14 @@ manifest.json      format, name, run id, digest over all, SHA-256 and size of ea
 the scorer's files   see `raymlp.model.scorer`
 plan.json  contract.yaml  calibration.json
 profile.json       training columns and validation predictions, the baseline of drift
-metrics.json  config.yaml  card.md
+metrics.json  config.yaml  card.md  environment.json (versions, processor and threads of the process that trained)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from raymlp.model.scorer import Scorer, load_scorer
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Bundle:
     metrics: Mapping[str, float]
     config_yaml: str
     snapshot: str
+    environment: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
     digest: str = ""
 
@@ -59,6 +61,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
         "metrics.json": to_json(dict(bundle.metrics)),
         "config.yaml": bundle.config_yaml,
         "card.md": card(bundle),
+        ENVIRONMENT: to_json(dict(bundle.environment)),
     }
     with published(folder) as aside:
         for name, text in texts.items():
@@ -119,9 +122,16 @@ def load_bundle(folder: str | Path) -> Bundle:
         metrics=json.loads((folder / "metrics.json").read_text()),
         config_yaml=(folder / "config.yaml").read_text(),
         snapshot=manifest["snapshot"],
+        environment=environment_of(folder),
         path=folder,
         digest=manifest["digest"],
     )
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """Where a bundle was trained; empty for one that an older version wrote."""
+    file = folder / ENVIRONMENT
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
 def card(bundle: Bundle) -> str:

@@ -131,12 +131,13 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """What training gives: the scorer of the best epoch, and on the validation split its `outputs`, float64 (N,) or
-    (N, K), and the `answers` (N,)."""
+    (N, K), and the `answers` (N,). `environment` is that of the worker (see `raymlp.runtime.environment`)."""
 
     scorer: Scorer
     outputs: NDArray[np.float64]
     answers: NDArray[np.float64]
     progress: Progress
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def scored(self, task: Task, class_weights: Sequence[float] = ()) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
         """The calibration, the calibrated scores (N,) or (N, K), and the metrics on the validation split.

@@ -27,6 +27,7 @@ from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
 from raymlp.model.scorer import NetScorer
+from raymlp.runtime import environment
 from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
@@ -100,7 +101,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             checkpoint = str(resume / STATE) if resume else None
             _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
     outputs, answers = _evaluated(job, watch.best, held_out, seat)
-    return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress)
+    return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress, environment.facts())
 
 
 class EpochWatch(pl.Callback):

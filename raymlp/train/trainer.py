@@ -212,6 +212,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
         metrics=metrics,
         config_yaml=to_yaml(config),
         snapshot=snapshot.digest,
+        environment={**outcome.environment, "training rows": "held in memory" if job.hold else "streamed"},
     )
     return bundle, metrics
 
