@@ -113,7 +113,7 @@ def test_a_snapshot_that_the_source_no_longer_gives_is_refused(
     manifest = Path(site.runtime.storage) / "snapshots" / "planted" / "abc" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"digest": "1" * 64}))
     monkeypatch.setattr(pipeline, "prepare", lambda *_, **__: Snapshot(manifest.parent, "1" * 64, {}))
-    with pytest.raises(DataError, match="trained on snapshot 0000000000.*source now gives 1111111111"):
+    with pytest.raises(DataError, match=r"trained on snapshot 0000000000.*source now gives 1111111111"):
         pipeline.reproduce(recorded.run_id, site)
     assert states(pipeline.trace(recorded.run_id, site).stations)["snapshot"] == "missing"
 
