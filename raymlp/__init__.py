@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raymlp.features.custom import CustomStep
     from raymlp.life import run
     from raymlp.pipeline import (
+        crossvalidate,
         deploy,
         evaluate,
         forget,
@@ -51,6 +52,7 @@ _HOMES = {
     "run": "raymlp.life",
     **dict.fromkeys(
         (
+            "crossvalidate",
             "deploy",
             "evaluate",
             "forget",
@@ -75,6 +77,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "CustomStep",
+    "crossvalidate",
     "deploy",
     "evaluate",
     "forget",

@@ -119,6 +119,24 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
+def crossvalidate(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Train a model for each of data.split.folds; mean, spread and out-of-fold scores."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        result = pipeline.crossvalidate(config, story=story)
+    folds = [f"fold {fold + 1}" for fold in range(len(result.models))]
+    rows = [
+        (name, *(f"{model.metrics[name]:.4f}" for model in result.models), str(spread), f"{result.out_of_fold[name]:.4f}")
+        for name, spread in result.metrics.items()
+        if name in result.out_of_fold
+    ]
+    _columns(("", *folds, "mean ± deviation", "out of fold"), rows)
+    _done({"predictions": str(result.predictions), "MLflow run": result.run_id})
+
+
+@app.command()
 def reproduce(
     model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
     overrides: Overrides = None,

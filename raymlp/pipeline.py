@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
 from raymlp.core.errors import ConfigError, DataError, GateRefused
 from raymlp.core.records import (
+    CrossValidation,
     DataReport,
     Decision,
     Endpoint,
@@ -137,6 +138,51 @@ def train(
         name = config.problem.main_metric
         step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
     return model
+
+
+def crossvalidate(config: Config, *, story: Story | None = None) -> CrossValidation:
+    """Train a model for each fold of `data.split.folds`, as many at a time as the cluster holds, and score each row by the model that
+    did not learn from it. Every fold is a snapshot and a run of its own. Raises ConfigError without `data.split.folds`."""
+    from raymlp.evaluate.folds import judge
+    from raymlp.runtime.tracking import tracked
+    from raymlp.train.trainer import at_once
+
+    count, story = config.data.split.folds, story or SilentStory()
+    if count is None:
+        raise ConfigError("data.split.folds is not set; expected the number of folds. Set data.split.folds, for example to 5.")
+    parts = [with_overrides(config, {"data.split.fold": fold}) for fold in range(count)]
+    with ray_session(config.runtime):
+        snapshots = [prepare(part, story=story) for part in parts]
+        facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshots[0].digest}
+        with story.step("folds") as step:
+            width = min(count, at_once(config.train))
+            step.say(f"{count} models, {width} at a time")
+            models = _trained_beside(parts, snapshots, width)
+            with tracked(config.problem.name, "crossvalidate", **facts, registry=config.registry, runtime=config.runtime) as run:
+                result = judge(config, models, snapshots, folder=storage_root(config.runtime) / "runs" / run.id, run_id=run.id)
+                run.metrics({f"mean_{name}": found.mean for name, found in result.metrics.items()})
+                run.metrics({f"deviation_{name}": found.deviation for name, found in result.metrics.items()})
+                run.metrics({f"out_of_fold_{name}": value for name, value in result.out_of_fold.items()})
+                run.tag("raymlp.folds", " ".join(model.run_id for model in models))
+            name = config.problem.main_metric
+            step.result(f"{name} {result.metrics[name]} over {count} folds, {result.out_of_fold[name]:.4f} out of fold")
+    return result
+
+
+def _trained_beside(parts: Sequence[Config], snapshots: Sequence[Snapshot], width: int) -> list[TrainedModel]:
+    """A model of each part, `width` at a time; the first failure is raised once those that run have ended."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(width) as pool:
+        started = [
+            pool.submit(train, part, snapshot=snapshot, title=f"fold {fold + 1} of {len(parts)}")
+            for fold, (part, snapshot) in enumerate(zip(parts, snapshots, strict=True))
+        ]
+        try:
+            return [future.result() for future in started]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def tune(config: Config, *, story: Story | None = None) -> TuneResult:

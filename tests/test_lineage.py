@@ -13,18 +13,14 @@ import pytest
 
 from raymlp import lineage, pipeline
 from raymlp.cli import run_command
-from raymlp.config.loader import to_yaml, with_overrides
-from raymlp.config.schema import Config, Site
+from raymlp.config.loader import with_overrides
+from raymlp.config.schema import Site
 from raymlp.core.errors import ConfigError, DataError, RegistryError
 from raymlp.core.files import sha256_file
 from raymlp.core.records import Snapshot, Station, TrainedModel
 from raymlp.data import sources
-from raymlp.data.snapshot import load_profile
 from raymlp.model.bundle import load_bundle, save_bundle
-from raymlp.runtime.tracking import tracked
-from raymlp.train.trainer import bundle_of
-from raymlp.train.worker import outcome_alone
-from tests.train.planted import config_of, planted, write_snapshot
+from tests.train.planted import config_of, planted, trained, write_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +51,6 @@ def site(made: TrainedModel, tmp_path: Path) -> Site:
 @pytest.fixture
 def recorded(made: TrainedModel, site: Site) -> TrainedModel:
     return replace(made, bundle=Path(site.runtime.storage) / "runs" / made.run_id / "bundle")
-
-
-def trained(config: Config, *, snapshot: Snapshot, shuffle_labels: bool = False, **_: Any) -> TrainedModel:
-    """`pipeline.train` in this process, as one worker."""
-    facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
-    with tracked("planted", "train", **facts, registry=config.registry, runtime=config.runtime) as run:
-        job, outcome = outcome_alone(config, snapshot.path, lambda _: None, shuffle_labels=shuffle_labels)
-        bundle, metrics = bundle_of(job, outcome, snapshot, load_profile(snapshot.path), run.id)
-        place = Path(config.runtime.storage) / "runs" / run.id / "bundle"
-        place.parent.mkdir(parents=True)
-        return TrainedModel(save_bundle(bundle, place), metrics, run.id)
 
 
 def states(stations: tuple[Station, ...]) -> dict[str, str]:

@@ -68,6 +68,29 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A mean over several models, and the standard deviation among them."""
+
+    mean: float
+    deviation: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.deviation:.4f}"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """One model a fold. `metrics` are over the models, `out_of_fold` over all rows, each scored by the model that did not learn from
+    it; `predictions` is the Parquet file of those scores."""
+
+    models: tuple[TrainedModel, ...]
+    metrics: Mapping[str, Spread]
+    out_of_fold: Mapping[str, float]
+    predictions: Path
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one bundle and of the baselines on the same rows, and what the gate says of them.
 

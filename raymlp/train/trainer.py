@@ -33,7 +33,7 @@ from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
-from raymlp.train.feed import Feed, may_hold
+from raymlp.train.feed import HOLD_SHARE, Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
@@ -110,6 +110,13 @@ def wait_for_room(settings: Train, *, streams: bool) -> None:
                     "Stop what holds the rest, or set train.num_workers."
                 )
             time.sleep(POLL_S)
+
+
+def at_once(settings: Train) -> int:
+    """How many runs of these settings the cluster holds side by side, 1 at least. Each may hold its rows in the object store."""
+    needed = {"CPU": settings.num_workers * settings.cpus_per_worker, "GPU": float(settings.num_workers if settings.gpu else 0)}
+    rooms = [int(ray.cluster_resources().get(kind, 0.0) / amount) for kind, amount in needed.items() if amount]
+    return max(1, min(*rooms, int(1 / HOLD_SHARE)))
 
 
 def _worker(settings: dict[str, Any]) -> Any:
