@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import typer
 
@@ -134,6 +134,22 @@ def crossvalidate(overrides: Overrides = None, verbose: Verbose = False) -> None
     ]
     _columns(("", *folds, "mean ± deviation", "out of fold"), rows)
     _done({"predictions": str(result.predictions), "MLflow run": result.run_id})
+
+
+@app.command()
+def find(
+    what: Annotated[Literal["learning-rate", "batch-size"], typer.Argument(help="What to look for.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Look for a learning rate or a batch size by real training steps; prints it as an override."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        found = pipeline.find(config, what, story=story)
+    _columns(found.titles, found.rows)
+    _done({"suggestion": found.best, **{file.suffix.removeprefix("."): str(file) for file in found.files}})
 
 
 @app.command()

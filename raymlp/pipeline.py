@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config, Site
@@ -24,6 +24,7 @@ from raymlp.core.records import (
     Endpoint,
     Evaluation,
     ForgetResult,
+    Found,
     MonitorReport,
     PlanReport,
     Registration,
@@ -208,6 +209,25 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
         )
         step.result(f"{len(result.trials)} trials, best {result.metric} {result.score:.4f}")
     return result
+
+
+def find(config: Config, what: Literal["learning-rate", "batch-size"], *, story: Story | None = None) -> Found:
+    """Look for a learning rate or a batch size by real steps of one worker (`train.finder`). The config is left as it is: what is found
+    comes back as an override. Raises TrainingError when the loss never falls, or no batch size fits."""
+    from raymlp.runtime.tracking import tracked
+    from raymlp.train import trainer
+
+    snapshot = prepare(config, story=story)
+    facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
+    with ray_session(config.runtime), (story or SilentStory()).step("find") as step:
+        step.say(what)
+        with tracked(config.problem.name, f"find-{what}", **facts, registry=config.registry, runtime=config.runtime) as run:
+            found = trainer.find(config, snapshot, what, folder=storage_root(config.runtime) / "runs" / run.id)
+            for file in found.files:
+                run.file(file)
+            run.tag("raymlp.found", found.best)
+        step.result(found.best)
+    return found
 
 
 def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Reproduction:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.finder import Finder
 from raymlp.config.section import AsText, Section
 
 
@@ -100,6 +101,9 @@ class Train(Section):
     """Rows that a training epoch sees, of the training split alone: `undersample` takes as many of each class as the rarest has,
     `oversample` repeats rows up to the most frequent, `smote` makes new ones between neighbours (needs raymlp[imbalance]) among
     8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch."""
+
+    finder: Finder = Finder()
+    """How `raymlp find` looks for a learning rate and a batch size; training itself takes no notice."""
 
     max_failures: int = Field(default=2, ge=0)
     """Worker deaths survived by starting again from the last checkpoint."""

@@ -91,6 +91,16 @@ class CrossValidation:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a finder suggests, as an override, what it tried, one row each, and the files it left."""
+
+    best: str
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one bundle and of the baselines on the same rows, and what the gate says of them.
 

@@ -22,7 +22,7 @@ from raymlp.model.nets import NetShape
 from raymlp.model.scorer import Scorer
 from raymlp.train.imbalance import Resampler, balanced_weights
 
-FREE = ("max_failures", "checkpoint_every_epochs", "patience")
+FREE = ("finder", "max_failures", "checkpoint_every_epochs", "patience")
 """Settings that may change between a checkpoint and the run that goes on from it."""
 
 

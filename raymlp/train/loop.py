@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,34 +68,15 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
 
     Every worker of the group calls it and gets the same outcome. Raises TrainingError when the loss is no number.
     """
-    settings = job.config.train
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    _begin(job)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
     valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
-    resample = job.resampler(seat.world_size)
-    batches = TrainBatches(
-        train,
-        rows=resample.rows if resample else job.train_rows(seat.world_size),
-        batch_size=settings.batch_size,
-        buffer_rows=job.plan.rows_within(BUFFER_BYTES, settings.shuffle_rows) if settings.shuffle_rows else 0,
-        seed=(settings.seed, seat.rank),
-        epoch=lambda: progress.epochs,
-        shuffle_labels=job.shuffle_labels,
-        resample=resample,
-    )
+    batches = _batches(job, train, seat, epoch=lambda: progress.epochs)
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
-        module = TableModule(
-            build_net(job.shape),
-            job.plan.target.task,
-            settings,
-            total_steps=settings.epochs * len(batches),
-            fused=_can_fuse(job, seat),
-            class_weights=job.class_weights,
-        )
+        module = _module(job, seat, batches)
         with warnings.catch_warnings():
             if not job.config.runtime.verbose:
                 warnings.simplefilter("ignore")
@@ -102,6 +84,46 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
     outputs, answers = _evaluated(job, watch.best, held_out, seat)
     return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress, environment.facts())
+
+
+def steps(job: Job, train: Source, *, seat: Seat, watch: pl.Callback) -> None:
+    """The training steps of `fit` alone, until `watch` has seen enough of them."""
+    _begin(job)
+    epoch = count()
+    batches = _batches(job, train, seat, epoch=lambda: next(epoch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _trainer(job, seat, watch).fit(_module(job, seat, batches), batches)
+
+
+def _begin(job: Job) -> None:
+    torch.set_num_threads(max(1, int(job.config.train.cpus_per_worker)))
+    pl.seed_everything(job.config.train.seed, workers=True, verbose=False)
+
+
+def _batches(job: Job, train: Source, seat: Seat, *, epoch: Callable[[], int]) -> TrainBatches:
+    settings, resample = job.config.train, job.resampler(seat.world_size)
+    return TrainBatches(
+        train,
+        rows=resample.rows if resample else job.train_rows(seat.world_size),
+        batch_size=settings.batch_size,
+        buffer_rows=job.plan.rows_within(BUFFER_BYTES, settings.shuffle_rows) if settings.shuffle_rows else 0,
+        seed=(settings.seed, seat.rank),
+        epoch=epoch,
+        shuffle_labels=job.shuffle_labels,
+        resample=resample,
+    )
+
+
+def _module(job: Job, seat: Seat, batches: TrainBatches) -> TableModule:
+    return TableModule(
+        build_net(job.shape),
+        job.plan.target.task,
+        job.config.train,
+        total_steps=job.config.train.epochs * len(batches),
+        fused=_can_fuse(job, seat),
+        class_weights=job.class_weights,
+    )
 
 
 class EpochWatch(pl.Callback):
@@ -159,7 +181,7 @@ def quiet(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
-def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
+def _trainer(job: Job, seat: Seat, watch: pl.Callback) -> pl.Trainer:
     from ray.train.lightning import RayLightningEnvironment
 
     settings = job.config.train

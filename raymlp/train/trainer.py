@@ -23,9 +23,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
 from raymlp.config.train import DeepSpeed, Train
-from raymlp.core.errors import ConfigError, TrainingError
+from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
-from raymlp.core.records import Snapshot, TrainedModel
+from raymlp.core.records import Found, Snapshot, TrainedModel
 from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_contract, load_profile
@@ -81,6 +81,28 @@ def fit_in_process(config: Config, snapshot_path: Place, report: OnEpoch) -> dic
 
     job, outcome = outcome_alone(config, snapshot_path, report)
     return outcome.scored(job.plan.target.task, job.class_weights)[2]
+
+
+def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Found:
+    """Look for a `learning-rate` or a `batch-size` in a Ray task with the CPUs, or the GPU, of a worker. Needs Ray.
+
+    Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
+    """
+    check(config.train)
+    settings = config.train
+    work = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=int(settings.gpu), max_calls=1)(_found)
+    try:
+        result: Found = ray.get(work.remote(config, snapshot.path, what, make_folder(folder)))
+    except RayError as error:
+        cause = _root(error)
+        raise cause if isinstance(cause, RaymlpError) else explained(error) from error
+    return result
+
+
+def _found(config: Config, snapshot: Any, what: str, folder: Path) -> Found:
+    from raymlp.train import finder
+
+    return finder.learning_rate(config, snapshot, folder) if what == "learning-rate" else finder.batch_size(config, snapshot, folder)
 
 
 def check(settings: Train) -> None:

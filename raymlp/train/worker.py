@@ -61,6 +61,13 @@ def outcome_alone(
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
     quiet(config.runtime.verbose)
+    job, splits = job_alone(config, snapshot_path, shuffle_labels=shuffle_labels)
+    train, valid = held_source(splits["train"]), held_source(splits["valid"])
+    return job, fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
+
+
+def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = False) -> tuple[Job, dict[str, list[Block]]]:
+    """The job of one worker without Ray, and its blocks by split, in memory. Raises DataError when a split is empty."""
     profile = load_profile(snapshot_path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
     splits = _splits(snapshot_path, plan.model_dump_json())
@@ -69,8 +76,7 @@ def outcome_alone(
     for split, rows in job.rows.items():
         if not rows:
             raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")
-    train, valid = held_source(splits["train"]), held_source(splits["valid"])
-    return job, fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
+    return job, splits
 
 
 @lru_cache(maxsize=1)
