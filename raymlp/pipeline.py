@@ -119,7 +119,7 @@ def train(
     from raymlp.runtime.tracking import tracked
     from raymlp.train import trainer
 
-    snapshot = snapshot or prepare(config, story=story)
+    snapshot, config = snapshot or prepare(config, story=story), with_teacher(config)
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
     with ray_session(config.runtime), (story or SilentStory()).step(title) as step:
         step.say("starting")
@@ -139,6 +139,12 @@ def train(
         name = config.problem.main_metric
         step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
     return model
+
+
+def with_teacher(config: Config) -> Config:
+    """The config with the bundle in the place of a teacher's name, so that the run says which it was. Raises RegistryError."""
+    distil = config.train.distil
+    return config if distil is None else with_overrides(config, {"train.distil.teacher": resolve(config, distil.teacher).bundle})
 
 
 def crossvalidate(config: Config, *, story: Story | None = None) -> CrossValidation:
@@ -192,7 +198,7 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
     from raymlp.tune.search import search
 
     story = story or SilentStory()
-    snapshot = prepare(config, story=story)
+    snapshot, config = prepare(config, story=story), with_teacher(config)
     with ray_session(config.runtime), story.step("tune") as step:
         done: list[Mapping[str, Any]] = []
 
@@ -217,7 +223,7 @@ def find(config: Config, what: Literal["learning-rate", "batch-size"], *, story:
     from raymlp.runtime.tracking import tracked
     from raymlp.train import trainer
 
-    snapshot = prepare(config, story=story)
+    snapshot, config = prepare(config, story=story), with_teacher(config)
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
     with ray_session(config.runtime), (story or SilentStory()).step("find") as step:
         step.say(what)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.distil import Distil
 from raymlp.config.finder import Finder
 from raymlp.config.section import AsText, Section
 
@@ -102,6 +103,9 @@ class Train(Section):
     `oversample` repeats rows up to the most frequent, `smote` makes new ones between neighbours (needs raymlp[imbalance]) among
     8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch."""
 
+    distil: Distil | None = None
+    """A teacher that the net listens to beside the answers; null has none."""
+
     finder: Finder = Finder()
     """How `raymlp find` looks for a learning rate and a batch size; training itself takes no notice."""
 
@@ -118,5 +122,10 @@ class Train(Section):
         if self.class_weights != "none" and self.resample != "none":
             raise ValueError(
                 f"class_weights={self.class_weights} with resample={self.resample} would make up for rare classes twice; set one of them"
+            )
+        if self.distil and (self.class_weights != "none" or self.resample != "none"):
+            raise ValueError(
+                f"distil with class_weights={self.class_weights} and resample={self.resample}: the teacher speaks of the true shares of the "
+                "classes; expected none of both"
             )
         return self

@@ -43,7 +43,7 @@ def predictions_of(bundle: Path, snapshot: Snapshot, problem: Problem, *, fold: 
     target = predictor.bundle.plan.target
     table = read_split(snapshot.path, "valid")
     table = table.filter(pa.array(np.isfinite(target.read(table.column(target.column)))))
-    scores = predictor.predict(table).scores
+    scores = predictor.scores(table)
     named = [name for name in table.column_names if name in (*problem.id_columns, problem.time_column)]
     columns = {"fold": pa.array(np.full(len(scores), fold), pa.int8())}
     columns |= {name: table.column(name) for name in dict.fromkeys([*named, target.column])}

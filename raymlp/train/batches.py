@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymlp.train.blocks import Block, Source, grouped, joined
+from raymlp.train.distil import SOFT
 from raymlp.train.imbalance import Resampler
 
 VALID_ROWS = 8_192
@@ -27,15 +28,16 @@ TAKEN = {np.dtype(np.int32): np.int64}
 
 
 class Batch:
-    """What a step takes: the plan's `tensors` as a net takes them (see `raymlp.model.nets`) and `target` float32 (B,).
+    """What a step takes: the plan's `tensors` as a net takes them (see `raymlp.model.nets`), `target` float32 (B,) and, where a teacher
+    was asked, its `soft` targets float32 (B, O).
 
     No dict itself, on purpose: Lightning's reduced precisions would round the answers inside one.
     """
 
-    __slots__ = ("target", "tensors")
+    __slots__ = ("soft", "target", "tensors")
 
-    def __init__(self, tensors: Mapping[str, Tensor], target: Tensor) -> None:
-        self.tensors, self.target = tensors, target
+    def __init__(self, tensors: Mapping[str, Tensor], target: Tensor, soft: Tensor | None = None) -> None:
+        self.tensors, self.target, self.soft = tensors, target, soft
 
     def __len__(self) -> int:
         return len(self.target)
@@ -43,13 +45,15 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
         tensors = {name: part.to(device, non_blocking=non_blocking) for name, part in self.tensors.items()}
-        return Batch(tensors, self.target.to(device, non_blocking=non_blocking))
+        soft = None if self.soft is None else self.soft.to(device, non_blocking=non_blocking)
+        return Batch(tensors, self.target.to(device, non_blocking=non_blocking), soft)
 
 
 def batch_of(block: Block, rows: NDArray[np.int64] | slice) -> Batch:
     """Copy some rows of a block into tensors; ids become int64."""
     tensors = {name: torch.from_numpy(np.array(values[rows], TAKEN.get(values.dtype))) for name, values in block.tensors.items()}
-    return Batch(tensors, torch.from_numpy(np.array(block.target[rows])))
+    soft = tensors.pop(SOFT, None)
+    return Batch(tensors, torch.from_numpy(np.array(block.target[rows])), soft)
 
 
 class TrainBatches:
@@ -115,8 +119,8 @@ class TrainBatches:
 
     def _mixed(self, buffer: Block, rng: np.random.Generator) -> Block:
         order = rng.permutation(len(buffer)) if self._buffer_rows else np.arange(len(buffer))
-        answers = rng.permutation(buffer.target) if self._shuffle_labels else buffer.target[order]
-        return Block({name: values[order] for name, values in buffer.tensors.items()}, answers)
+        told = rng.permutation(len(buffer)) if self._shuffle_labels else order
+        return Block({name: values[told if name == SOFT else order] for name, values in buffer.tensors.items()}, buffer.target[told])
 
     def _cut(self, buffer: Block, rows: int) -> Iterator[Batch]:
         for start in range(0, rows, self._batch_size):

@@ -18,6 +18,7 @@ from torch.nn import functional
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
 from raymlp.train.batches import Batch
+from raymlp.train.distil import distilled_sum
 
 WARM_UP = 0.1
 """Share of the steps in which the step size rises."""
@@ -89,7 +90,10 @@ class TableModule(pl.LightningModule):
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        loss = loss_sum(self.task, self(batch), batch.target, weights=self.train_weights, gamma=self.gamma)
+        outputs = self(batch)
+        loss = loss_sum(self.task, outputs, batch.target, weights=self.train_weights, gamma=self.gamma)
+        if self.settings.distil is not None and batch.soft is not None:
+            loss = distilled_sum(self.task, loss, outputs, batch.soft, self.settings.distil)
         self.train_sums.add(loss, len(batch))
         return loss / len(batch)
 

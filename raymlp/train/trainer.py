@@ -33,6 +33,7 @@ from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
+from raymlp.train.distil import teacher_of
 from raymlp.train.feed import HOLD_SHARE, Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.imbalance import class_counts_of
@@ -59,11 +60,12 @@ def train(
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
-    hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
+    teacher_of(config.train.distil, plan.target)
+    hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan, taught=config.train.distil is not None)
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
     try:
-        feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
+        feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold, distil=config.train.distil)
         job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile))
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:

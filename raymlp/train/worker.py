@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
+from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
 from raymlp.core.files import Place
@@ -70,7 +71,7 @@ def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = Fa
     """The job of one worker without Ray, and its blocks by split, in memory. Raises DataError when a split is empty."""
     profile = load_profile(snapshot_path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
-    splits = _splits(snapshot_path, plan.model_dump_json())
+    splits = _splits(snapshot_path, plan.model_dump_json(), config.train.distil)
     num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
     job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile))
     for split, rows in job.rows.items():
@@ -80,9 +81,9 @@ def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = Fa
 
 
 @lru_cache(maxsize=1)
-def _splits(path: Place, plan: str) -> dict[str, list[Block]]:
+def _splits(path: Place, plan: str, distil: Distil | None) -> dict[str, list[Block]]:
     """Transformed rows by split, kept for the next trial of this process with an equal plan."""
-    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
+    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split, distil)) for split in ("train", "valid")}
 
 
 def _report(metrics: dict[str, float], save: Save | None) -> None:
