@@ -108,6 +108,8 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
     if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
         raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
+    if train.private and importlib.util.find_spec("opacus") is None:
+        raise ConfigError("train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'.")
     subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
     if subword and importlib.util.find_spec("tokenizers") is None:
         raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from raymlp.config.distil import Distil
 from raymlp.config.finder import Finder
+from raymlp.config.private import Private
 from raymlp.config.section import AsText, Section
 
 
@@ -106,6 +107,9 @@ class Train(Section):
     distil: Distil | None = None
     """A teacher that the net listens to beside the answers; null has none."""
 
+    private: Private | None = None
+    """Differential privacy of each training row; null gives none. One worker, rows in memory (needs raymlp[privacy])."""
+
     finder: Finder = Finder()
     """How `raymlp find` looks for a learning rate and a batch size; training itself takes no notice."""
 
@@ -124,8 +128,20 @@ class Train(Section):
                 f"class_weights={self.class_weights} with resample={self.resample} would make up for rare classes twice; set one of them"
             )
         if self.distil and (self.class_weights != "none" or self.resample != "none"):
-            raise ValueError(
-                f"distil with class_weights={self.class_weights} and resample={self.resample}: the teacher speaks of the true shares of the "
-                "classes; expected none of both"
-            )
+            raise ValueError("distil with class_weights or resample: the teacher speaks of the true shares of the classes; set one of them")
+        for name, plain in self._beside_private().items():
+            if self.private and not plain:
+                raise ValueError(
+                    f"private does not go with {name}; expected one worker under ddp in precision 32, and the rows as they are"
+                )
         return self
+
+    def _beside_private(self) -> dict[str, bool]:
+        """Settings that DP-SGD cannot be combined with, and whether each is left alone."""
+        return {
+            f"strategy.kind={self.strategy.kind}": self.strategy.kind == "ddp",
+            f"num_workers={self.num_workers}": self.num_workers == 1,
+            f"precision={self.precision}": self.precision == "32",
+            f"resample={self.resample}": self.resample == "none",
+            "distil, whose teacher has seen rows without noise": self.distil is None,
+        }

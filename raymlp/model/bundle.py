@@ -137,12 +137,24 @@ def environment_of(folder: Path) -> dict[str, str]:
 def card(bundle: Bundle) -> str:
     """The model card: what the model is for, what it was trained on, how good it is (Mitchell et al. 2019)."""
     target = bundle.plan.target
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()))
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()) if name != "delta")
     inputs = "\n".join(f"- `{name}`: {bundle.contract.describe(name)}" for name in bundle.plan.inputs)
     return (
         f"# {bundle.name}\n\nPredicts `{target.column}` ({target.task}"
         f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). "
         f"Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
         f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
-        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n"
+        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n" + _privacy(bundle)
+    )
+
+
+def _privacy(bundle: Bundle) -> str:
+    """What is promised to those whose rows were learned from, and what is not."""
+    if "epsilon" not in bundle.metrics:
+        return ""
+    return (
+        f"\n## Privacy\n\nThe weights are ({bundle.metrics['epsilon']:.3g}, {bundle.metrics['delta']:.2g})-differentially private for each "
+        "training row (DP-SGD with Poisson sampling, Renyi accountant, one row added or removed). Not covered: the number of rows, "
+        "the feature plan and the profile in this bundle, which are exact statistics of the training rows, and the validation rows, "
+        "which chose the epoch and the calibration.\n"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,17 @@ from raymlp.core.metrics import score
 from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape
+from raymlp.model.nets import NetShape, build_net
 from raymlp.model.scorer import Scorer
 from raymlp.train.imbalance import Resampler, balanced_weights
+from raymlp.train.private import Budget, budget_of, refuse_unfit
 
 FREE = ("finder", "max_failures", "checkpoint_every_epochs", "patience")
 """Settings that may change between a checkpoint and the run that goes on from it."""
+
+
+SPENT = ("epsilon", "delta")
+"""What all epochs together have spent, whichever of them was the best: all were looked at."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,17 @@ class Job:
     class_counts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third."""
+        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third; and for privacy that the net or
+        the budget does not allow."""
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
             kind = "a text" if self.plan.texts else "an image"
             raise ConfigError(
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
+        if self.config.train.private:
+            refuse_unfit(build_net(self.shape), self.config.model.kind)
+            assert self.epochs
 
     @property
     def class_weights(self) -> tuple[float, ...]:
@@ -56,6 +66,20 @@ class Job:
         """What chooses the training rows of an epoch, on each of so many workers."""
         kind = self.config.train.resample
         return None if kind == "none" else Resampler(kind, self.class_counts, world_size=world_size)
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """What a private run spends. Raises ConfigError when that is not possible."""
+        return budget_of(self.config.train, self.train_rows(1))
+
+    @property
+    def epochs(self) -> int:
+        """Most epochs: those asked for, as far as a privacy budget allows them."""
+        return self.budget.epochs if self.budget else self.config.train.epochs
+
+    def spent(self, epochs: int) -> dict[str, float]:
+        """`epsilon` and `delta` after so many epochs; empty without privacy."""
+        return {"epsilon": self.budget.epsilon(epochs), "delta": self.budget.delta} if self.budget else {}
 
     @property
     def shape(self) -> NetShape:
@@ -149,5 +173,6 @@ class Outcome:
         scores = calibration.apply(self.outputs)
         best = self.progress.history[self.progress.best_epoch - 1]
         losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}
+        spent = {name: self.progress.history[-1][name] for name in SPENT if name in best}
         counts = {"epochs": float(self.progress.epochs), "best_epoch": float(self.progress.best_epoch)}
-        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts}
+        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **spent}

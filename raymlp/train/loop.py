@@ -33,6 +33,7 @@ from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBat
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
+from raymlp.train.private import PoissonBatches
 from raymlp.train.strategy import full_weights, precision_of
 
 STATE, BEST = "state.ckpt", "best.safetensors"
@@ -102,7 +103,9 @@ def _begin(job: Job) -> None:
 
 
 def _batches(job: Job, train: Source, seat: Seat, *, epoch: Callable[[], int]) -> TrainBatches:
-    settings, resample = job.config.train, job.resampler(seat.world_size)
+    settings, resample, budget = job.config.train, job.resampler(seat.world_size), job.budget
+    if budget is not None:
+        return PoissonBatches(train, budget)
     return TrainBatches(
         train,
         rows=resample.rows if resample else job.train_rows(seat.world_size),
@@ -120,9 +123,10 @@ def _module(job: Job, seat: Seat, batches: TrainBatches) -> TableModule:
         build_net(job.shape),
         job.plan.target.task,
         job.config.train,
-        total_steps=job.config.train.epochs * len(batches),
+        total_steps=job.epochs * len(batches),
         fused=_can_fuse(job, seat),
         class_weights=job.class_weights,
+        budget=job.budget,
     )
 
 
@@ -147,7 +151,7 @@ class EpochWatch(pl.Callback):
         assert isinstance(pl_module, TableModule)
         settings = self._job.config.train
         metrics = self._metrics(trainer, pl_module)
-        if self._progress.add(metrics, patience=settings.patience, epochs=settings.epochs):
+        if self._progress.add(metrics, patience=settings.patience, epochs=self._job.epochs):
             self.best = full_weights(pl_module.net)
         trainer.should_stop = self._progress.finished
         due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
@@ -163,6 +167,7 @@ class EpochWatch(pl.Callback):
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
             f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
+            **self._job.spent(self._progress.epochs + 1),
             "rows_per_s": train_rows / self._train_s,
             "data_wait_share": min(1.0, self._batches.waited_s / self._train_s),
         }
@@ -192,7 +197,7 @@ def _trainer(job: Job, seat: Seat, watch: pl.Callback) -> pl.Trainer:
         plugins=[] if isinstance(seat.strategy, SingleDeviceStrategy) else [RayLightningEnvironment()],
         precision=precision_of(settings),
         max_epochs=settings.epochs,
-        gradient_clip_val=settings.gradient_clip or None,
+        gradient_clip_val=None if settings.private else settings.gradient_clip or None,
         callbacks=[watch],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

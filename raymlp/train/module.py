@@ -19,6 +19,7 @@ from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
 from raymlp.train.batches import Batch
 from raymlp.train.distil import distilled_sum
+from raymlp.train.private import Budget, private_optimizer
 
 WARM_UP = 0.1
 """Share of the steps in which the step size rises."""
@@ -68,7 +69,15 @@ class TableModule(pl.LightningModule):
     """A net under AdamW and a one-cycle step size. The loss of a step is the mean over its rows."""
 
     def __init__(
-        self, net: nn.Module, task: Task, settings: Train, *, total_steps: int, fused: bool, class_weights: Sequence[float] = ()
+        self,
+        net: nn.Module,
+        task: Task,
+        settings: Train,
+        *,
+        total_steps: int,
+        fused: bool,
+        class_weights: Sequence[float] = (),
+        budget: Budget | None = None,
     ) -> None:
         """`class_weights` (K,) are those that training gives to classes, through the loss or through the choice of rows.
 
@@ -79,7 +88,7 @@ class TableModule(pl.LightningModule):
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
-        self.total_steps, self.fused = total_steps, fused
+        self.total_steps, self.fused, self.budget = total_steps, fused, budget
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
         self.valid_answers: list[NDArray[np.float32]] = []
@@ -95,7 +104,7 @@ class TableModule(pl.LightningModule):
         if self.settings.distil is not None and batch.soft is not None:
             loss = distilled_sum(self.task, loss, outputs, batch.soft, self.settings.distil)
         self.train_sums.add(loss, len(batch))
-        return loss / len(batch)
+        return loss / max(len(batch), 1)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         outputs = self(batch)
@@ -112,9 +121,11 @@ class TableModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
-        optimizer = torch.optim.AdamW(
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=self.fused or None
         )
+        if self.budget is not None:
+            optimizer = private_optimizer(self.net, optimizer, self.budget)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, settings.learning_rate, self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
         )

@@ -62,6 +62,8 @@ def train(
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
     teacher_of(config.train.distil, plan.target)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan, taught=config.train.distil is not None)
+    if config.train.private and not hold:
+        raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
     wait_for_room(config.train, streams=not hold)
     make_folder(run_dir)
     try:
@@ -111,6 +113,8 @@ def check(settings: Train) -> None:
     """Raise ConfigError when a part that the settings ask for is not installed."""
     if isinstance(settings.strategy, DeepSpeed) and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install raymlp[deepspeed]")
+    if settings.private and importlib.util.find_spec("opacus") is None:
+        raise ConfigError("train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'")
     if settings.resample == "smote" and importlib.util.find_spec("imblearn") is None:
         raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'")
 
