@@ -81,9 +81,10 @@ def test_a_difference_of_environment_is_named(
     recorded: TrainedModel, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = load_bundle(recorded.bundle)
-    changed = {name: value + 1 for name, value in first.weights.items()}
+    changed = {name: value + 1 for name, value in first.scorer.weights.items()}
     moved = save_bundle(
-        replace(first, weights=changed, environment={**first.environment, "torch": "1.0"}), recorded.bundle.parent / "other"
+        replace(first, scorer=replace(first.scorer, weights=changed), environment={**first.environment, "torch": "1.0"}),
+        recorded.bundle.parent / "other",
     )
     monkeypatch.setattr(pipeline, "train", trained)
     assert run_command(["reproduce", str(moved), f"runtime.storage={site.runtime.storage}"]) == 1

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.adversarial import Adversarial
 from raymlp.config.distil import Distil
 from raymlp.config.finder import Finder
 from raymlp.config.private import Private
@@ -110,6 +111,9 @@ class Train(Section):
     private: Private | None = None
     """Differential privacy of each training row; null gives none. One worker, rows in memory (needs raymlp[privacy])."""
 
+    adversarial: Adversarial | None = None
+    """Whether training rows are moved against the net; null leaves them. Validation then tells the robust accuracy (or RMSE), too."""
+
     finder: Finder = Finder()
     """How `raymlp find` looks for a learning rate and a batch size; training itself takes no notice."""
 
@@ -129,6 +133,8 @@ class Train(Section):
             )
         if self.distil and (self.class_weights != "none" or self.resample != "none"):
             raise ValueError("distil with class_weights or resample: the teacher speaks of the true shares of the classes; set one of them")
+        if self.adversarial and self.strategy.kind != "ddp":
+            raise ValueError(f"adversarial does not go with strategy.kind={self.strategy.kind}, which hides the slope; expected ddp")
         for name, plain in self._beside_private().items():
             if self.private and not plain:
                 raise ValueError(
@@ -143,5 +149,6 @@ class Train(Section):
             f"num_workers={self.num_workers}": self.num_workers == 1,
             f"precision={self.precision}": self.precision == "32",
             f"resample={self.resample}": self.resample == "none",
+            "adversarial": self.adversarial is None,
             "distil, whose teacher has seen rows without noise": self.distil is None,
         }

@@ -20,7 +20,9 @@ from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
+from raymlp.model.nets import NetShape, build_net
 from raymlp.model.scorer import Scorer
+from raymlp.train.adversarial import Attacker
 from raymlp.train.imbalance import Resampler, balanced_weights
 from raymlp.train.private import Budget, budget_of, refuse_unfit
 
@@ -44,14 +46,15 @@ class Job:
     class_counts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third; and for privacy that the net or
-        the budget does not allow."""
+        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third; for privacy that the net or
+        the budget does not allow; and for an attack that has nothing to move."""
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
             kind = "a text" if self.plan.texts else "an image"
             raise ConfigError(
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
+        assert self.attacker is None or self.attacker.share
         if self.config.train.private:
             refuse_unfit(build_net(self.shape), self.config.model.kind)
             assert self.epochs
@@ -71,6 +74,12 @@ class Job:
     def budget(self) -> Budget | None:
         """What a private run spends. Raises ConfigError when that is not possible."""
         return budget_of(self.config.train, self.train_rows(1))
+
+    @property
+    def attacker(self) -> Attacker | None:
+        """What moves rows against the net. Raises ConfigError when there is nothing to move."""
+        settings = self.config.train.adversarial
+        return Attacker(settings, self.plan) if settings else None
 
     @property
     def epochs(self) -> int:
@@ -173,6 +182,7 @@ class Outcome:
         scores = calibration.apply(self.outputs)
         best = self.progress.history[self.progress.best_epoch - 1]
         losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}
+        robust = {name.removeprefix("valid_"): value for name, value in best.items() if name.startswith("valid_robust_")}
         spent = {name: self.progress.history[-1][name] for name in SPENT if name in best}
         counts = {"epochs": float(self.progress.epochs), "best_epoch": float(self.progress.best_epoch)}
-        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **spent}
+        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **robust, **spent}

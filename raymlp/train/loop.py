@@ -127,6 +127,7 @@ def _module(job: Job, seat: Seat, batches: TrainBatches) -> TableModule:
         fused=_can_fuse(job, seat),
         class_weights=job.class_weights,
         budget=job.budget,
+        attacker=job.attacker,
     )
 
 
@@ -167,10 +168,20 @@ class EpochWatch(pl.Callback):
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
             f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
+            **self._robust(module, answers),
             **self._job.spent(self._progress.epochs + 1),
             "rows_per_s": train_rows / self._train_s,
             "data_wait_share": min(1.0, self._batches.waited_s / self._train_s),
         }
+
+    def _robust(self, module: TableModule, answers: NDArray[np.float64]) -> dict[str, float]:
+        """How good the net is on validation rows that were moved against it; empty without `train.adversarial`."""
+        if module.attacker is None:
+            return {}
+        outputs, _ = _in_unit(self._job, module.robust_outputs, module.valid_answers, self._seat.gather)
+        name = "rmse" if module.task == "regression" else "accuracy"
+        scores = Calibration.undoing(module.task, self._job.class_weights).apply(outputs)
+        return {f"valid_robust_{name}": METRICS[module.task][name](answers, scores)}
 
     def _save(self, trainer: pl.Trainer, folder: Path) -> None:
         """Every worker must call it: under ZeRO each writes its part."""

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
+from raymlp.train.adversarial import Attacker, outside_inference
 from raymlp.train.batches import Batch
 from raymlp.train.distil import distilled_sum
 from raymlp.train.private import Budget, private_optimizer
@@ -78,6 +79,7 @@ class TableModule(pl.LightningModule):
         fused: bool,
         class_weights: Sequence[float] = (),
         budget: Budget | None = None,
+        attacker: Attacker | None = None,
     ) -> None:
         """`class_weights` (K,) are those that training gives to classes, through the loss or through the choice of rows.
 
@@ -88,9 +90,11 @@ class TableModule(pl.LightningModule):
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
-        self.total_steps, self.fused, self.budget = total_steps, fused, budget
+        self.total_steps, self.fused, self.budget, self.attacker = total_steps, fused, budget, attacker
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
+        self.robust_outputs: list[NDArray[np.float32]] = []
+        """Outputs on validation rows that were moved against the net."""
         self.valid_answers: list[NDArray[np.float32]] = []
 
     def forward(self, batch: Batch) -> Tensor:
@@ -99,16 +103,31 @@ class TableModule(pl.LightningModule):
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self._training_loss(batch)
+        if self.attacker is not None:
+            share = self.attacker.share
+            loss = (1 - share) * loss + share * self._training_loss(self.attacker.moved(batch, self._training_loss))
+        self.train_sums.add(loss, len(batch))
+        return loss / max(len(batch), 1)
+
+    def _training_loss(self, batch: Batch) -> Tensor:
+        """Summed loss of a batch by its answers and, where there is one, by the teacher."""
         outputs = self(batch)
         loss = loss_sum(self.task, outputs, batch.target, weights=self.train_weights, gamma=self.gamma)
         if self.settings.distil is not None and batch.soft is not None:
-            loss = distilled_sum(self.task, loss, outputs, batch.soft, self.settings.distil)
-        self.train_sums.add(loss, len(batch))
-        return loss / max(len(batch), 1)
+            return distilled_sum(self.task, loss, outputs, batch.soft, self.settings.distil)
+        return loss
+
+    def _validation_loss(self, batch: Batch) -> Tensor:
+        return loss_sum(self.task, self(batch), batch.target, weights=self.valid_weights, gamma=self.gamma)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         outputs = self(batch)
         loss = loss_sum(self.task, outputs, batch.target, weights=self.valid_weights, gamma=self.gamma)
+        if self.attacker is not None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                moved = self.attacker.moved(outside_inference(batch), self._validation_loss)
+                self.robust_outputs.append(self(moved).cpu().numpy())
         self.valid_sums.add(loss, len(batch))
         self.valid_outputs.append(outputs.cpu().numpy())
         self.valid_answers.append(batch.target.cpu().numpy())
@@ -117,7 +136,7 @@ class TableModule(pl.LightningModule):
         self.train_sums = Sums()
 
     def on_validation_epoch_start(self) -> None:
-        self.valid_sums, self.valid_outputs, self.valid_answers = Sums(), [], []
+        self.valid_sums, self.valid_outputs, self.robust_outputs, self.valid_answers = Sums(), [], [], []
 
     def configure_optimizers(self) -> Any:
         settings = self.settings

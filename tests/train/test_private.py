@@ -131,7 +131,7 @@ def test_a_run_stops_within_its_budget_and_the_bundle_says_what_it_spent(snapsho
     assert metrics["delta"] == pytest.approx(0.1 / job.rows["train"])
     assert metrics["auc"] > 0.8, "the rule is simple enough to be learned in private"
     assert f"({metrics['epsilon']:.3g}, {metrics['delta']:.2g})-differentially private" in card(bundle)
-    assert not any("_module" in name for name in bundle.weights)
+    assert not any("_module" in name for name in bundle.scorer.weights)  # type: ignore[attr-defined]
     again, _ = outcome_alone(config, snapshot.path, lambda _: None)
     assert again.epochs == job.epochs
 
