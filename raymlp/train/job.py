@@ -20,7 +20,6 @@ from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
-from raymlp.model.nets import NetShape, build_net
 from raymlp.model.scorer import Scorer
 from raymlp.train.adversarial import Attacker
 from raymlp.train.imbalance import Resampler, balanced_weights

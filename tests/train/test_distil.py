@@ -114,5 +114,5 @@ def test_a_teacher_of_another_question_and_class_weights_are_refused(teachers: C
     other = with_overrides(config_of("multiclass"), {"train.distil": {"teacher": str(teachers("binary"))}})
     with pytest.raises(ConfigError, match=r"predicts 'y' \(binary: false, true\), and training 'y' \(multiclass: w, x, y, z\)"):
         fit_in_process(other, snapshots("multiclass").path, lambda _: None)
-    with pytest.raises(ConfigError, match="distil with class_weights=balanced"):
+    with pytest.raises(ConfigError, match="distil with class_weights or resample"):
         with_overrides(config_of(), {"train.distil": {"teacher": "x"}, "train.class_weights": "balanced"})
