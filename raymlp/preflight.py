@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raymlp.config.schema import Config
+from raymlp.config.strategy import Auto, DeepSpeed
+from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
 from raymlp.runtime.session import storage_root
+from raymlp.train.choice import foretold
+from raymlp.train.support import refusals
 
 GROWTH = 3
 """Free disk asked for, as a multiple of the source files."""
@@ -104,12 +108,8 @@ def _storage(config: Config, problem: Say) -> dict[str, str]:
 
 def _training(config: Config, problem: Say) -> dict[str, str]:
     train = config.train
-    if train.strategy.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
-    if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
-        raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
-    if train.private and importlib.util.find_spec("opacus") is None:
-        raise ConfigError("train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'.")
+    for line in refusals(config):
+        problem(line)
     subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
     if subword and importlib.util.find_spec("tokenizers") is None:
         raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
@@ -122,12 +122,25 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
             "expected no more. Set train.num_workers or runtime.num_cpus."
         )
     workers = f"{train.num_workers} worker{'s' * (train.num_workers != 1)}"
-    stage = f" stage {train.strategy.stage}" if train.strategy.kind == "deepspeed" else ""
+    strategy = train.strategy
+    detail = (
+        f" stage {strategy.stage}" if isinstance(strategy, DeepSpeed) else f" ({foretold(train)})" if isinstance(strategy, Auto) else ""
+    )
+    rows = train.batch_size * train.accumulate * train.num_workers
     return {
-        "training": f"{config.model.kind}, {train.strategy.kind}{stage}, {workers}, precision {train.precision}, "
-        f"at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {strategy.kind}{detail}, {workers}, precision {_precision(train)}, "
+        f"{rows:,} rows a step, at most {train.epochs} epochs",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
+
+
+def _precision(train: Train) -> str:
+    """The precision and what it means under the strategy."""
+    if train.precision == "32":
+        return "32"
+    if not isinstance(train.strategy, DeepSpeed):
+        return f"{train.precision} (autocast)"
+    return f"{train.precision} (pure half{', with loss scaling' if train.precision == '16' else ''}, and a copy in 32 for the optimizer)"
 
 
 def _serving(config: Config, problem: Say) -> dict[str, str]:

@@ -6,6 +6,7 @@ A net takes a dict of tensors: `numeric` float32 (B, N), `categorical` int64 (B,
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -53,3 +54,9 @@ def build_net(shape: NetShape) -> nn.Module:
             from raymlp.model.linear import LinearNet
 
             return LinearNet(shape)
+
+
+def parameters_of(shape: NetShape) -> int:
+    """How many parameters the net of a shape has; none of them is made."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_net(shape).parameters())

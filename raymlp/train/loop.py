@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raymlp.core.errors import TrainingError
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
@@ -77,12 +78,14 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     batches = _batches(job, train, seat, epoch=lambda: progress.epochs)
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
-        module = _module(job, seat, batches)
+        module = _module(job, seat, batches, losses=lambda: [epoch["valid_loss"] for epoch in progress.history])
         with warnings.catch_warnings():
             if not job.config.runtime.verbose:
                 warnings.simplefilter("ignore")
             checkpoint = str(resume / STATE) if resume else None
-            _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
+            _trainer(job, seat, watch, steps=_epoch_steps(job, batches)).fit(
+                module, batches, held_out, ckpt_path=checkpoint, weights_only=True
+            )
     outputs, answers = _evaluated(job, watch.best, held_out, seat)
     return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress, environment.facts())
 
@@ -94,7 +97,7 @@ def steps(job: Job, train: Source, *, seat: Seat, watch: pl.Callback) -> None:
     batches = _batches(job, train, seat, epoch=lambda: next(epoch))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _trainer(job, seat, watch).fit(_module(job, seat, batches), batches)
+        _trainer(job, seat, watch, steps=_epoch_steps(job, batches)).fit(_module(job, seat, batches), batches)
 
 
 def _begin(job: Job) -> None:
@@ -118,16 +121,17 @@ def _batches(job: Job, train: Source, seat: Seat, *, epoch: Callable[[], int]) -
     )
 
 
-def _module(job: Job, seat: Seat, batches: TrainBatches) -> TableModule:
+def _module(job: Job, seat: Seat, batches: TrainBatches, *, losses: Callable[[], list[float]] = list) -> TableModule:
     return TableModule(
         build_net(job.shape),
         job.plan.target.task,
-        job.config.train,
-        total_steps=job.epochs * len(batches),
+        job.config.train.model_copy(update={"epochs": job.epochs}),
+        epoch_steps=_epoch_steps(job, batches),
         fused=_can_fuse(job, seat),
         class_weights=job.class_weights,
         budget=job.budget,
         attacker=job.attacker,
+        losses=losses,
     )
 
 
@@ -153,7 +157,7 @@ class EpochWatch(pl.Callback):
         settings = self._job.config.train
         metrics = self._metrics(trainer, pl_module)
         if self._progress.add(metrics, patience=settings.patience, epochs=self._job.epochs):
-            self.best = full_weights(pl_module.net)
+            self.best = full_weights(pl_module.kept)
         trainer.should_stop = self._progress.finished
         due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
         self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None)
@@ -197,18 +201,35 @@ def quiet(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
-def _trainer(job: Job, seat: Seat, watch: pl.Callback) -> pl.Trainer:
+def _epoch_steps(job: Job, batches: TrainBatches) -> int:
+    """Steps of the optimizer in an epoch. Raises TrainingError when there are not batches enough for one."""
+    settings = job.config.train
+    steps = len(batches) // settings.accumulate
+    if not steps:
+        raise TrainingError(
+            f"an epoch has {len(batches)} batches on each worker, and train.accumulate is {settings.accumulate}; expected no more than "
+            "there are batches. Set train.accumulate or train.batch_size."
+        )
+    return steps
+
+
+def _trainer(job: Job, seat: Seat, watch: pl.Callback, *, steps: int) -> pl.Trainer:
     from ray.train.lightning import RayLightningEnvironment
 
     settings = job.config.train
+    single = isinstance(seat.strategy, SingleDeviceStrategy)
+    precision = precision_of(settings, seat.strategy)
     return pl.Trainer(
         accelerator="cpu" if seat.device.type == "cpu" else "gpu",
-        devices=1 if isinstance(seat.strategy, SingleDeviceStrategy) else "auto",
+        devices=1 if single else "auto",
         strategy=seat.strategy,
-        plugins=[] if isinstance(seat.strategy, SingleDeviceStrategy) else [RayLightningEnvironment()],
-        precision=precision_of(settings),
+        plugins=precision.pop("plugins", []) + ([] if single else [RayLightningEnvironment()]),
+        **precision,
         max_epochs=settings.epochs,
+        limit_train_batches=steps * settings.accumulate,
+        accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=None if settings.private else settings.gradient_clip or None,
+        gradient_clip_algorithm=settings.gradient_clip_by,
         callbacks=[watch],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

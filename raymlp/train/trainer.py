@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import time
@@ -22,7 +21,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
-from raymlp.config.train import DeepSpeed, Train
+from raymlp.config.strategy import Auto
+from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
 from raymlp.core.records import Found, Snapshot, TrainedModel
@@ -33,11 +33,14 @@ from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
+from raymlp.model.nets import NetShape, parameters_of
+from raymlp.train.choice import choose
 from raymlp.train.distil import teacher_of
 from raymlp.train.feed import HOLD_SHARE, Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
+from raymlp.train.support import refusals
 
 log = logging.getLogger(__name__)
 WAIT_FOR_CPUS_S = 30.0
@@ -55,7 +58,7 @@ def train(
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number.
     """
-    check(config.train)
+    check(config)
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
@@ -65,6 +68,7 @@ def train(
     if config.train.private and not hold:
         raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
     wait_for_room(config.train, streams=not hold)
+    config = settled(config, plan)
     make_folder(run_dir)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold, distil=config.train.distil)
@@ -92,7 +96,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
 
     Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
     """
-    check(config.train)
+    check(config)
     settings = config.train
     work = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=int(settings.gpu), max_calls=1)(_found)
     try:
@@ -109,14 +113,29 @@ def _found(config: Config, snapshot: Any, what: str, folder: Path) -> Found:
     return finder.learning_rate(config, snapshot, folder) if what == "learning-rate" else finder.batch_size(config, snapshot, folder)
 
 
-def check(settings: Train) -> None:
-    """Raise ConfigError when a part that the settings ask for is not installed."""
-    if isinstance(settings.strategy, DeepSpeed) and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install raymlp[deepspeed]")
-    if settings.private and importlib.util.find_spec("opacus") is None:
-        raise ConfigError("train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'")
-    if settings.resample == "smote" and importlib.util.find_spec("imblearn") is None:
-        raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'")
+def check(config: Config) -> None:
+    """Raise ConfigError when parts that the settings ask for are not installed, or cannot be had together."""
+    if lines := refusals(config):
+        raise ConfigError("\n".join(lines))
+
+
+def settled(config: Config, plan: FeaturePlan) -> Config:
+    """The config with the strategy that `auto` stands for; others as they are. May ask a GPU of the cluster for its size."""
+    if not isinstance(config.train.strategy, Auto):
+        return config
+    if config.train.gpu and config.train.num_workers > 1:
+        choice = choose(config.train, parameters=parameters_of(NetShape.of(config.model, plan)), gpu_bytes=ray.get(_gpu_bytes.remote()))
+    else:
+        choice = choose(config.train)
+    log.info("train.strategy auto is %s: %s", choice.strategy.kind, choice.reason)
+    return config.model_copy(update={"train": config.train.model_copy(update={"strategy": choice.strategy})})
+
+
+@ray.remote(num_gpus=1, num_cpus=0)
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def wait_for_room(settings: Train, *, streams: bool) -> None:

@@ -291,4 +291,4 @@ def test_making_up_for_rare_classes_twice_is_refused() -> None:
 def test_smote_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'raymlp\[imbalance\]'"):
-        check(config_of(resample="smote").train)
+        check(config_of(resample="smote"))

@@ -166,4 +166,4 @@ def test_a_net_that_mixes_rows_is_refused_by_name() -> None:
 def test_opacus_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'raymlp\[privacy\]'"):
-        trainer.check(Train(private=Private(max_epsilon=1.0)))
+        trainer.check(with_overrides(config_of(), {"train.private": {"max_epsilon": 1.0}}))

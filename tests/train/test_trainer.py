@@ -210,8 +210,8 @@ def test_a_run_that_has_a_bundle_is_not_trained_again(solo: TrainedModel, snapsh
 
 def test_deepspeed_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install raymlp\[deepspeed\]"):
-        trainer.check(config_of(strategy=ZERO2).train)
+    with pytest.raises(ConfigError, match=r"pip install 'raymlp\[deepspeed\]'"):
+        trainer.check(config_of(strategy=ZERO2))
 
 
 def _without_train(path: Path) -> Path:
