@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import typer
 
 if TYPE_CHECKING:
-    from raymlp.config.schema import Config
+    from raymlp.config.schema import Config, Site
     from raymlp.core.records import Endpoint, RunSummary, TuneResult
     from raymlp.data.rules import BrokenRule
     from raymlp.runtime.progress import Story
@@ -117,6 +117,74 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
     with _running(config) as story:
         model = pipeline.train(config, story=story)
     _done({"bundle": str(model.bundle), "MLflow run": model.run_id})
+
+
+@app.command()
+def crossvalidate(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Train a model for each of data.split.folds; mean, spread and out-of-fold scores."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        result = pipeline.crossvalidate(config, story=story)
+    folds = [f"fold {fold + 1}" for fold in range(len(result.models))]
+    rows = [
+        (name, *(f"{model.metrics[name]:.4f}" for model in result.models), str(spread), f"{result.out_of_fold[name]:.4f}")
+        for name, spread in result.metrics.items()
+        if name in result.out_of_fold
+    ]
+    _columns(("", *folds, "mean ± deviation", "out of fold"), rows)
+    _done({"predictions": str(result.predictions), "MLflow run": result.run_id})
+
+
+@app.command()
+def find(
+    what: Annotated[Literal["learning-rate", "batch-size"], typer.Argument(help="What to look for.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Look for a learning rate or a batch size by real training steps; prints it as an override."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        found = pipeline.find(config, what, story=story)
+    _columns(found.titles, found.rows)
+    _done({"suggestion": found.best, **{file.suffix.removeprefix("."): str(file) for file in found.files}})
+
+
+@app.command()
+def reproduce(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a recorded run again and compare it bit by bit; exit code 1 when it differs."""
+    from raymlp import pipeline
+    from raymlp.core.errors import TrainingError
+
+    with _placed(overrides, verbose) as (site, story):
+        result = pipeline.reproduce(model, site, story=story)
+    rows = [(item.name, item.recorded, item.again, "same" if item.same else "differs") for item in result.facts]
+    _columns(("", "recorded", "again", ""), rows)
+    if result.differences:
+        moved = [f"{item.name} was {item.recorded} and is {item.again}" for item in result.environment if not item.same]
+        told = "; ".join(moved) or ("the environment is the same" if result.environment else "the bundle does not say where it was made")
+        raise TrainingError(f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}: {told}.")
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Walk from a model back to run, code, config, snapshot and source files, and say what is missing or has changed since."""
+    from raymlp import pipeline
+
+    with _placed(overrides, verbose) as (site, _):
+        found = pipeline.trace(model, site)
+    _columns(("", "recorded", "", ""), [(item.kind, item.recorded, item.state, item.note) for item in found.stations])
 
 
 @app.command()
@@ -310,7 +378,7 @@ def _config(overrides: list[str] | None, verbose: bool) -> Config:
 
 
 @contextmanager
-def _running(config: Config) -> Iterator[Story]:
+def _running(config: Config | Site) -> Iterator[Story]:
     """The steps on the screen, warnings in raymlp.log; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
     from raymlp.core.files import make_folder
     from raymlp.runtime.progress import Story
@@ -323,6 +391,16 @@ def _running(config: Config) -> Iterator[Story]:
         yield Story()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _placed(overrides: list[str] | None, verbose: bool) -> Iterator[tuple[Site, Story]]:
+    """`_running` for verbs that take a recorded run's config: overrides say where results and records are."""
+    from raymlp.config.loader import load_site
+
+    site = load_site([*(overrides or ()), *(["runtime.verbose=true"] if verbose else ())])
+    with _running(site) as story:
+        yield site, story
 
 
 def _interrupt(*_: Any) -> None:
@@ -403,6 +481,20 @@ def _trials(result: TuneResult, console: Any) -> None:
     console.print(table)
     if len(result.trials) > SHOWN_TRIALS:
         console.print(f"and {len(result.trials) - SHOWN_TRIALS} more, on the page")
+
+
+def _columns(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
 
 
 def _broken_rules(file: Path, broken: list[BrokenRule]) -> None:

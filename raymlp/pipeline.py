@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raymlp.config.loader import to_yaml, with_overrides
-from raymlp.config.schema import Config
+from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
-from raymlp.core.errors import ConfigError, GateRefused
+from raymlp.core.errors import ConfigError, DataError, GateRefused
 from raymlp.core.records import (
+    CrossValidation,
     DataReport,
     Decision,
     Endpoint,
     Evaluation,
     ForgetResult,
+    Found,
     MonitorReport,
     PlanReport,
     Registration,
+    Reproduction,
     RetrainResult,
     RolloutResult,
     Snapshot,
+    Trace,
     TrainedModel,
     TuneResult,
     Version,
@@ -115,7 +119,7 @@ def train(
     from raymlp.runtime.tracking import tracked
     from raymlp.train import trainer
 
-    snapshot = snapshot or prepare(config, story=story)
+    snapshot, config = snapshot or prepare(config, story=story), with_teacher(config)
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
     with ray_session(config.runtime), (story or SilentStory()).step(title) as step:
         step.say("starting")
@@ -131,9 +135,61 @@ def train(
             folder = storage_root(config.runtime) / "runs" / run.id
             model = trainer.train(config, snapshot, run_dir=folder, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels)
             run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
+            run.file(model.bundle / "environment.json")
         name = config.problem.main_metric
         step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
     return model
+
+
+def with_teacher(config: Config) -> Config:
+    """The config with the bundle in the place of a teacher's name, so that the run says which it was. Raises RegistryError."""
+    distil = config.train.distil
+    return config if distil is None else with_overrides(config, {"train.distil.teacher": resolve(config, distil.teacher).bundle})
+
+
+def crossvalidate(config: Config, *, story: Story | None = None) -> CrossValidation:
+    """Train a model for each fold of `data.split.folds`, as many at a time as the cluster holds, and score each row by the model that
+    did not learn from it. Every fold is a snapshot and a run of its own. Raises ConfigError without `data.split.folds`."""
+    from raymlp.evaluate.folds import judge
+    from raymlp.runtime.tracking import tracked
+    from raymlp.train.trainer import at_once
+
+    count, story = config.data.split.folds, story or SilentStory()
+    if count is None:
+        raise ConfigError("data.split.folds is not set; expected the number of folds. Set data.split.folds, for example to 5.")
+    parts = [with_overrides(config, {"data.split.fold": fold}) for fold in range(count)]
+    with ray_session(config.runtime):
+        snapshots = [prepare(part, story=story) for part in parts]
+        facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshots[0].digest}
+        with story.step("folds") as step:
+            width = min(count, at_once(config.train))
+            step.say(f"{count} models, {width} at a time")
+            models = _trained_beside(parts, snapshots, width)
+            with tracked(config.problem.name, "crossvalidate", **facts, registry=config.registry, runtime=config.runtime) as run:
+                result = judge(config, models, snapshots, folder=storage_root(config.runtime) / "runs" / run.id, run_id=run.id)
+                run.metrics({f"mean_{name}": found.mean for name, found in result.metrics.items()})
+                run.metrics({f"deviation_{name}": found.deviation for name, found in result.metrics.items()})
+                run.metrics({f"out_of_fold_{name}": value for name, value in result.out_of_fold.items()})
+                run.tag("raymlp.folds", " ".join(model.run_id for model in models))
+            name = config.problem.main_metric
+            step.result(f"{name} {result.metrics[name]} over {count} folds, {result.out_of_fold[name]:.4f} out of fold")
+    return result
+
+
+def _trained_beside(parts: Sequence[Config], snapshots: Sequence[Snapshot], width: int) -> list[TrainedModel]:
+    """A model of each part, `width` at a time; the first failure is raised once those that run have ended."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(width) as pool:
+        started = [
+            pool.submit(train, part, snapshot=snapshot, title=f"fold {fold + 1} of {len(parts)}")
+            for fold, (part, snapshot) in enumerate(zip(parts, snapshots, strict=True))
+        ]
+        try:
+            return [future.result() for future in started]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def tune(config: Config, *, story: Story | None = None) -> TuneResult:
@@ -147,10 +203,10 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
     from raymlp.tune.trials import LATENCY, Trial
 
     story = story or SilentStory()
-    config, notes = resolved(config)
+    config, notes = resolved(with_teacher(config))
     check(config)
-    snapshot = prepare(config, story=story)
-    with ray_session(config.runtime), story.step("tune") as step, shelf(snapshot.path, config.problem, config.features) as rows:
+    snapshot, distil = prepare(config, story=story), config.train.distil
+    with ray_session(config.runtime), story.step("tune") as step, shelf(snapshot.path, config.problem, config.features, distil) as rows:
         settings, latency, done = config.tune, LATENCY in config.tune.objectives, [0]
 
         def on_trial(trial: Trial) -> None:
@@ -168,6 +224,60 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
         for note in (*notes, *found.notes):
             step.note(note)
     return result
+
+
+def find(config: Config, what: Literal["learning-rate", "batch-size"], *, story: Story | None = None) -> Found:
+    """Look for a learning rate or a batch size by real steps of one worker (`train.finder`). The config is left as it is: what is found
+    comes back as an override. Raises TrainingError when the loss never falls, or no batch size fits."""
+    from raymlp.runtime.tracking import tracked
+    from raymlp.train import trainer
+
+    snapshot, config = prepare(config, story=story), with_teacher(config)
+    facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
+    with ray_session(config.runtime), (story or SilentStory()).step("find") as step:
+        step.say(what)
+        with tracked(config.problem.name, f"find-{what}", **facts, registry=config.registry, runtime=config.runtime) as run:
+            found = trainer.find(config, snapshot, what, folder=storage_root(config.runtime) / "runs" / run.id)
+            for file in found.files:
+                run.file(file)
+            run.tag("raymlp.found", found.best)
+        step.result(found.best)
+    return found
+
+
+def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Reproduction:
+    """Make a recorded run again, of a bundle's path, `NAME@ALIAS` or a run's id, and compare what comes out, bit by bit.
+
+    Config, snapshot and seed are those that were recorded; a snapshot that is gone is prepared again from its source.
+    Raises DataError when the source no longer gives it, RegistryError when there is no such model or run.
+    """
+    from raymlp.data.origin import with_digest
+    from raymlp.lineage import recorded_bundle, recorded_config
+    from raymlp.model.bundle import load_bundle
+    from raymlp.model.comparison import compare, environments
+
+    story = story or SilentStory()
+    first = load_bundle(recorded_bundle(reference, site))
+    assert first.path is not None
+    config = recorded_config(first.config_yaml, site)
+    snapshot = with_digest(snapshot_root(config.runtime) / config.problem.name, first.snapshot) or prepare(config, story=story)
+    if snapshot.digest != first.snapshot:
+        raise DataError(
+            f"run {first.run_id} was trained on snapshot {first.snapshot[:12]}, which is gone, and the source now gives "
+            f"{snapshot.digest[:12]}; expected the same rows. See what changed: raymlp trace {reference}"
+        )
+    shuffled = "labels_shuffled" in first.metrics
+    model = train(config, snapshot=snapshot, story=story, shuffle_labels=shuffled, title="reproduce")
+    facts = compare(first.path, model.bundle)
+    return Reproduction(first.run_id, model, facts, environments(first.path, model.bundle))
+
+
+def trace(reference: str, site: Site) -> Trace:
+    """Walk from a bundle's path, `NAME@ALIAS` or a run's id back to the run, its code and config, the snapshot and the source files,
+    and say what is missing or has changed since. Needs no Ray. Raises as `reproduce`."""
+    from raymlp.lineage import stations
+
+    return Trace(tuple(stations(reference, site)))
 
 
 def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = None, story: Story | None = None) -> Evaluation:

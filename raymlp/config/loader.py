@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from raymlp.config.schema import Config
+from raymlp.config.schema import Config, Site
 from raymlp.core.errors import ConfigError, nearest
 
 ROOT, OVERLAY = "raymlp", "overlay="
@@ -46,6 +46,20 @@ def load_config(experiment: str | None = None, overrides: Iterable[str] = ()) ->
     if experiment is not None:
         words.insert(0, f"experiment={experiment}")
     return build_config(_compose(words))
+
+
+def load_site(overrides: Iterable[str] = ()) -> Site:
+    """Where results and records are, for verbs that take everything else from a recorded run. Raises ConfigError as `load_config`."""
+    words = list(overrides)
+    stray = next((word for word in words if not word.startswith(("runtime.", "registry."))), None)
+    if stray is not None:
+        raise ConfigError(f"'{stray}' is a setting of the run, which is taken as it was recorded; expected runtime.* or registry.*.")
+    values = {name: section for name, section in _compose(words).items() if name in Site.model_fields}
+    _refuse_credentials(values)
+    try:
+        return Site.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, values) for item in error.errors())) from None
 
 
 def build_config(values: Mapping[str, Any]) -> Config:

@@ -22,6 +22,15 @@ from raymlp.config.train import Train
 from raymlp.config.tune import Tune
 
 
+class Site(Section):
+    """Where runs are recorded and results lie: the part of a config that is the machine's, whatever the run."""
+
+    registry: Registry = Registry()
+    """Where runs and versions are recorded."""
+    runtime: Runtime = Runtime()
+    """Where Ray runs and where results go."""
+
+
 class Config(Section):
     """Everything that can be set. Built by `load_config`; pass stages the section they need."""
 

@@ -6,10 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.adversarial import Adversarial
 from raymlp.config.augment import Augment
 from raymlp.config.average import Average, NoAverage
+from raymlp.config.distil import Distil
+from raymlp.config.finder import Finder
 from raymlp.config.mix import Mix, NoMix
 from raymlp.config.optimizer import AdamW, Optimizer
+from raymlp.config.private import Private
 from raymlp.config.schedule import OneCycle, Schedule
 from raymlp.config.section import AsText, Section
 from raymlp.config.strategy import Ddp, Strategy
@@ -123,6 +127,18 @@ class Train(Section):
     `oversample` repeats rows up to the most frequent, `smote` makes new ones between neighbours (needs raymlp[imbalance]) among
     8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch."""
 
+    distil: Distil | None = None
+    """A teacher that the net listens to beside the answers; null has none."""
+
+    private: Private | None = None
+    """Differential privacy of each training row; null gives none. One worker, rows in memory (needs raymlp[privacy])."""
+
+    adversarial: Adversarial | None = None
+    """Whether training rows are moved against the net; null leaves them. Validation then tells the robust accuracy (or RMSE), too."""
+
+    finder: Finder = Finder()
+    """How `raymlp find` looks for a learning rate and a batch size; training itself takes no notice."""
+
     max_failures: int = Field(default=2, ge=0)
     """Worker deaths survived by starting again from the last checkpoint."""
 
@@ -137,4 +153,24 @@ class Train(Section):
             raise ValueError(
                 f"class_weights={self.class_weights} with resample={self.resample} would make up for rare classes twice; set one of them"
             )
+        if self.distil and (self.class_weights != "none" or self.resample != "none"):
+            raise ValueError("distil with class_weights or resample: the teacher speaks of the true shares of the classes; set one of them")
+        if self.adversarial and self.strategy.kind != "ddp":
+            raise ValueError(f"adversarial does not go with strategy.kind={self.strategy.kind}, which hides the slope; expected ddp")
+        for name, plain in self._beside_private().items():
+            if self.private and not plain:
+                raise ValueError(
+                    f"private does not go with {name}; expected one worker under ddp in precision 32, and the rows as they are"
+                )
         return self
+
+    def _beside_private(self) -> dict[str, bool]:
+        """Settings that DP-SGD cannot be combined with, and whether each is left alone."""
+        return {
+            f"strategy.kind={self.strategy.kind}": self.strategy.kind == "ddp",
+            f"num_workers={self.num_workers}": self.num_workers == 1,
+            f"precision={self.precision}": self.precision == "32",
+            f"resample={self.resample}": self.resample == "none",
+            "adversarial": self.adversarial is None,
+            "distil, whose teacher has seen rows without noise": self.distil is None,
+        }

@@ -234,6 +234,7 @@ def _write_manifest(
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time() - started, 2),
         "source": identity.source,
+        "joined": identity.joined,
         "types": list(site.reading.types.items()),
         "oldest": identity.oldest and identity.oldest.isoformat(),
         "split": site.data.split.model_dump(mode="json"),

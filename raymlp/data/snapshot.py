@@ -135,7 +135,7 @@ def _identity(problem: Problem, data: Data) -> Identity:
         facts["privacy_key"] = privacy_key.check
     oldest = oldest_kept(data.privacy)
     settings = digest_of(facts)
-    return Identity(parts, source, oldest, settings, digest_of([settings, apart, source, oldest]))
+    return Identity(parts, source, oldest, settings, digest_of([settings, apart, source, oldest]), joined)
 
 
 def open_snapshot(path: Place, *, reused: bool = False) -> Snapshot:

@@ -4,14 +4,14 @@ manifest.json      format, name, run id, digest over all, SHA-256 and size of ea
 the scorer's files   see `raymlp.model.scorer`
 plan.json  contract.yaml  calibration.json
 profile.json       training columns and validation predictions, the baseline of drift
-metrics.json  config.yaml  card.md
+metrics.json  config.yaml  card.md  environment.json (versions, processor and threads of the process that trained)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from raymlp.model.scorer import Scorer, load_scorer
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Bundle:
     metrics: Mapping[str, float]
     config_yaml: str
     snapshot: str
+    environment: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
     digest: str = ""
 
@@ -59,6 +61,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
         "metrics.json": to_json(dict(bundle.metrics)),
         "config.yaml": bundle.config_yaml,
         "card.md": card(bundle),
+        ENVIRONMENT: to_json(dict(bundle.environment)),
     }
     with published(folder) as aside:
         for name, text in texts.items():
@@ -119,20 +122,39 @@ def load_bundle(folder: str | Path) -> Bundle:
         metrics=json.loads((folder / "metrics.json").read_text()),
         config_yaml=(folder / "config.yaml").read_text(),
         snapshot=manifest["snapshot"],
+        environment=environment_of(folder),
         path=folder,
         digest=manifest["digest"],
     )
 
 
+def environment_of(folder: Path) -> dict[str, str]:
+    """Where a bundle was trained; empty for one that an older version wrote."""
+    file = folder / ENVIRONMENT
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
 def card(bundle: Bundle) -> str:
     """The model card: what the model is for, what it was trained on, how good it is (Mitchell et al. 2019)."""
     target = bundle.plan.target
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()))
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()) if name != "delta")
     inputs = "\n".join(f"- `{name}`: {bundle.contract.describe(name)}" for name in bundle.plan.inputs)
     return (
         f"# {bundle.name}\n\nPredicts `{target.column}` ({target.task}"
         f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). "
         f"Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
         f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
-        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n"
+        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n" + _privacy(bundle)
+    )
+
+
+def _privacy(bundle: Bundle) -> str:
+    """What is promised to those whose rows were learned from, and what is not."""
+    if "epsilon" not in bundle.metrics:
+        return ""
+    return (
+        f"\n## Privacy\n\nThe weights are ({bundle.metrics['epsilon']:.3g}, {bundle.metrics['delta']:.2g})-differentially private for each "
+        "training row (DP-SGD with Poisson sampling, Renyi accountant, one row added or removed). Not covered: the number of rows, "
+        "the feature plan and the profile in this bundle, which are exact statistics of the training rows, and the validation rows, "
+        "which chose the epoch and the calibration.\n"
     )

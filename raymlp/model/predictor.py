@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymlp.core.errors import RequestError
+from raymlp.core.errors import DataError, RequestError
 from raymlp.core.records import Task
+from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.contract_row import Row, row_checker, table_of
 from raymlp.data.privacy import routing_key_hider
@@ -89,6 +90,15 @@ class Predictor:
         """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
         tensors = {name: np.array(values, TAKEN[name])[None] for name, values in self._row(row).items()}
         return self._answer(self._shape(self.bundle.scorer(tensors)))
+
+    def scores(self, table: pa.Table) -> NDArray[np.float64]:
+        """Calibrated scores of rows of a snapshot: privacy rules are applied to them already, and ranges and closed categories are left
+        to ingestion, so that two models see the same rows. Raises DataError when a row cannot be read in the types of the contract."""
+        open_contract = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in self.bundle.contract.columns.items()})
+        typed, unreadable = check_table(open_contract, table, where="the table")
+        if unreadable.num_rows:
+            raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract. Prepare the data again.")
+        return self.bundle.calibration.apply(self.outputs(typed))
 
     def outputs(self, table: pa.Table) -> NDArray[np.float64]:
         """Raw outputs of a typed table: (N,) or, for several classes, (N, K)."""

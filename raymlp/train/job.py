@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +23,16 @@ from raymlp.model.calibration import Calibration
 from raymlp.model.huggingface import Start
 from raymlp.model.nets import Edges, NetShape, build_net
 from raymlp.model.scorer import Scorer
+from raymlp.train.adversarial import Attacker
 from raymlp.train.imbalance import Resampler, balanced_weights
+from raymlp.train.private import Budget, budget_of, refuse_unfit
 
-FREE = ("max_failures", "checkpoint_every_epochs", "patience")
+FREE = ("finder", "max_failures", "checkpoint_every_epochs", "patience")
 """Settings that may change between a checkpoint and the run that goes on from it."""
+
+
+SPENT = ("epsilon", "delta")
+"""What all epochs together have spent, whichever of them was the best: all were looked at."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Job:
     """Settings and weights of a Hugging Face encoder; None for other nets."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for SMOTE on texts or images, since between two of them there is no third, and for augmentation without
-        images."""
+        """Raises ConfigError for SMOTE on texts or images, since nothing lies between two; for augmentation without images; for
+        privacy that the net or the budget does not allow; and for an attack that has nothing to move."""
         if self.config.train.augment.is_on and self.plan.image is None:
             raise ConfigError("train.augment changes images, and the features hold none; expected one. Set features.image.")
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
@@ -54,6 +61,10 @@ class Job:
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
+        assert self.attacker is None or self.attacker.share
+        if self.config.train.private:
+            refuse_unfit(build_net(self.shape), self.config.model.kind)
+            assert self.epochs
 
     @property
     def class_weights(self) -> tuple[float, ...]:
@@ -65,6 +76,26 @@ class Job:
         """What chooses the training rows of an epoch, on each of so many workers."""
         kind = self.config.train.resample
         return None if kind == "none" else Resampler(kind, self.class_counts, world_size=world_size)
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """What a private run spends. Raises ConfigError when that is not possible."""
+        return budget_of(self.config.train, self.train_rows(1))
+
+    @property
+    def attacker(self) -> Attacker | None:
+        """What moves rows against the net. Raises ConfigError when there is nothing to move."""
+        settings = self.config.train.adversarial
+        return Attacker(settings, self.plan) if settings else None
+
+    @property
+    def epochs(self) -> int:
+        """Most epochs: those asked for, as far as a privacy budget allows them."""
+        return self.budget.epochs if self.budget else self.config.train.epochs
+
+    def spent(self, epochs: int) -> dict[str, float]:
+        """`epsilon` and `delta` after so many epochs; empty without privacy."""
+        return {"epsilon": self.budget.epsilon(epochs), "delta": self.budget.delta} if self.budget else {}
 
     @property
     def shape(self) -> NetShape:
@@ -150,12 +181,13 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """What training gives: the scorer of the best epoch, and on the validation split its `outputs`, float64 (N,) or
-    (N, K), and the `answers` (N,)."""
+    (N, K), and the `answers` (N,). `environment` is that of the worker (see `raymlp.runtime.environment`)."""
 
     scorer: Scorer
     outputs: NDArray[np.float64]
     answers: NDArray[np.float64]
     progress: Progress
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def scored(self, task: Task, class_weights: Sequence[float] = ()) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
         """The calibration, the calibrated scores (N,) or (N, K), and the metrics on the validation split.
@@ -167,5 +199,7 @@ class Outcome:
         scores = calibration.apply(self.outputs)
         best = self.progress.history[self.progress.best_epoch - 1]
         losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}
+        robust = {name.removeprefix("valid_"): value for name, value in best.items() if name.startswith("valid_robust_")}
+        spent = {name: self.progress.history[-1][name] for name in SPENT if name in best}
         counts = {"epochs": float(self.progress.epochs), "best_epoch": float(self.progress.best_epoch)}
-        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts}
+        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **robust, **spent}

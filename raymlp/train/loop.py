@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
 from raymlp.model.scorer import NetScorer
+from raymlp.runtime import environment
 from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
 from raymlp.train.own import module_for
+from raymlp.train.private import PoissonBatches
 from raymlp.train.strategy import full_weights, precision_of, share_statistics
 from raymlp.train.transfer import Thaw, plain_weights
 
@@ -69,36 +72,15 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
 
     Every worker of the group calls it and gets the same outcome. Raises TrainingError when the loss is no number.
     """
-    settings = job.config.train
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    _begin(job)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
     valid_rows = job.plan.rows_within(VALID_BYTES, job.shape.rows_at_once(VALID_ROWS))
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
-    resample = job.resampler(seat.world_size)
-    batches = TrainBatches(
-        train,
-        rows=resample.rows if resample else job.train_rows(seat.world_size),
-        batch_size=settings.batch_size,
-        buffer_rows=job.plan.rows_within(BUFFER_BYTES, settings.shuffle_rows) if settings.shuffle_rows else 0,
-        seed=(settings.seed, seat.rank),
-        epoch=lambda: progress.epochs,
-        shuffle_labels=job.shuffle_labels,
-        resample=resample,
-    )
+    batches = _batches(job, train, seat, epoch=lambda: progress.epochs)
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
-        net = job.net()
-        module = module_for(net)(
-            net,
-            job.plan.target.task,
-            settings,
-            epoch_steps=_epoch_steps(job, batches),
-            fused=_can_fuse(job, seat),
-            class_weights=job.class_weights,
-            losses=lambda: [epoch["valid_loss"] for epoch in progress.history],
-        )
+        module = _module(job, seat, batches, losses=lambda: [epoch["valid_loss"] for epoch in progress.history])
         with warnings.catch_warnings():
             if not job.config.runtime.verbose:
                 warnings.simplefilter("ignore")
@@ -108,7 +90,53 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             )
     best = plain_weights(job.shape, watch.best)
     outputs, answers = _evaluated(job, best, held_out, seat)
-    return Outcome(NetScorer(job.shape, best), outputs, answers, progress)
+    return Outcome(NetScorer(job.shape, best), outputs, answers, progress, environment.facts())
+
+
+def steps(job: Job, train: Source, *, seat: Seat, watch: pl.Callback) -> None:
+    """The training steps of `fit` alone, until `watch` has seen enough of them."""
+    _begin(job)
+    epoch = count()
+    batches = _batches(job, train, seat, epoch=lambda: next(epoch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _trainer(job, seat, watch, steps=_epoch_steps(job, batches)).fit(_module(job, seat, batches), batches)
+
+
+def _begin(job: Job) -> None:
+    torch.set_num_threads(max(1, int(job.config.train.cpus_per_worker)))
+    pl.seed_everything(job.config.train.seed, workers=True, verbose=False)
+
+
+def _batches(job: Job, train: Source, seat: Seat, *, epoch: Callable[[], int]) -> TrainBatches:
+    settings, resample, budget = job.config.train, job.resampler(seat.world_size), job.budget
+    if budget is not None:
+        return PoissonBatches(train, budget)
+    return TrainBatches(
+        train,
+        rows=resample.rows if resample else job.train_rows(seat.world_size),
+        batch_size=settings.batch_size,
+        buffer_rows=job.plan.rows_within(BUFFER_BYTES, settings.shuffle_rows) if settings.shuffle_rows else 0,
+        seed=(settings.seed, seat.rank),
+        epoch=epoch,
+        shuffle_labels=job.shuffle_labels,
+        resample=resample,
+    )
+
+
+def _module(job: Job, seat: Seat, batches: TrainBatches, *, losses: Callable[[], list[float]] = list) -> TableModule:
+    net = job.net()
+    return module_for(net)(
+        net,
+        job.plan.target.task,
+        job.config.train.model_copy(update={"epochs": job.epochs}),
+        epoch_steps=_epoch_steps(job, batches),
+        fused=_can_fuse(job, seat),
+        class_weights=job.class_weights,
+        budget=job.budget,
+        attacker=job.attacker,
+        losses=losses,
+    )
 
 
 class EpochWatch(pl.Callback):
@@ -133,7 +161,7 @@ class EpochWatch(pl.Callback):
         assert isinstance(pl_module, TableModule)
         settings = self._job.config.train
         metrics = self._metrics(trainer, pl_module)
-        if self._progress.add(metrics, patience=settings.patience, epochs=settings.epochs):
+        if self._progress.add(metrics, patience=settings.patience, epochs=self._job.epochs):
             self.best = full_weights(pl_module.kept)
         trainer.should_stop = self._progress.finished
         due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
@@ -150,9 +178,20 @@ class EpochWatch(pl.Callback):
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
             f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
+            **self._robust(module, answers),
+            **self._job.spent(self._progress.epochs + 1),
             "rows_per_s": train_rows / self._train_s,
             "data_wait_share": min(1.0, self._batches.waited_s / self._train_s),
         }
+
+    def _robust(self, module: TableModule, answers: NDArray[np.float64]) -> dict[str, float]:
+        """How good the net is on validation rows that were moved against it; empty without `train.adversarial`."""
+        if module.attacker is None:
+            return {}
+        outputs, _ = _in_unit(self._job, module.robust_outputs, module.valid_answers, self._seat.gather)
+        name = "rmse" if module.task == "regression" else "accuracy"
+        scores = Calibration.undoing(module.task, self._job.class_weights).apply(outputs)
+        return {f"valid_robust_{name}": METRICS[module.task][name](answers, scores)}
 
     def _save(self, trainer: pl.Trainer, folder: Path) -> None:
         """Every worker must call it: under ZeRO each writes its part."""
@@ -180,7 +219,7 @@ def _epoch_steps(job: Job, batches: TrainBatches) -> int:
     return steps
 
 
-def _trainer(job: Job, seat: Seat, watch: EpochWatch, *, steps: int) -> pl.Trainer:
+def _trainer(job: Job, seat: Seat, watch: pl.Callback, *, steps: int) -> pl.Trainer:
     from ray.train.lightning import RayLightningEnvironment
 
     settings = job.config.train
@@ -195,7 +234,7 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch, *, steps: int) -> pl.Train
         max_epochs=settings.epochs,
         limit_train_batches=steps * settings.accumulate,
         accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.gradient_clip or None,
+        gradient_clip_val=None if settings.private else settings.gradient_clip or None,
         gradient_clip_algorithm=settings.gradient_clip_by,
         callbacks=[watch, Thaw()],
         num_sanity_val_steps=0,

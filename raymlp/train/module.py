@@ -17,13 +17,16 @@ from torch.nn import functional
 
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
+from raymlp.train.adversarial import Attacker, outside_inference
 from raymlp.train.augment import Augmentation
 from raymlp.train.average import averaged_net
 from raymlp.train.batches import Batch
+from raymlp.train.distil import distilled_sum
 from raymlp.train.groups import parameter_groups
 from raymlp.train.layers import prepare
 from raymlp.train.mixing import mixed
 from raymlp.train.optimizer import optimizer_of
+from raymlp.train.private import Budget, private_optimizer
 from raymlp.train.schedule import shares
 
 SURE = 1e-7
@@ -88,6 +91,8 @@ class TableModule(pl.LightningModule):
         epoch_steps: int,
         fused: bool,
         class_weights: Sequence[float] = (),
+        budget: Budget | None = None,
+        attacker: Attacker | None = None,
         losses: Callable[[], Sequence[float]] = tuple,
     ) -> None:
         """`class_weights` (K,) are those that training gives to classes, through the loss or through the choice of rows.
@@ -103,9 +108,12 @@ class TableModule(pl.LightningModule):
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
         self.augment = Augmentation(settings.augment) if settings.augment.is_on else None
+        self.budget, self.attacker = budget, attacker
         self.fused, self._share = fused, shares(settings, epoch_steps=epoch_steps, losses=losses)
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
+        self.robust_outputs: list[NDArray[np.float32]] = []
+        """Outputs on validation rows that were moved against the net."""
         self.valid_answers: list[NDArray[np.float32]] = []
 
     @property
@@ -122,14 +130,32 @@ class TableModule(pl.LightningModule):
         if self.augment is not None:
             batch = self.augment(batch)
         batch, answers = mixed(batch, self.settings.mix)
+        loss = self._training_loss(batch, answers)
+        if self.attacker is not None:
+            share = self.attacker.share
+            loss = (1 - share) * loss + share * self._training_loss(self.attacker.moved(batch, self._training_loss))
+        self.train_sums.add(loss, len(batch))
+        return loss / max(len(batch), 1)
+
+    def _training_loss(self, batch: Batch, answers: Sequence[tuple[Tensor, float]] = ()) -> Tensor:
+        """Summed loss of a batch by its answers, given with their shares where rows were mixed, and by the teacher, where there is one."""
         outputs, smoothing = self(batch), self.settings.label_smoothing
         parts = [
             share * loss_sum(self.task, outputs, target, weights=self.train_weights, gamma=self.gamma, smoothing=smoothing)
-            for target, share in answers
+            for target, share in answers or [(batch.target, 1.0)]
         ]
         loss = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-        self.train_sums.add(loss, len(batch))
-        return loss / len(batch)
+        if self.settings.distil is not None and batch.soft is not None:
+            return distilled_sum(self.task, loss, outputs, batch.soft, self.settings.distil)
+        return loss
+
+    def _validation_loss(self, batch: Batch) -> Tensor:
+        return loss_sum(self.task, self._kept(batch), batch.target, weights=self.valid_weights, gamma=self.gamma)
+
+    def _kept(self, batch: Batch) -> Tensor:
+        """Outputs float32 (B, O) of the weights that are validated."""
+        outputs: Tensor = (self.net if self.averaged is None else self.averaged)(batch.tensors)
+        return outputs.float()
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -137,8 +163,12 @@ class TableModule(pl.LightningModule):
             self.averaged.after_step(self.net)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        outputs = (self.net if self.averaged is None else self.averaged)(batch.tensors).float()
+        outputs = self._kept(batch)
         loss = loss_sum(self.task, outputs, batch.target, weights=self.valid_weights, gamma=self.gamma)
+        if self.attacker is not None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                moved = self.attacker.moved(outside_inference(batch), self._validation_loss)
+                self.robust_outputs.append(self._kept(moved).cpu().numpy())
         self.valid_sums.add(loss, len(batch))
         self.valid_outputs.append(outputs.cpu().numpy())
         self.valid_answers.append(batch.target.cpu().numpy())
@@ -151,11 +181,13 @@ class TableModule(pl.LightningModule):
         self.train_sums = Sums()
 
     def on_validation_epoch_start(self) -> None:
-        self.valid_sums, self.valid_outputs, self.valid_answers = Sums(), [], []
+        self.valid_sums, self.valid_outputs, self.robust_outputs, self.valid_answers = Sums(), [], [], []
         if self.averaged is not None:
             self.averaged.after_epoch(self.net, self.current_epoch)
 
     def configure_optimizers(self) -> Any:
         optimizer = optimizer_of(parameter_groups(self.net, self.settings), self.settings, fused=self.fused)
+        if self.budget is not None:
+            optimizer = private_optimizer(self.net, optimizer, self.budget)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

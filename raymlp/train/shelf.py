@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from raymlp.config.distil import Distil
 from raymlp.config.features import Features
 from raymlp.config.problem import Problem
 from raymlp.core.errors import ConfigError
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 class _Keeper:
     """Runs in a process of its own. Rows of the plans used last are kept, as many as the room holds."""
 
-    def __init__(self, path: Place, problem: Problem, room: float) -> None:
-        self._path, self._problem, self._room = path, problem, room
+    def __init__(self, path: Place, problem: Problem, distil: Distil | None, room: float) -> None:
+        self._path, self._problem, self._distil, self._room = path, problem, distil, room
         self._profile = load_profile(path)
         self._made: OrderedDict[str, tuple[str, dict[str, list[Any]], int]] = OrderedDict()
 
@@ -51,9 +52,9 @@ class _Keeper:
     def _make(self, features: Features) -> tuple[str, dict[str, list[Any]], int]:
         plan = FeaturePlan.fit(features, self._problem, self._profile, files=split_files(self._path, "train"))
         refs: dict[str, list[Any]] = {split: [] for split in SPLITS}
-        size, each = 0, row_bytes(plan)
+        size, each = 0, row_bytes(plan, taught=self._distil is not None)
         for split in SPLITS:
-            for table in local_tables(self._path, plan, split):
+            for table in local_tables(self._path, plan, split, self._distil):
                 size += each * table.num_rows
                 if size > self._room:
                     raise ConfigError(
@@ -87,10 +88,11 @@ class Shelf:
 
 
 @contextmanager
-def shelf(path: Place, problem: Problem, features: Features) -> Iterator[Shelf]:
-    """A shelf that begins with the rows of these features while the caller goes on, and ends with the block. Needs Ray."""
+def shelf(path: Place, problem: Problem, features: Features, distil: Distil | None = None) -> Iterator[Shelf]:
+    """A shelf that begins with the rows of these features, and what a teacher says of them, while the caller goes on, and ends with the
+    block. Needs Ray."""
     room = HOLD_SHARE * float(ray.cluster_resources().get("object_store_memory", 0.0))
-    keeper = ray.remote(_Keeper).options(num_cpus=0, max_restarts=1).remote(path, problem, room)
+    keeper = ray.remote(_Keeper).options(num_cpus=0, max_restarts=1).remote(path, problem, distil, room)
     keeper.get.remote(features)
     try:
         yield Shelf(keeper)

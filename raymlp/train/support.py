@@ -70,7 +70,35 @@ def _stops_before(config: Config) -> bool:
     return isinstance(schedule, Plateau) and schedule.epochs >= config.train.patience
 
 
+def _beside_private(config: Config) -> str:
+    """Parts of the recipe that DP-SGD cannot be had with: what uses a batch as one, or a row more than once."""
+    train = config.train
+    parts = {
+        "accumulate": train.accumulate > 1,
+        "mix": not isinstance(train.mix, NoMix),
+        "compile": train.compile,
+        "activation_checkpointing": train.activation_checkpointing,
+    }
+    return ", ".join(f"train.{name}" for name, asked in parts.items() if asked)
+
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.train.private is not None and _missing("opacus"),
+        lambda c: "train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'.",
+    ),
+    (
+        lambda c: c.train.private is not None and bool(_beside_private(c)),
+        lambda c: f"train.private does not go with {_beside_private(c)}; expected plain rows and weights. Leave one of them out.",
+    ),
+    (
+        lambda c: c.train.distil is not None and not isinstance(c.train.mix, NoMix),
+        lambda c: f"train.mix.kind is {c.train.mix.kind}, and the teacher of train.distil has not seen mixed images; expected none.",
+    ),
+    (
+        lambda c: c.train.adversarial is not None and not isinstance(c.train.mix, NoMix),
+        lambda c: f"train.mix.kind is {c.train.mix.kind}, and train.adversarial moves whole images; expected none.",
+    ),
     (
         lambda c: _zero(c) and _missing("deepspeed"),
         lambda c: "train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.",

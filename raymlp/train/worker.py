@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
+from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
 from raymlp.core.files import Place
@@ -66,10 +67,16 @@ def outcome_alone(
 
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
+    job, splits = job_alone(config, snapshot_path, shuffle_labels=shuffle_labels)
+    return job, fit_alone(job, splits, lambda metrics, _: report(metrics))
+
+
+def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = False) -> tuple[Job, Splits]:
+    """The job of one worker without Ray, and its blocks by split, in memory. Raises DataError when a split is empty."""
     profile = load_profile(snapshot_path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
-    job = job_of(config, plan, _splits(snapshot_path, plan.model_dump_json()), profile, shuffle_labels=shuffle_labels)
-    return job, fit_alone(job, _splits(snapshot_path, plan.model_dump_json()), lambda metrics, _: report(metrics))
+    splits = _splits(snapshot_path, plan.model_dump_json(), config.train.distil)
+    return job_of(config, plan, splits, profile, shuffle_labels=shuffle_labels), splits
 
 
 def job_of(config: Config, plan: FeaturePlan, splits: Splits, profile: Profile, *, shuffle_labels: bool = False) -> Job:
@@ -90,9 +97,9 @@ def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None =
 
 
 @lru_cache(maxsize=1)
-def _splits(path: Place, plan: str) -> Splits:
+def _splits(path: Place, plan: str, distil: Distil | None) -> Splits:
     """Transformed rows by split, kept for the next trial of this process with an equal plan."""
-    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
+    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split, distil)) for split in ("train", "valid")}
 
 
 def _report(metrics: dict[str, float], save: Save | None) -> None:
