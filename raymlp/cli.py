@@ -17,7 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from raymlp.config.schema import Config
-    from raymlp.core.records import Endpoint, RunSummary
+    from raymlp.core.records import Endpoint, RunSummary, TuneResult
     from raymlp.data.rules import BrokenRule
     from raymlp.runtime.progress import Story
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+SHOWN_TRIALS = 30
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]
 
@@ -119,14 +120,30 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
-def tune(overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Search settings; prints the best as overrides for any other verb."""
+def tune(
+    overrides: Overrides = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Try the model families that suit the data, for so many minutes: tune=auto tune.minutes=N.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Search settings: a study with a page, and its best settings as an overlay for `raymlp train`."""
     from raymlp import pipeline
 
-    config = _config(overrides, verbose)
+    automatic = [] if minutes is None else ["tune=auto", f"tune.minutes={minutes:g}"]
+    config = _config([*automatic, *(overrides or ())], verbose)
     with _running(config) as story:
         result = pipeline.tune(config, story=story)
-    _done({"best settings": " ".join(result.best)})
+    _trials(result, story.console)
+    name = config.problem.name
+    _done(
+        {
+            "best settings": " ".join(result.best),
+            "train them": f"raymlp train experiment={name} overlay={result.overlay}",
+            "page": str(result.report),
+            "go on": f"the same command with tune.study={result.study}",
+        }
+    )
 
 
 @app.command()
@@ -357,6 +374,35 @@ def _table(console: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:
     for key, value in rows:
         table.add_row(Text(key), Text(value))
     console.print(table)
+
+
+def _trials(result: TuneResult, console: Any) -> None:
+    """The trials of a study, best first; a mark for those that no other beats in several objectives."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    objectives = list(dict.fromkeys([result.metric, *(name for trial in result.trials for name in trial["values"])]))
+    table = Table(title=f"study {result.study}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("trial", *objectives, "interval", "epochs", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("end")
+    table.add_column("settings", overflow="fold")
+    for trial in result.trials[:SHOWN_TRIALS]:
+        mark = " *" if len(objectives) > 1 and trial["number"] in result.pareto else ""
+        interval = trial["interval"]
+        table.add_row(
+            f"{trial['number']}{mark}",
+            *(f"{trial['values'][name]:.4f}" if name in trial["values"] else "" for name in objectives),
+            f"{interval.low:.4f} to {interval.high:.4f}" if interval else "",
+            str(trial["epochs"]),
+            f"{trial['seconds']:.1f}",
+            Text(trial["error"] or trial["state"], style="red" if trial["error"] else ""),
+            Text(" ".join(word.partition(".")[2] for word in trial["shown"])),
+        )
+    console.print(table)
+    if len(result.trials) > SHOWN_TRIALS:
+        console.print(f"and {len(result.trials) - SHOWN_TRIALS} more, on the page")
 
 
 def _broken_rules(file: Path, broken: list[BrokenRule]) -> None:

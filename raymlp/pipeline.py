@@ -137,27 +137,36 @@ def train(
 
 
 def tune(config: Config, *, story: Story | None = None) -> TuneResult:
-    """Search the settings of `tune.space`; the best come back as overrides."""
-    from raymlp.train.trainer import fit_in_process
+    """Run a study over the settings of `tune.space`, or go on with it. Its record, page and `best.yaml` lie in one folder."""
+    from raymlp.train.shelf import shelf
+    from raymlp.train.trial import fit_by_workers, fit_held
+    from raymlp.tune.checks import check
+    from raymlp.tune.conclusion import conclude
+    from raymlp.tune.portfolio import resolved
     from raymlp.tune.search import search
+    from raymlp.tune.trials import LATENCY, Trial
 
     story = story or SilentStory()
+    config, notes = resolved(config)
+    check(config)
     snapshot = prepare(config, story=story)
-    with ray_session(config.runtime), story.step("tune") as step:
-        done: list[Mapping[str, Any]] = []
+    with ray_session(config.runtime), story.step("tune") as step, shelf(snapshot.path, config.problem, config.features) as rows:
+        settings, latency, done = config.tune, LATENCY in config.tune.objectives, [0]
 
-        def on_trial(trial: Mapping[str, Any]) -> None:
-            done.append(trial)
-            step.say(f"{len(done)} of {config.tune.num_samples} trials")
+        def on_trial(trial: Trial) -> None:
+            done[0] += 1
+            step.say(f"{done[0]} of {settings.limit or 'many'} trials{f'; trial {trial.number}: {trial.error}' if trial.error else ''}")
 
-        path = snapshot.path
-        result = search(
-            config,
-            lambda trial, report: fit_in_process(trial, path, report),
-            storage=storage_root(config.runtime) / "tune",
-            on_trial=on_trial,
-        )
+        def objective(trial: Config, report: Any, resume: Path | None) -> Mapping[str, float]:
+            if settings.workers == "as_train":
+                return fit_by_workers(trial, snapshot, report, latency=latency)
+            return fit_held(trial, snapshot, rows, report, resume, latency=latency)
+
+        found = search(config, objective, root=storage_root(config.runtime) / "tune", snapshot=snapshot.digest, on_trial=on_trial)
+        result = conclude(found)
         step.result(f"{len(result.trials)} trials, best {result.metric} {result.score:.4f}")
+        for note in (*notes, *found.notes):
+            step.note(note)
     return result
 
 

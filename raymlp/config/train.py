@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.augment import Augment
 from raymlp.config.average import Average, NoAverage
 from raymlp.config.mix import Mix, NoMix
 from raymlp.config.optimizer import AdamW, Optimizer
@@ -103,6 +104,9 @@ class Train(Section):
 
     loss: Loss = CrossEntropy()
     """What is minimised for classes; regression always takes the squared error."""
+
+    augment: Augment = Augment()
+    """Random changes to the images of training batches."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each training answer that is spread evenly over all classes (Szegedy et al. 2016), with cross entropy."""

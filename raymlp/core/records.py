@@ -142,12 +142,17 @@ class MonitorReport:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The best settings, as overrides that any verb accepts, and every trial's score."""
+    """A study that ended: the best settings, as overrides and as the file `overlay`, by the first objective; the trials, best first;
+    the numbers of those that no other beats in all objectives; the page about them."""
 
     best: tuple[str, ...]
     metric: str
     score: float
     trials: tuple[Mapping[str, Any], ...]
+    pareto: tuple[int, ...]
+    study: str
+    overlay: Path
+    report: Path
 
 
 @dataclass(frozen=True)

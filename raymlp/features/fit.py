@@ -14,6 +14,7 @@ from raymlp.config.features import ColumnRules, DatePart, Features
 from raymlp.config.problem import Problem
 from raymlp.config.quality import ID_SHARE
 from raymlp.core.errors import ConfigError, nearest
+from raymlp.core.trust import path_of
 from raymlp.data import parquet
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.features import custom
@@ -87,11 +88,11 @@ def fit_steps(
         taken = {name for step in found if isinstance(step, NumberStep) for name in step.names} & set(fitted.names)
         if taken:
             raise ConfigError(
-                f"features.steps.{i} ({custom.path_of(type(mine))}) names an output '{min(taken)}', which is there already; "
+                f"features.steps.{i} ({path_of(type(mine))}) names an output '{min(taken)}', which is there already; "
                 "expected another name. Change the step's names."
             )
         found.append(fitted)
-        reasons[f"{custom.path_of(type(mine))}({', '.join(mine.columns)})"] = f"a step of your own: {', '.join(fitted.names)}"
+        reasons[f"{path_of(type(mine))}({', '.join(mine.columns)})"] = f"a step of your own: {', '.join(fitted.names)}"
     if not found:
         raise ConfigError("no column is left as a feature; expected one at least. Look at features.drop and problem.id_columns.")
     return sorted(found, key=lambda step: not isinstance(step, NumberStep)), reasons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
@@ -54,3 +55,11 @@ class ImageEncoder(nn.Module):
         weight: Tensor = self.layers[0].weight  # type: ignore[assignment]
         encoded: Tensor = self.layers(pixels_of(image, weight.dtype).contiguous(memory_format=torch.channels_last))
         return encoded
+
+
+def in_pieces(run: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], rows: int) -> Tensor:
+    """Outputs of B rows, so many at a time."""
+    count = len(next(iter(tensors.values())))
+    if count <= rows:
+        return run(tensors)
+    return torch.cat([run({name: part[start : start + rows] for name, part in tensors.items()}) for start in range(0, count, rows)])

@@ -58,9 +58,14 @@ class NetScorer:
         return net.eval().float()
 
     def __call__(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        rows = len(next(iter(tensors.values())))
+        step = self.shape.rows_at_once(max(rows, 1))
         with torch.inference_mode():
-            out: NDArray[np.float32] = self.net({name: torch.from_numpy(values) for name, values in tensors.items()}).numpy()
-        return out
+            parts = [
+                self.net({name: torch.from_numpy(values[start : start + step]) for name, values in tensors.items()}).numpy()
+                for start in range(0, max(rows, 1), step)
+            ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def save(self, folder: Path) -> None:
         (folder / NET).write_text(self.shape.model_dump_json(indent=2))

@@ -103,9 +103,14 @@ def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
 
 def local_blocks(path: Place, plan: FeaturePlan, split: str) -> Iterator[Block]:
     """Transformed rows of a split, without Ray."""
-    files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
-    for table in packed_files(files, plan, training=split == "train"):
+    for table in local_tables(path, plan, split):
         yield from unpack(table, plan)
+
+
+def local_tables(path: Place, plan: FeaturePlan, split: str) -> Iterator[pa.Table]:
+    """Packed rows of a split, without Ray."""
+    files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
+    return packed_files(files, plan, training=split == "train")
 
 
 def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:

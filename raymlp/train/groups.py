@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from raymlp.config.train import Train
+from raymlp.train.transfer import rate_shares
 
 
 def parameter_groups(net: nn.Module, settings: Train) -> list[dict[str, Any]]:
@@ -17,13 +18,16 @@ def parameter_groups(net: nn.Module, settings: Train) -> list[dict[str, Any]]:
     embedding when it lies in a module called so.
     """
     spared = {id(parameter) for module in net.modules() if _embeds(module) for parameter in module.parameters()}
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in net.parameters():
+    shares = rate_shares(net)
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            (others if parameter.ndim < 2 or id(parameter) in spared else matrices).append(parameter)
-    groups = [(matrices, settings.weight_decay), (others, 0.0)]
-    return [{"params": part, "lr": settings.learning_rate, "weight_decay": decay} for part, decay in groups if part]
+            decay = 0.0 if parameter.ndim < 2 or id(parameter) in spared else settings.weight_decay
+            found.setdefault((shares[name], decay), []).append(parameter)
+    return [
+        {"params": part, "lr": settings.learning_rate * share, "weight_decay": decay}
+        for (share, decay), part in sorted(found.items(), key=lambda item: item[0], reverse=True)
+    ]
 
 
 def _embeds(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, TrainingError
@@ -18,7 +19,8 @@ from raymlp.core.metrics import score
 from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape
+from raymlp.model.huggingface import Start
+from raymlp.model.nets import Edges, NetShape, build_net
 from raymlp.model.scorer import Scorer
 from raymlp.train.imbalance import Resampler, balanced_weights
 
@@ -28,7 +30,8 @@ FREE = ("max_failures", "checkpoint_every_epochs", "patience")
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class."""
+    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class.
+    `edges` are where the net's bins lie, by `number_edges`."""
 
     config: Config
     plan: FeaturePlan
@@ -36,9 +39,15 @@ class Job:
     hold: bool = True
     shuffle_labels: bool = False
     class_counts: tuple[float, ...] = ()
+    edges: Edges = ()
+    start: Start | None = None
+    """Settings and weights of a Hugging Face encoder; None for other nets."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third."""
+        """Raises ConfigError for SMOTE on texts or images, since between two of them there is no third, and for augmentation without
+        images."""
+        if self.config.train.augment.is_on and self.plan.image is None:
+            raise ConfigError("train.augment changes images, and the features hold none; expected one. Set features.image.")
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
             kind = "a text" if self.plan.texts else "an image"
             raise ConfigError(
@@ -59,7 +68,17 @@ class Job:
 
     @property
     def shape(self) -> NetShape:
-        return NetShape.of(self.config.model, self.plan)
+        return NetShape.of(self.start.model if self.start else self.config.model, self.plan, self.edges)
+
+    def net(self) -> nn.Module:
+        """The net as training begins with it; seed torch first for equal weights."""
+        from raymlp.train.transfer import let_learn
+
+        net = build_net(self.shape)
+        if self.start is not None:
+            self.start.put_into(net.encoder)  # type: ignore[arg-type]
+            let_learn(net)
+        return net
 
     def train_rows(self, world_size: int) -> int:
         """Training rows of each worker: all have as many, so up to `world_size - 1` rows are left out."""

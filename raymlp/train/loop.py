@@ -32,12 +32,14 @@ from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBat
 from raymlp.train.blocks import Source
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
-from raymlp.train.strategy import full_weights, precision_of
+from raymlp.train.own import module_for
+from raymlp.train.strategy import full_weights, precision_of, share_statistics
+from raymlp.train.transfer import Thaw, plain_weights
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
-Report = Callable[[dict[str, float], Save | None], None]
-"""Hears the metrics of an epoch and, when a checkpoint is due, a function that writes it into a folder."""
+Report = Callable[[dict[str, float], Save | None], bool | None]
+"""Hears the metrics of an epoch and, when a checkpoint is due, a function that writes it into a folder. True ends training."""
 Gather = Callable[[NDArray[Any]], NDArray[Any]]
 """Puts the rows of all workers together, in the order of their ranks."""
 
@@ -72,7 +74,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     fingerprint = job.fingerprint(seat.world_size)
     progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
-    valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
+    valid_rows = job.plan.rows_within(VALID_BYTES, job.shape.rows_at_once(VALID_ROWS))
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
     resample = job.resampler(seat.world_size)
     batches = TrainBatches(
@@ -87,8 +89,9 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     )
     watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
     if not progress.finished:
-        module = TableModule(
-            build_net(job.shape),
+        net = job.net()
+        module = module_for(net)(
+            net,
             job.plan.target.task,
             settings,
             epoch_steps=_epoch_steps(job, batches),
@@ -103,8 +106,9 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
             _trainer(job, seat, watch, steps=_epoch_steps(job, batches)).fit(
                 module, batches, held_out, ckpt_path=checkpoint, weights_only=True
             )
-    outputs, answers = _evaluated(job, watch.best, held_out, seat)
-    return Outcome(NetScorer(job.shape, watch.best), outputs, answers, progress)
+    best = plain_weights(job.shape, watch.best)
+    outputs, answers = _evaluated(job, best, held_out, seat)
+    return Outcome(NetScorer(job.shape, best), outputs, answers, progress)
 
 
 class EpochWatch(pl.Callback):
@@ -123,6 +127,7 @@ class EpochWatch(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._train_s = max(time.perf_counter() - self._started, 1e-9)
+        share_statistics(pl_module, trainer.strategy)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TableModule)
@@ -132,14 +137,15 @@ class EpochWatch(pl.Callback):
             self.best = full_weights(pl_module.kept)
         trainer.should_stop = self._progress.finished
         due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
-        self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None)
+        if self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None):
+            trainer.should_stop = True
 
     def _metrics(self, trainer: pl.Trainer, module: TableModule) -> dict[str, float]:
         task, name = module.task, self._job.config.problem.main_metric
         sums = torch.cat([module.train_sums.total(module.device), module.valid_sums.total(module.device)])
         train_loss, train_rows, valid_loss, valid_rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         outputs, answers = _in_unit(self._job, module.valid_outputs, module.valid_answers, self._seat.gather)
-        return {
+        return module.logged(trainer) | {
             "epoch": float(self._progress.epochs),
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
@@ -191,7 +197,7 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch, *, steps: int) -> pl.Train
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip or None,
         gradient_clip_algorithm=settings.gradient_clip_by,
-        callbacks=[watch],
+        callbacks=[watch, Thaw()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,

@@ -1,6 +1,6 @@
 """The Lightning module: loss, optimizer, schedule, and the sums of an epoch.
 
-Legend: B rows, K classes, O outputs of the net.
+Legend: B rows, K classes, M members and O outputs of the net.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
+from raymlp.train.augment import Augmentation
 from raymlp.train.average import averaged_net
 from raymlp.train.batches import Batch
 from raymlp.train.groups import parameter_groups
@@ -32,12 +33,16 @@ SURE = 1e-7
 def loss_sum(
     task: Task, outputs: Tensor, target: Tensor, *, weights: Sequence[float] = (), gamma: float = 0.0, smoothing: float = 0.0
 ) -> Tensor:
-    """Summed loss of B rows from `outputs` float32 (B, O) and `target` float32 (B,); 0 without rows.
+    """Summed loss of B rows from `outputs` float32 (B, O) and `target` float32 (B,); 0 without rows. Of M members, (B, M, O), the mean.
 
     Binary and multiclass: negative log likelihood, times the weight of the row's class where weights (K,) are given, times
     (1 - p) ** gamma, p being the probability of the true class; `smoothing` is the share of the answer that is spread over all
     classes. Regression: squared error of the standardised value.
     """
+    if outputs.ndim == 3:
+        members = outputs.shape[1]
+        each = target.repeat_interleave(members)
+        return loss_sum(task, outputs.flatten(0, 1), each, weights=weights, gamma=gamma, smoothing=smoothing) / members
     if task == "regression":
         return functional.mse_loss(outputs[:, 0], target, reduction="sum")
     reduction = "none" if weights or gamma else "sum"
@@ -97,6 +102,7 @@ class TableModule(pl.LightningModule):
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
+        self.augment = Augmentation(settings.augment) if settings.augment.is_on else None
         self.fused, self._share = fused, shares(settings, epoch_steps=epoch_steps, losses=losses)
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
@@ -108,11 +114,13 @@ class TableModule(pl.LightningModule):
         return self.net if self.averaged is None else self.averaged.net
 
     def forward(self, batch: Batch) -> Tensor:
-        """Outputs float32 (B, O)."""
+        """Outputs float32 (B, O), or (B, M, O) of members in training."""
         outputs: Tensor = self.net(batch.tensors)
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.augment is not None:
+            batch = self.augment(batch)
         batch, answers = mixed(batch, self.settings.mix)
         outputs, smoothing = self(batch), self.settings.label_smoothing
         parts = [
@@ -134,6 +142,10 @@ class TableModule(pl.LightningModule):
         self.valid_sums.add(loss, len(batch))
         self.valid_outputs.append(outputs.cpu().numpy())
         self.valid_answers.append(batch.target.cpu().numpy())
+
+    def logged(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What a net of the user's own logged in the epoch, by name."""
+        return {}
 
     def on_train_epoch_start(self) -> None:
         self.train_sums = Sums()

@@ -51,6 +51,15 @@ def precision_of(settings: Train, strategy: Strategy) -> dict[str, Any]:
     return {"precision": f"{settings.precision}-{held}"}
 
 
+def share_statistics(net: nn.Module, strategy: Strategy) -> None:
+    """Give all workers the mean of their batch normalisation statistics, which each collects from its own rows: they all look at one
+    net in validation, and that net is saved."""
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+            for statistic in (layer.running_mean, layer.running_var):
+                statistic.copy_(strategy.reduce(statistic.clone(), reduce_op="mean"))
+
+
 def full_weights(net: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers of a net in float32 on the CPU, gathered from all workers that hold parts. Every worker must call it."""
     gathered = {name: _full(parameter) for name, parameter in net.named_parameters(remove_duplicate=False)}

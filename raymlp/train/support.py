@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable
 
 from raymlp.config.average import NoAverage
+from raymlp.config.encoder import Transfer
 from raymlp.config.mix import NoMix
 from raymlp.config.schedule import Plateau
 from raymlp.config.schema import Config
-from raymlp.config.strategy import DeepSpeed
+from raymlp.config.strategy import Auto, Ddp, DeepSpeed
 from raymlp.config.train import Focal
 
 WITHOUT_BLOCKS = ("mlp", "linear")
@@ -37,6 +38,24 @@ def _offloads(config: Config) -> bool:
     return isinstance(strategy, DeepSpeed) and (strategy.offload_optimizer or strategy.offload_parameters)
 
 
+def _transfer(config: Config) -> Transfer | None:
+    return getattr(config.model, "transfer", None)
+
+
+def _adapts(config: Config) -> bool:
+    transfer = _transfer(config)
+    return transfer is not None and transfer.lora is not None
+
+
+def _thaws(config: Config) -> bool:
+    transfer = _transfer(config)
+    return transfer is not None and transfer.gradual
+
+
+def _extra(config: Config) -> str:
+    return "text" if config.model.kind == "text_encoder" else "vision"
+
+
 def _missing(package: str) -> bool:
     return importlib.util.find_spec(package) is None
 
@@ -59,6 +78,25 @@ RULES: tuple[Rule, ...] = (
     (
         lambda c: c.train.resample == "smote" and _missing("imblearn"),
         lambda c: "train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.",
+    ),
+    (
+        lambda c: _transfer(c) is not None and _missing("transformers"),
+        lambda c: f"model.kind is {c.model.kind}, which needs transformers. Run: pip install 'raymlp[{_extra(c)}]'.",
+    ),
+    (
+        lambda c: _adapts(c) and _missing("peft"),
+        lambda c: f"model.transfer.lora is set, which needs peft. Run: pip install 'raymlp[{_extra(c)}]'.",
+    ),
+    (
+        lambda c: c.train.augment.is_on and _missing("kornia"),
+        lambda c: "train.augment changes images, which needs kornia. Run: pip install 'raymlp[vision]'.",
+    ),
+    (
+        lambda c: _thaws(c) and not isinstance(c.train.strategy, Ddp | Auto),
+        lambda c: (
+            f"model.transfer.gradual is true with train.strategy.kind={c.train.strategy.kind}, which divides the weights that learn once, "
+            "at the start; expected ddp. Set train.strategy.kind=ddp or model.transfer.gradual=false."
+        ),
     ),
     (
         lambda c: _offloads(c) and not c.train.gpu,

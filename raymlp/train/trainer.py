@@ -33,7 +33,8 @@ from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
-from raymlp.model.nets import NetShape, parameters_of
+from raymlp.model.huggingface import start_of
+from raymlp.model.nets import NetShape, number_edges, parameters_of, require
 from raymlp.train.choice import choose
 from raymlp.train.feed import Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
@@ -58,17 +59,20 @@ def train(
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number.
     """
     check(config)
+    require(config.model)
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
+    start = start_of(config.model, plan)
     wait_for_room(config.train, streams=not hold)
-    config = settled(config, plan)
+    edges = number_edges(config.model, plan, profile)
+    config = settled(config, NetShape.of(start.model if start else config.model, plan, edges))
     make_folder(run_dir)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
-        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile))
+        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile), edges, start)
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:
         raise explained(error) from error
@@ -93,12 +97,12 @@ def check(config: Config) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def settled(config: Config, plan: FeaturePlan) -> Config:
+def settled(config: Config, shape: NetShape) -> Config:
     """The config with the strategy that `auto` stands for; others as they are. May ask a GPU of the cluster for its size."""
     if not isinstance(config.train.strategy, Auto):
         return config
     if config.train.gpu and config.train.num_workers > 1:
-        choice = choose(config.train, parameters=parameters_of(NetShape.of(config.model, plan)), gpu_bytes=ray.get(_gpu_bytes.remote()))
+        choice = choose(config.train, parameters=parameters_of(shape), gpu_bytes=ray.get(_gpu_bytes.remote()))
     else:
         choice = choose(config.train)
     log.info("train.strategy auto is %s: %s", choice.strategy.kind, choice.reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -21,14 +21,20 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import DataError, TrainingError
 from raymlp.core.files import Place
 from raymlp.data.place import split_files
+from raymlp.data.profile import Profile
 from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.huggingface import start_of
+from raymlp.model.nets import number_edges
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
-from raymlp.train.loop import Save, Seat, alone, fit, quiet
+from raymlp.train.loop import Report, Save, Seat, alone, fit, quiet
 from raymlp.train.strategy import strategy_of
+
+Splits = Mapping[str, Sequence[Block]]
+"""Transformed rows in memory, by split."""
 
 
 def run(job: Job) -> Outcome | TrainingError | None:
@@ -60,21 +66,31 @@ def outcome_alone(
 
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
-    quiet(config.runtime.verbose)
     profile = load_profile(snapshot_path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
-    splits = _splits(snapshot_path, plan.model_dump_json())
-    num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
-    job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile))
-    for split, rows in job.rows.items():
-        if not rows:
-            raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")
+    job = job_of(config, plan, _splits(snapshot_path, plan.model_dump_json()), profile, shuffle_labels=shuffle_labels)
+    return job, fit_alone(job, _splits(snapshot_path, plan.model_dump_json()), lambda metrics, _: report(metrics))
+
+
+def job_of(config: Config, plan: FeaturePlan, splits: Splits, profile: Profile, *, shuffle_labels: bool = False) -> Job:
+    """The job of a process that holds all rows. Raises DataError when a split has none."""
+    rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
+    for split, count in rows.items():
+        if not count:
+            raise DataError(f"the split '{split}' has no usable rows; expected some. Check the split and the target.")
+    counts, edges = class_counts_of(plan.target, profile), number_edges(config.model, plan, profile)
+    return Job(config, plan, rows, shuffle_labels=shuffle_labels, class_counts=counts, edges=edges, start=start_of(config.model, plan))
+
+
+def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None = None) -> Outcome:
+    """Train in this process on rows in memory, from a checkpoint where one is given."""
+    quiet(job.config.runtime.verbose)
     train, valid = held_source(splits["train"]), held_source(splits["valid"])
-    return job, fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
+    return fit(job, train, valid, seat=alone(), report=report, resume=resume)
 
 
 @lru_cache(maxsize=1)
-def _splits(path: Place, plan: str) -> dict[str, list[Block]]:
+def _splits(path: Place, plan: str) -> Splits:
     """Transformed rows by split, kept for the next trial of this process with an equal plan."""
     return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
 
