@@ -15,7 +15,7 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
 from raymlp.config.train import Focal
 
-WITHOUT_BLOCKS = ("mlp", "linear")
+WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
 
 Rule = tuple[Callable[[Config], bool], Callable[[Config], str]]

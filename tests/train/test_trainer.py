@@ -122,15 +122,11 @@ def test_two_workers_give_the_same_model_again_though_one_is_killed(pair: Traine
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs raymlp[deepspeed]")
-@pytest.mark.parametrize(("strategy", "kill_at"), [(ZERO2, None), (ZERO3, 1)])
-def test_zero_comes_to_the_loss_of_ddp(
-    strategy: dict[str, Any], kill_at: int | None, pair: TrainedModel, snapshots: Snapshots, tmp_path: Path
-) -> None:
-    model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, strategy=strategy, kill_at=kill_at, max_failures=1)
+def test_zero_3_goes_on_after_a_killed_worker(pair: TrainedModel, snapshots: Snapshots, tmp_path: Path) -> None:
+    model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, strategy=ZERO3, kill_at=1, max_failures=1)
     assert heard == [0, 1, 2, 3, 4]
-    assert model.metrics["valid_loss"] == pytest.approx(pair.metrics["valid_loss"], rel=0.01)
+    assert model.metrics["valid_loss"] == pytest.approx(pair.metrics["valid_loss"], rel=1e-3)
     assert {name: value.dtype for name, value in weights_of(model).items()} == dict.fromkeys(weights_of(pair), np.float32)
-    assert model.metrics["auc"] == pytest.approx(pair.metrics["auc"], abs=0.005)
 
 
 def test_rows_that_do_not_fit_the_object_store_are_streamed_in_the_same_order_every_epoch(
