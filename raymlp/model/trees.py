@@ -115,11 +115,12 @@ class Forest:
     def __call__(self, x: NDArray[np.float32]) -> Floats:
         """Outputs float64 (B, O) of `x` float32 (B, F)."""
         outputs = len(self.base)
-        missing = np.isnan(x)
+        missing: Flags = np.isnan(x)
         ids = np.where(missing, self.limit + 1, np.where((x < 0) | (x >= self.limit), self.limit, x)).astype(np.int64)
         if len(x) <= FEW_ROWS:
-            found = np.array([self._row(*row) for row in zip(x, ids, missing.any(axis=1), strict=True)]).reshape(len(x), -1, outputs)
-            return found.sum(axis=1) + self.base
+            gaps = np.asarray(missing.any(axis=1))
+            found = np.array([self._row(*row) for row in zip(x, ids, gaps, strict=True)]).reshape(len(x), -1, outputs)
+            return np.asarray(found.sum(axis=1) + self.base)
         total = np.zeros((len(x), outputs))
         columns, id_columns = np.ascontiguousarray(x.T), np.ascontiguousarray(ids.T)
         for place, root in enumerate(self.roots):
@@ -139,7 +140,7 @@ class Forest:
         node = self.roots
         for _ in range(self.depth):
             node = following[node]
-        return self.leaves[node - len(self.feature)]
+        return np.asarray(self.leaves[node - len(self.feature)])
 
     def _add(self, columns: NDArray[np.float32], ids: Ints, root: int, total: Floats) -> None:
         """Add a tree's leaves to `total` (B,), its rows divided node by node."""

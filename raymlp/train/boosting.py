@@ -6,7 +6,6 @@ Legend: N rows of the worker, F features, O outputs, R rounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from raymlp.config.trees import LightGBM, Trees, XGBoost
 from raymlp.core.records import Task
 from raymlp.features.ids import Buckets
 from raymlp.features.plan import FeaturePlan
-from raymlp.model.trees import OBJECTIVES, Library
+from raymlp.model.trees import OBJECTIVES
 
 Floats = NDArray[np.float32]
 Outputs = NDArray[np.float64]

@@ -24,7 +24,7 @@ class TreeNetwork(TorchConfig):
         return _Backend
 
 
-class _Backend(_TorchBackend):  # type: ignore[misc]
+class _Backend(_TorchBackend):
     """Torch's, and that of Ray Train for the library. One is made for each start of the workers."""
 
     def on_training_start(self, worker_group: Any, backend_config: TreeNetwork) -> None:

@@ -55,7 +55,7 @@ class Best:
 def loss_of(task: Task, outputs: Floats, answers: NDArray[Any]) -> Floats:
     """Loss of each row (N,) from `outputs` (N, O): that of nets (`raymlp.train.module.loss_sum`), unweighted."""
     if task == "regression":
-        return np.square(outputs[:, 0] - answers)
+        return np.asarray(np.square(outputs[:, 0] - answers))
     if task == "binary":
         return np.logaddexp(0.0, outputs[:, 0]) - answers * outputs[:, 0]
     top = outputs.max(axis=1, keepdims=True)
@@ -122,11 +122,10 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
     return Outcome(scorer, _in_unit(target, outputs), _truth(target, answers), progress, environment.facts())
 
 
-def _epoch(
-    making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best
-) -> tuple[dict[str, float], Floats]:
+def _epoch(making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best) -> tuple[dict[str, float], Floats]:
     """Some rounds; the losses at the best of them, and this worker's validation outputs there. Notes in `best` the best round of all."""
-    lowest, kept, losses = float("inf"), np.zeros(0), {}
+    lowest, kept = float("inf"), np.zeros(0)
+    losses: dict[str, float] = {}
     for _ in range(rounds):
         making.update()
         outputs = making.outputs()

@@ -116,8 +116,9 @@ RULES: tuple[Rule, ...] = (
     (
         lambda c: isinstance(c.model, Trees) and bool(_beside_trees(c)),
         lambda c: (
-            f"model.kind is {c.model.kind}, and boosted trees do not go with {_beside_trees(c)}; expected numbers and categories, CPUs, and "
-            "no part of a net's recipe (for rare classes there is train.class_weights). Leave that out, or choose a net, such as model=mlp."
+            f"model.kind is {c.model.kind}, and boosted trees do not go with {_beside_trees(c)}; expected numbers, categories, "
+            "CPUs, and no part of a net's recipe (for rare classes there is train.class_weights). "
+            "Leave that out, or choose a net, such as model=mlp."
         ),
     ),
     (

@@ -106,7 +106,9 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     """
     check(config)
     if isinstance(config.model, Trees):
-        raise ConfigError(f"model.kind is {config.model.kind}, whose step size and batch nobody looks for; expected a net. Choose model=mlp.")
+        raise ConfigError(
+            f"model.kind is {config.model.kind}, whose step size and batch nobody looks for; expected a net. Choose model=mlp."
+        )
     settings = config.train
     work = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=int(settings.gpu), max_calls=1)(_found)
     try:

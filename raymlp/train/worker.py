@@ -80,7 +80,9 @@ def outcome_alone(
 def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = False) -> tuple[Job, Splits]:
     """The job of one worker without Ray, and its blocks by split, in memory. Raises DataError when a split is empty."""
     profile = load_profile(snapshot_path)
-    plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"), keeps_missing=isinstance(config.model, Trees))
+    plan = FeaturePlan.fit(
+        config.features, config.problem, profile, files=split_files(snapshot_path, "train"), keeps_missing=isinstance(config.model, Trees)
+    )
     splits = _splits(snapshot_path, plan.model_dump_json(), config.train.distil)
     return job_of(config, plan, splits, profile, shuffle_labels=shuffle_labels), splits
 

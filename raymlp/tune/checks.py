@@ -30,8 +30,8 @@ def check(config: Config) -> None:
     kinds = {config.model.kind, *(getattr(settings.space.get("model.kind"), "values", ()))}
     if settings.searcher.kind == "pbt" and (trees := sorted(kinds & {"xgboost", "lightgbm"})):
         raise ConfigError(
-            f"tune.searcher.kind is pbt with model.kind={trees[0]}, whose trees are not weights that another trial goes on from; expected a "
-            "net. Set tune.searcher.kind=random."
+            f"tune.searcher.kind is pbt with model.kind={trees[0]}, whose trees are not weights that another trial goes on from; expected "
+            "a net. Set tune.searcher.kind=random."
         )
     if settings.searcher.kind == "grid" and settings.num_samples is not None:
         size = sum(1 for _ in itertools.islice(space.grid(settings.space), settings.num_samples + 1))

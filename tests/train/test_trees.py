@@ -40,7 +40,9 @@ KINDS = {"xgboost": XGBoost(rounds_per_epoch=8, learning_rate=0.3), "lightgbm": 
 TASKS = ["binary", "multiclass", "regression"]
 
 
-def config_for(kind: str, task: str, *, features: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **train: Any) -> Config:
+def config_for(
+    kind: str, task: str, *, features: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **train: Any
+) -> Config:
     chosen = KINDS[kind].model_copy(update=model or {})
     config = config_of(task, **train)
     return config.model_copy(update={"model": chosen, "features": Features(**features or {})})
@@ -65,7 +67,8 @@ def test_trees_learn_and_their_bundle_answers_alike_in_batch_and_row(kind: str, 
     metrics = outcome.scored(task)[2]
     main = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}[task]
     assert metrics[main] > floor[main] - 0.03  # the logit is linear
-    assert [epoch["epoch"] for epoch in epochs] == [0, 1] and epochs[1]["train_loss"] < epochs[0]["train_loss"]
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+    assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
     assert set(epochs[0]) >= {"train_loss", "valid_loss", "rows_per_s", "data_wait_share"}
 
     predictor = Predictor.load(bundled(snapshot, job, outcome, tmp_path / "bundle"))
@@ -163,13 +166,18 @@ def test_a_run_goes_on_from_its_checkpoint(kind: str, snapshots: Snapshots, tmp_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_class_weights_are_taken_back_by_the_calibration(kind: str, snapshots: Snapshots) -> None:
-    plain = fitted(snapshots("binary"), config_for(kind, "binary"))[1].scored("binary")[2]
-    job, outcome, _ = fitted(snapshots("binary"), config_for(kind, "binary", class_weights="balanced"))
-    _, scores, metrics = outcome.scored("binary", job.class_weights)
-    assert metrics["auc"] == pytest.approx(plain["auc"], abs=0.01)
-    assert scores.mean() == pytest.approx(outcome.answers.mean(), abs=0.01)
+    job, outcome, epochs = fitted(snapshots("binary"), config_for(kind, "binary", class_weights="balanced"))
     counts = job.class_counts
     assert job.class_weights == pytest.approx([sum(counts) / 2 / count for count in counts])
+    weights = np.array(job.class_weights)[outcome.answers.astype(int)]
+    known = float(np.mean(weights * loss_of("binary", outcome.outputs[:, None], outcome.answers)))
+    assert known == pytest.approx(min(epoch["valid_loss"] for epoch in epochs), rel=1e-4)
+    _, scores, metrics = outcome.scored("binary", job.class_weights)
+    share = float(outcome.answers.mean())
+    assert share > 0.55  # so that weights move the raw outputs towards the rarer class
+    assert np.mean(1 / (1 + np.exp(-outcome.outputs))) < share - 0.01
+    assert scores.mean() == pytest.approx(share, abs=0.01)
+    assert metrics["auc"] > 0.8
 
 
 def _resealed(bundle: Path, name: str, text: str) -> None:
@@ -193,8 +201,13 @@ def test_a_booster_file_that_is_none_is_refused_by_name(kind: str, snapshots: Sn
         Predictor.load(bundle)
     foreign = fitted(snapshots("regression"), config_for(kind, "regression", epochs=1))[1].scorer
     other = fitted(snapshot, config_for("lightgbm" if kind == "xgboost" else "xgboost", "binary", epochs=1))[1].scorer
-    assert isinstance(foreign, TreeScorer) and isinstance(other, TreeScorer)
-    loop = re.sub(r'"left_children":\[1,', '"left_children":[0,', text, count=1) if kind == "xgboost" else text.replace("left_child=1", "left_child=0", 1)
+    assert isinstance(foreign, TreeScorer)
+    assert isinstance(other, TreeScorer)
+    loop = (
+        re.sub(r'"left_children":\[1,', '"left_children":[0,', text, count=1)
+        if kind == "xgboost"
+        else text.replace("left_child=1", "left_child=0", 1)
+    )
     assert loop != text
     for broken in (text[: len(text) // 2], "", "{}", foreign.text, other.text, loop):
         _resealed(bundle, file, broken)
@@ -228,4 +241,5 @@ def test_two_workers_make_the_trees_of_one(kind: str, snapshots: Snapshots, ray_
     assert model.metrics["auc"] == pytest.approx(alone["auc"], abs=0.01)
     assert model.metrics["log_loss"] == pytest.approx(alone["log_loss"], abs=0.02)
     table = read_split(snapshot.path, "valid")
-    assert isinstance(table, pa.Table) and len(Predictor.load(model.bundle).predict(table.select(["a", "b", "kind", "noise"]))) == 1_000
+    assert isinstance(table, pa.Table)
+    assert len(Predictor.load(model.bundle).predict(table.select(["a", "b", "kind", "noise"]))) == 1_000
