@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-import pyarrow as pa
 import pytest
 import xgboost
 
@@ -34,6 +35,7 @@ from raymlp.train.support import refusals
 from raymlp.train.trainer import bundle_of
 from raymlp.train.worker import fit_alone, job_alone, outcome_alone
 from tests.train.planted import config_of
+from tests.train.test_trainer import workers
 
 Snapshots = Callable[[str], Snapshot]
 KINDS = {"xgboost": XGBoost(rounds_per_epoch=8, learning_rate=0.3), "lightgbm": LightGBM(rounds_per_epoch=8, learning_rate=0.3)}
@@ -229,17 +231,25 @@ def test_what_trees_do_not_support_is_refused_by_name(monkeypatch: pytest.Monkey
         trainer.check(config_for("lightgbm", "binary"))
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_workers_make_the_trees_of_one(kind: str, snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path) -> None:
+def test_two_workers_make_the_trees_of_one_though_one_is_killed(
+    kind: str, snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path
+) -> None:
     snapshot = snapshots("binary")
-    whole = {"subsample": 1.0, "feature_share": 1.0}
-    config = config_for(kind, "binary", model=whole, epochs=2, num_workers=2)
-    epochs: list[dict[str, float]] = []
-    model = trainer.train(config, snapshot, run_dir=tmp_path / "run", run_id="run", on_epoch=epochs.append)
-    alone = fitted(snapshot, config_for(kind, "binary", model=whole, epochs=2))[1].scored("binary")[2]
-    assert len(epochs) == 2
+    whole = {"subsample": 1.0, "feature_share": 1.0, "learning_rate": 0.01, "rounds_per_epoch": 100}
+    config = config_for(kind, "binary", model=whole, epochs=3, num_workers=2, max_failures=1)
+    heard: list[float] = []
+
+    def hear(metrics: dict[str, float]) -> None:
+        heard.append(metrics["epoch"])
+        if heard == [0.0]:
+            os.kill(max(workers()), signal.SIGKILL)
+
+    model = trainer.train(config, snapshot, run_dir=tmp_path / "run", run_id="run", on_epoch=hear)
+    assert sorted(set(heard)) == [0, 1, 2]
+    alone = fitted(snapshot, config_for(kind, "binary", model=whole, epochs=3))[1].scored("binary")[2]
     assert model.metrics["auc"] == pytest.approx(alone["auc"], abs=0.01)
     assert model.metrics["log_loss"] == pytest.approx(alone["log_loss"], abs=0.02)
-    table = read_split(snapshot.path, "valid")
-    assert isinstance(table, pa.Table)
-    assert len(Predictor.load(model.bundle).predict(table.select(["a", "b", "kind", "noise"]))) == 1_000
+    table = read_split(snapshot.path, "valid").select(["a", "b", "kind", "noise"])
+    assert len(Predictor.load(model.bundle).predict(table)) == 1_000
