@@ -130,11 +130,15 @@ CASES = [
         "MLP .489, FT-Transformer .471, CatBoost .433",
     ),
     Case(
-        "california", "xgboost", ("model=xgboost", "train.epochs=60", "model.learning_rate=0.04", "model.max_depth=8"),
+        "california", "xgboost",
+        ("model=xgboost", "train.epochs=80", "model.learning_rate=0.04", "model.max_depth=8", "model.max_bins=1024",
+         "model.min_child_weight=5", "model.feature_share=0.6"),
         "XGBoost .434, CatBoost .433",
     ),
     Case(
-        "california", "lightgbm", ("model=lightgbm", "train.epochs=60", "model.learning_rate=0.04", "model.num_leaves=63"),
+        "california", "lightgbm",
+        ("model=lightgbm", "train.epochs=80", "model.learning_rate=0.04", "model.num_leaves=63", "model.max_bins=2048",
+         "model.feature_share=0.5", "model.l2=5"),
         "XGBoost .434, CatBoost .433",
     ),
 ]  # fmt: skip
