@@ -134,7 +134,7 @@ def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
     places = (ids + starts).ravel()
     hot = sparse.csr_matrix((np.ones(len(places)), (rows, places)), shape=(table.num_rows, sum(plan.cardinalities)))
     numbers = tensors["numeric"].astype(np.float64)
-    left = np.repeat([isinstance(step, Number) and step.fill is None for step in plan.numbers], [len(step.names) for step in plan.numbers])
+    left = np.array([isinstance(step, Number) and step.fill is None for step in plan.numbers for _ in step.names], dtype=bool)
     missing = np.isnan(numbers[:, left]).astype(np.float64)
     return sparse.hstack([sparse.csr_matrix(np.nan_to_num(numbers)), sparse.csr_matrix(missing), hot], format="csr")
 
