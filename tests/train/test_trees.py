@@ -17,6 +17,7 @@ import pytest
 import xgboost
 
 from raymlp.config.features import Features
+from raymlp.config.loader import with_overrides
 from raymlp.config.model import Linear
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
@@ -28,12 +29,15 @@ from raymlp.data.snapshot import load_profile, read_split
 from raymlp.model.bundle import save_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.model.trees import FILES, TreeScorer, matrix
+from raymlp.preflight import _training
 from raymlp.train import trainer
 from raymlp.train.job import Job, Outcome
 from raymlp.train.rounds import loss_of
 from raymlp.train.support import refusals
 from raymlp.train.trainer import bundle_of
+from raymlp.train.trial import fit_held
 from raymlp.train.worker import fit_alone, job_alone, outcome_alone
+from raymlp.tune.checks import check
 from tests.train.planted import config_of
 from tests.train.test_trainer import workers
 
@@ -229,6 +233,45 @@ def test_what_trees_do_not_support_is_refused_by_name(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'raymlp\[gbdt\]'"):
         trainer.check(config_for("lightgbm", "binary"))
+
+
+class InMemory:
+    """A shelf without Ray."""
+
+    def __init__(self, snapshot: Snapshot, config: Config) -> None:
+        self._snapshot, self._config = snapshot, config
+
+    def get(self, features: Features, *, keeps_missing: bool) -> tuple[Any, Any]:
+        assert keeps_missing
+        job, splits = job_alone(self._config, self._snapshot.path)
+        return job.plan, splits
+
+
+def test_a_trial_of_a_study_trains_trees_and_measures_them(snapshots: Snapshots) -> None:
+    config, heard = config_for("lightgbm", "binary", epochs=2), []
+
+    def report(metrics: dict[str, float], _: Any) -> bool:
+        heard.append(metrics["valid_loss"])
+        return False
+
+    metrics = fit_held(config, snapshots("binary"), InMemory(snapshots("binary"), config), report, latency=True)  # type: ignore[arg-type]
+    assert metrics["valid_loss"] == pytest.approx(min(heard))
+    assert len(heard) == 2
+    assert metrics["interval_low"] < metrics["auc"] < metrics["interval_high"]
+    assert 0 < metrics["latency_ms"] < 100
+
+
+def test_what_plan_and_tuning_say_of_trees() -> None:
+    config = config_for("xgboost", "binary")
+    problems: list[str] = []
+    assert _training(config, problems.append)["training"] == "xgboost, 1 worker, 8 rounds an epoch, at most 5 epochs"
+    assert problems == []
+    with pytest.raises(ConfigError, match=r"tune\.searcher\.kind is pbt with model\.kind=xgboost"):
+        check(
+            with_overrides(
+                config, {"tune.searcher.kind": "pbt", "tune.space": {"train.learning_rate": {"kind": "choice", "values": [0.1, 0.2]}}}
+            )
+        )
 
 
 @pytest.mark.ray
