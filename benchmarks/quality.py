@@ -107,10 +107,30 @@ CASES = [
         "FT-Transformer .859 / .914, CatBoost .874 / .928",
     ),
     Case(
+        "adult", "xgboost",
+        ("model=xgboost", "train.epochs=40", "model.learning_rate=0.05", "model.max_depth=6", "model.feature_share=0.5",
+         "features.min_count=1"),
+        "XGBoost .873 / .928, CatBoost .874 / .928",
+    ),
+    Case(
+        "adult", "lightgbm",
+        ("model=lightgbm", "train.epochs=40", "model.learning_rate=0.05", "model.num_leaves=31", "model.feature_share=0.5",
+         "features.min_count=1"),
+        "XGBoost .873 / .928, CatBoost .874 / .928",
+    ),
+    Case(
         "california", "mlp, bins",
         (*NUMBERS, *BINS, "model.hidden=[384,384]", "model.dropout=0.35", "train.epochs=40", "train.patience=40", "train.batch_size=128",
          "train.learning_rate=0.003", "train.weight_decay=0.001"),
         "MLP .489, FT-Transformer .471, CatBoost .433",
+    ),
+    Case(
+        "california", "xgboost", ("model=xgboost", "train.epochs=60", "model.learning_rate=0.04", "model.max_depth=8"),
+        "XGBoost .434, CatBoost .433",
+    ),
+    Case(
+        "california", "lightgbm", ("model=lightgbm", "train.epochs=60", "model.learning_rate=0.04", "model.num_leaves=63"),
+        "XGBoost .434, CatBoost .433",
     ),
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, DeepSpeed
 from raymlp.config.train import Train
+from raymlp.config.trees import Trees
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
@@ -147,9 +148,11 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
         f" stage {strategy.stage}" if isinstance(strategy, DeepSpeed) else f" ({foretold(train)})" if isinstance(strategy, Auto) else ""
     )
     rows = train.batch_size * train.accumulate * train.num_workers
+    how = f"{strategy.kind}{detail}, {workers}, precision {_precision(train)}, {rows:,} rows a step"
+    if isinstance(config.model, Trees):
+        how = f"{workers}, {config.model.rounds_per_epoch} rounds an epoch"
     return {
-        "training": f"{config.model.kind}, {strategy.kind}{detail}, {workers}, precision {_precision(train)}, "
-        f"{rows:,} rows a step, at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {how}, at most {train.epochs} epochs",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_serializer, model_validator
 
 from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.section import ImportPath, Section
+from raymlp.config.trees import LightGBM, XGBoost
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -203,4 +204,7 @@ class Own(Section):
         return {"kind": self.kind, "_target_": self.target, **self.settings}
 
 
-Model = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Own, Field(discriminator="kind")]
+Net = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Own, Field(discriminator="kind")]
+Model = Annotated[
+    Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Own | XGBoost | LightGBM, Field(discriminator="kind")
+]

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from raymlp.config.encoder import ImageEncoder, TextEncoder
-from raymlp.config.model import FtTransformer, Linear, Mlp, Model, Own, PiecewiseLinear, PlainNumbers, Resnet, Tabm
+from raymlp.config.model import FtTransformer, Linear, Mlp, Model, Net, Own, PiecewiseLinear, PlainNumbers, Resnet, Tabm
 from raymlp.config.section import Section
 from raymlp.core import trust
 from raymlp.core.errors import ConfigError
@@ -37,7 +37,7 @@ PIECES = 1 << 14
 class NetShape(Section):
     """What a net is built from: kept in the bundle, so that weights always find their net."""
 
-    model: Model
+    model: Net
     """Kind and hyperparameters."""
     num_numeric: int = Field(ge=0)
     """N."""
@@ -63,7 +63,7 @@ class NetShape(Section):
         return self
 
     @classmethod
-    def of(cls, model: Model, plan: FeaturePlan, edges: Edges = ()) -> Self:
+    def of(cls, model: Net, plan: FeaturePlan, edges: Edges = ()) -> Self:
         """What a config's model becomes with a plan; `edges` are those of `number_edges`. A net of the user's own is trusted, since
         the config names it."""
         if isinstance(model, Own):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from raymlp.core.errors import BundleError
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.nets import NetShape, build_net
+from raymlp.model.trees import FILES, TreeScorer
 
 TAKEN: dict[str, np.dtype[Any]] = {
     "numeric": np.dtype(np.float32), "categorical": np.dtype(np.int64), "text": np.dtype(np.int64), "image": np.dtype(np.uint8),
@@ -89,4 +90,7 @@ class NetScorer:
 
 def load_scorer(folder: Path, plan: FeaturePlan) -> Scorer:
     """The scorer whose files are in the folder. Raises BundleError naming the file when it cannot be read, or does not fit the plan."""
+    for library, name in FILES.items():
+        if (folder / name).is_file():
+            return TreeScorer.load(library, folder / name, plan)
     return NetScorer.load(folder)

@@ -15,6 +15,7 @@ from torch import nn
 
 from raymlp.config.model import Own
 from raymlp.config.schema import Config
+from raymlp.config.trees import Trees
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import digest_of, to_json
 from raymlp.core.metrics import score
@@ -63,6 +64,11 @@ class Job:
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
+        if self.has_trees and (self.plan.texts or self.plan.image):
+            raise ConfigError(
+                f"model.kind is {self.config.model.kind}, and the features hold {'a text' if self.plan.texts else 'an image'}; expected "
+                "numbers and categories alone. Choose a net, such as model=mlp, or leave the column out by features.drop."
+            )
         assert self.attacker is None or self.attacker.share
         if self.config.train.private:
             refuse_unfit(build_net(self.shape), self.config.model.kind)
@@ -104,8 +110,16 @@ class Job:
         return {"epsilon": self.budget.epsilon(epochs), "delta": self.budget.delta} if self.budget else {}
 
     @property
+    def has_trees(self) -> bool:
+        """Whether boosted trees are trained, and no net."""
+        return isinstance(self.config.model, Trees)
+
+    @property
     def shape(self) -> NetShape:
-        return NetShape.of(self.start.model if self.start else self.config.model, self.plan, self.edges)
+        """That of the net."""
+        model = self.start.model if self.start else self.config.model
+        assert not isinstance(model, Trees)
+        return NetShape.of(model, self.plan, self.edges)
 
     def net(self) -> nn.Module:
         """The net as training begins with it; seed torch first for equal weights."""

@@ -36,11 +36,11 @@ class _Keeper:
         self._profile = load_profile(path)
         self._made: OrderedDict[str, tuple[str, dict[str, list[Any]], int]] = OrderedDict()
 
-    def get(self, features: Features) -> tuple[str, dict[str, list[Any]]]:
+    def get(self, features: Features, keeps_missing: bool = False) -> tuple[str, dict[str, list[Any]]]:
         """The plan as JSON, and references to the packed rows by split."""
-        key = features.model_dump_json()
+        key = f"{features.model_dump_json()} {keeps_missing}"
         if key not in self._made:
-            self._made[key] = self._make(features)
+            self._made[key] = self._make(features, keeps_missing)
         self._made.move_to_end(key)
         plan, refs, _ = self._made[key]
         return plan, refs
@@ -49,8 +49,9 @@ class _Keeper:
         """Plans that are kept."""
         return len(self._made)
 
-    def _make(self, features: Features) -> tuple[str, dict[str, list[Any]], int]:
-        plan = FeaturePlan.fit(features, self._problem, self._profile, files=split_files(self._path, "train"))
+    def _make(self, features: Features, keeps_missing: bool) -> tuple[str, dict[str, list[Any]], int]:
+        files = split_files(self._path, "train")
+        plan = FeaturePlan.fit(features, self._problem, self._profile, files=files, keeps_missing=keeps_missing)
         refs: dict[str, list[Any]] = {split: [] for split in SPLITS}
         size, each = 0, row_bytes(plan, taught=self._distil is not None)
         for split in SPLITS:
@@ -77,10 +78,11 @@ class Shelf:
 
     keeper: Any
 
-    def get(self, features: Features) -> tuple[FeaturePlan, dict[str, list[Block]]]:
-        """The plan of the features and the transformed rows by split, in place. Raises what fitting and reading raise."""
+    def get(self, features: Features, *, keeps_missing: bool = False) -> tuple[FeaturePlan, dict[str, list[Block]]]:
+        """The plan of the features and the transformed rows by split, in place; `keeps_missing` as in `FeaturePlan.fit`. Raises what
+        fitting and reading raise."""
         try:
-            text, refs = ray.get(self.keeper.get.remote(features))
+            text, refs = ray.get(self.keeper.get.remote(features, keeps_missing))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         plan = FeaturePlan.from_json(text)

@@ -14,6 +14,7 @@ from raymlp.config.schedule import Plateau
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
 from raymlp.config.train import Focal
+from raymlp.config.trees import Trees
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
@@ -82,7 +83,44 @@ def _beside_private(config: Config) -> str:
     return ", ".join(f"train.{name}" for name, asked in parts.items() if asked)
 
 
+def _beside_trees(config: Config) -> str:
+    """Settings that boosted trees have no use for, and that change what a net learns or how it is divided."""
+    train, features = config.train, config.features
+    parts = {
+        "features.image": features.image is not None,
+        "features.text": any(features.rules(name).text_encoding != "length" for name in features.text),
+        "train.strategy": not isinstance(train.strategy, Ddp | Auto),
+        "train.gpu": train.gpu,
+        "train.precision": train.precision != "32",
+        "train.accumulate": train.accumulate > 1,
+        "train.average": not isinstance(train.average, NoAverage),
+        "train.activation_checkpointing": train.activation_checkpointing,
+        "train.compile": train.compile,
+        "train.loss": isinstance(train.loss, Focal),
+        "train.augment": train.augment.is_on,
+        "train.label_smoothing": train.label_smoothing > 0,
+        "train.mix": not isinstance(train.mix, NoMix),
+        "train.resample": train.resample != "none",
+        "train.distil": train.distil is not None,
+        "train.private": train.private is not None,
+        "train.adversarial": train.adversarial is not None,
+    }
+    return ", ".join(name for name, asked in parts.items() if asked)
+
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: isinstance(c.model, Trees) and _missing(c.model.kind),
+        lambda c: f"model.kind is {c.model.kind}, which is not installed. Run: pip install 'raymlp[gbdt]'.",
+    ),
+    (
+        lambda c: isinstance(c.model, Trees) and bool(_beside_trees(c)),
+        lambda c: (
+            f"model.kind is {c.model.kind}, and boosted trees do not go with {_beside_trees(c)}; expected numbers, categories, "
+            "CPUs, and no part of a net's recipe (for rare classes there is train.class_weights). "
+            "Leave that out, or choose a net, such as model=mlp."
+        ),
+    ),
     (
         lambda c: c.train.private is not None and _missing("opacus"),
         lambda c: "train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'.",

@@ -23,6 +23,7 @@ from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto
 from raymlp.config.train import Train
+from raymlp.config.trees import Trees
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
 from raymlp.core.records import Found, Snapshot, TrainedModel
@@ -64,7 +65,8 @@ def train(
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
-    plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
+    files, trees = split_files(snapshot.path, "train"), isinstance(config.model, Trees)
+    plan = FeaturePlan.fit(config.features, config.problem, profile, files=files, count=count_files, keeps_missing=trees)
     teacher_of(config.train.distil, plan.target)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan, taught=config.train.distil is not None)
     start = start_of(config.model, plan)
@@ -72,7 +74,9 @@ def train(
         raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
     wait_for_room(config.train, streams=not hold)
     edges = number_edges(config.model, plan, profile)
-    config = settled(config, NetShape.of(start.model if start else config.model, plan, edges))
+    model = start.model if start else config.model
+    if not isinstance(model, Trees):
+        config = settled(config, NetShape.of(model, plan, edges))
     make_folder(run_dir)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold, distil=config.train.distil)
@@ -101,6 +105,10 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
     """
     check(config)
+    if isinstance(config.model, Trees):
+        raise ConfigError(
+            f"model.kind is {config.model.kind}, whose step size and batch nobody looks for; expected a net. Choose model=mlp."
+        )
     settings = config.train
     work = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=int(settings.gpu), max_calls=1)(_found)
     try:
@@ -183,7 +191,7 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": ray.put(job)},
-        torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
+        torch_config=_network(job),
         scaling_config=ray.train.ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.gpu, resources_per_worker=resources),
         datasets=dict(feed.datasets),
         dataset_config=feed.shards,
@@ -202,6 +210,15 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
         raise result.return_value
     assert isinstance(result.return_value, Outcome)
     return result.return_value
+
+
+def _network(job: Job) -> TorchConfig:
+    """How the workers find each other: trees have the network of their library beside torch's."""
+    if isinstance(job.config.model, Trees) and job.config.train.num_workers > 1:
+        from raymlp.train.network import TreeNetwork
+
+        return TreeNetwork(backend="gloo", library=job.config.model.kind)
+    return TorchConfig(backend="nccl" if job.config.train.gpu else "gloo")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.config.schema import Config
+from raymlp.config.trees import Trees
 from raymlp.core.files import Place
 from raymlp.core.metrics import METRICS, resample
 from raymlp.core.records import Snapshot
@@ -45,7 +46,7 @@ def fit_held(
     from raymlp.train.trainer import bundle_of
     from raymlp.train.worker import fit_alone, job_of
 
-    plan, splits = shelf.get(config.features)
+    plan, splits = shelf.get(config.features, keeps_missing=isinstance(config.model, Trees))
     profile = load_profile(snapshot.path)
     job = job_of(config, plan, splits, profile)
 

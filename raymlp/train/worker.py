@@ -19,6 +19,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
+from raymlp.config.trees import Trees
 from raymlp.core.errors import DataError, TrainingError
 from raymlp.core.files import Place
 from raymlp.data.place import split_files
@@ -32,6 +33,7 @@ from raymlp.train.feed import held_source, local_blocks, shard_source
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
 from raymlp.train.loop import Report, Save, Seat, alone, fit, quiet
+from raymlp.train.rounds import Team, fit_trees
 from raymlp.train.strategy import strategy_of
 
 Splits = Mapping[str, Sequence[Block]]
@@ -46,15 +48,19 @@ def run(job: Job) -> Outcome | TrainingError | None:
     quiet(job.config.runtime.verbose)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    strategy = strategy_of(job.config.train, world_size=world_size, device=ray.train.torch.get_device())
-    seat = Seat(strategy, rank, world_size, _gather if world_size > 1 else lambda rows: rows)
+    gather = _gather if world_size > 1 else lambda rows: rows
     first, last = job.valid_range(rank, world_size)
     train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
     valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-            outcome = fit(job, train, valid, seat=seat, report=_report, resume=Path(folder) if folder else None)
+            resume = Path(folder) if folder else None
+            if job.has_trees:
+                outcome = fit_trees(job, train, valid, Team(rank, world_size, gather), report=_report, resume=resume)
+            else:
+                strategy = strategy_of(job.config.train, world_size=world_size, device=ray.train.torch.get_device())
+                outcome = fit(job, train, valid, seat=Seat(strategy, rank, world_size, gather), report=_report, resume=resume)
     except TrainingError as error:
         return error
     return outcome if rank == 0 else None
@@ -74,7 +80,9 @@ def outcome_alone(
 def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = False) -> tuple[Job, Splits]:
     """The job of one worker without Ray, and its blocks by split, in memory. Raises DataError when a split is empty."""
     profile = load_profile(snapshot_path)
-    plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
+    plan = FeaturePlan.fit(
+        config.features, config.problem, profile, files=split_files(snapshot_path, "train"), keeps_missing=isinstance(config.model, Trees)
+    )
     splits = _splits(snapshot_path, plan.model_dump_json(), config.train.distil)
     return job_of(config, plan, splits, profile, shuffle_labels=shuffle_labels), splits
 
@@ -93,6 +101,8 @@ def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None =
     """Train in this process on rows in memory, from a checkpoint where one is given."""
     quiet(job.config.runtime.verbose)
     train, valid = held_source(splits["train"]), held_source(splits["valid"])
+    if job.has_trees:
+        return fit_trees(job, train, valid, Team(), report=report, resume=resume)
     return fit(job, train, valid, seat=alone(), report=report, resume=resume)
 
 

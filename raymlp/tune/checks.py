@@ -27,6 +27,12 @@ def check(config: Config) -> None:
             f"tune.searcher.kind is pbt, and the space has {', '.join(settings.space)}; expected one of {', '.join(CONTINUED)}, which may "
             "change while a net is trained. Set tune.space or tune.searcher.kind."
         )
+    kinds = {config.model.kind, *(getattr(settings.space.get("model.kind"), "values", ()))}
+    if settings.searcher.kind == "pbt" and (trees := sorted(kinds & {"xgboost", "lightgbm"})):
+        raise ConfigError(
+            f"tune.searcher.kind is pbt with model.kind={trees[0]}, whose trees are not weights that another trial goes on from; expected "
+            "a net. Set tune.searcher.kind=random."
+        )
     if settings.searcher.kind == "grid" and settings.num_samples is not None:
         size = sum(1 for _ in itertools.islice(space.grid(settings.space), settings.num_samples + 1))
         if size > settings.num_samples:

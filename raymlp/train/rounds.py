@@ -1,0 +1,178 @@
+"""The boosting loop of one worker: the same code in a Ray Train group and inside one process.
+
+Legend: N rows of the worker, F features, K classes, O outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymlp.config.trees import Trees, XGBoost
+from raymlp.core.metrics import METRICS
+from raymlp.core.records import Task
+from raymlp.data.target import Target
+from raymlp.model.calibration import Calibration
+from raymlp.model.trees import FILES, TreeScorer, matrix
+from raymlp.runtime import environment
+from raymlp.train.blocks import Source, joined
+from raymlp.train.boosting import Booster, Rows, booster
+from raymlp.train.job import Job, Outcome, Progress
+from raymlp.train.loop import Gather, Report
+
+BEST = "best.json"
+"""The round and loss of the best, and its trees."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Team:
+    """A worker's rank among how many, and how rows of all are put together."""
+
+    rank: int = 0
+    world_size: int = 1
+    gather: Gather = lambda rows: rows
+
+
+@dataclass
+class Best:
+    """The round with the lowest validation loss so far."""
+
+    round: int = 0
+    loss: float = float("inf")
+    text: str = ""
+    """Its trees."""
+
+
+def loss_of(task: Task, outputs: Floats, answers: NDArray[Any]) -> Floats:
+    """Loss of each row (N,) from `outputs` (N, O): that of nets (`raymlp.train.module.loss_sum`), unweighted."""
+    if task == "regression":
+        return np.asarray(np.square(outputs[:, 0] - answers))
+    if task == "binary":
+        return np.logaddexp(0.0, outputs[:, 0]) - answers * outputs[:, 0]
+    top = outputs.max(axis=1, keepdims=True)
+    total = top[:, 0] + np.log(np.exp(outputs - top).sum(axis=1))
+    return np.asarray(total - outputs[np.arange(len(outputs)), answers.astype(np.int64)])
+
+
+def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Report, resume: Path | None = None) -> Outcome:
+    """Add trees until the last epoch, or until validation stops getting better, from a checkpoint where one is given. The trees up to the
+    round with the lowest validation loss are kept.
+
+    Every worker of the group calls it and gets the same trees. Rows are held in memory, as float32 (N, F). Raises TrainingError when the
+    loss is no number.
+    """
+    model, settings, target = job.config.model, job.config.train, job.plan.target
+    assert isinstance(model, Trees)
+    fingerprint = job.fingerprint(team.world_size)
+    progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
+    started = time.perf_counter()
+    rows, held = _rows(train, job.class_weights), _rows(valid, job.class_weights)
+    waited = time.perf_counter() - started
+    if job.shuffle_labels:
+        drawn = np.random.default_rng((settings.seed, team.rank)).permutation(len(rows.y))
+        rows = Rows(rows.x, rows.y[drawn], rows.weights[drawn])
+    name = FILES[model.kind]
+    text = (resume / name).read_text() if resume else ""
+    best = Best(**json.loads((resume / BEST).read_text())) if resume else Best()
+    answers = team.gather(held.y)
+    with _connected(model, team):
+        if not progress.finished:
+            making = booster(
+                model, job.plan, rows, held,
+                seed=settings.seed, threads=max(1, int(settings.cpus_per_worker)), network=_machines(model, team), resume=text,
+            )  # fmt: skip
+        while not progress.finished:
+            started, before = time.perf_counter(), best.round
+            losses, outputs = _epoch(making, model.rounds_per_epoch, rows, held, target.task, team, best)
+            took = max(time.perf_counter() - started, 1e-9)
+            metric = job.config.problem.main_metric
+            scores = Calibration.undoing(target.task, job.class_weights).apply(_in_unit(target, team.gather(outputs)))
+            metrics = {
+                "epoch": float(progress.epochs),
+                **losses,
+                f"valid_{metric}": METRICS[target.task][metric](_truth(target, answers), scores),
+                "rows_per_s": job.rows["train"] * model.rounds_per_epoch / took,
+                "data_wait_share": min(1.0, waited / (waited + took)),
+            }
+            waited = 0.0
+            progress.add(metrics, patience=settings.patience, epochs=job.epochs)
+            if best.round > before:
+                best.text = making.text(best.round)
+            due = progress.finished or progress.epochs % settings.checkpoint_every_epochs == 0
+
+            def save(folder: Path) -> None:
+                if team.rank == 0:
+                    (folder / name).write_text(making.text(making.rounds))
+                    (folder / BEST).write_text(json.dumps(asdict(best)))
+                    progress.save(folder)
+
+            if report(metrics, save if due else None):
+                break
+    scorer = TreeScorer.read(model.kind, best.text, job.plan, source="what was trained")
+    outputs = team.gather(scorer.forest(held.x))
+    return Outcome(scorer, _in_unit(target, outputs), _truth(target, answers), progress, environment.facts())
+
+
+def _epoch(making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best) -> tuple[dict[str, float], Floats]:
+    """Some rounds; the losses at the best of them, and this worker's validation outputs there. Notes in `best` the best round of all."""
+    lowest, kept = float("inf"), np.zeros(0)
+    losses: dict[str, float] = {}
+    for _ in range(rounds):
+        making.update()
+        outputs = making.outputs()
+        sums = np.array([[_total(task, part, rows), len(rows.y)] for part, rows in zip(outputs, (train, valid), strict=True)])
+        (train_sum, train_rows), (valid_sum, valid_rows) = team.gather(sums[None]).sum(axis=0)
+        loss = valid_sum / valid_rows
+        if not losses or loss < lowest or not np.isfinite(loss):
+            lowest, kept, losses = loss, outputs[1], {"train_loss": train_sum / train_rows, "valid_loss": loss}
+        if loss < best.loss:
+            best.round, best.loss = making.rounds, float(loss)
+    return losses, kept
+
+
+def _total(task: Task, outputs: Floats, rows: Rows) -> float:
+    return float((loss_of(task, outputs, rows.y) * rows.weights).sum())
+
+
+def _rows(source: Source, class_weights: Sequence[float]) -> Rows:
+    block = joined(source(None))
+    weights = np.array(class_weights, np.float32)[block.target.astype(np.int64)] if class_weights else np.ones(len(block), np.float32)
+    return Rows(matrix(block.tensors), np.array(block.target), weights)
+
+
+def _in_unit(target: Target, outputs: Floats) -> Floats:
+    """Outputs (N, O) as (N,) or (N, K), in the unit of the target."""
+    return outputs if target.task == "multiclass" else outputs[:, 0] * target.scale + target.mean
+
+
+def _truth(target: Target, answers: NDArray[Any]) -> Floats:
+    truth = answers.astype(np.float64)
+    return truth if target.task == "multiclass" else truth * target.scale + target.mean
+
+
+def _connected(model: Trees, team: Team) -> AbstractContextManager[Any]:
+    """XGBoost's network, while the block runs."""
+    if team.world_size == 1 or not isinstance(model, XGBoost):
+        return nullcontext()
+    from ray.train.xgboost import XGBoostConfig
+
+    context: AbstractContextManager[Any] = XGBoostConfig().train_func_context()
+    return context
+
+
+def _machines(model: Trees, team: Team) -> dict[str, Any]:
+    """What LightGBM needs to find the other workers."""
+    if team.world_size == 1 or isinstance(model, XGBoost):
+        return {}
+    from ray.train.lightgbm import get_network_params
+
+    return {**get_network_params(), "tree_learner": "data", "pre_partition": True}
