@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,28 +25,37 @@ from torch import Tensor
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
+from raymlp.train import midway
 from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
+from raymlp.train.figures import Figures, epoch_figures, flops_per_row, peak_flops
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
+from raymlp.train.pace import Pace
+from raymlp.train.pulse import Agree, Beat, Notice, Pulse
 from raymlp.train.strategy import full_weights, precision_of
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
 Report = Callable[[dict[str, float], Save | None], None]
-"""Hears the metrics of an epoch and, when a checkpoint is due, a function that writes it into a folder."""
+"""Hears the metrics of an epoch (or, within one, the `step` alone) and, when a checkpoint is due, a function that writes it into a
+folder."""
 Gather = Callable[[NDArray[Any]], NDArray[Any]]
 """Puts the rows of all workers together, in the order of their ranks."""
 
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a worker sits: its rank among how many, its device and strategy, and how rows of all are put together."""
+    """Where a worker sits: its rank among how many, its device and strategy, how it meets the others, and what it hears from outside."""
 
     strategy: Strategy
     rank: int = 0
     world_size: int = 1
     gather: Gather = lambda rows: rows
+    agree: Agree = lambda values: values
+    hear: Callable[[], Notice] = lambda: Notice.NONE
+    uploading: Callable[[], bool] = lambda: False
+    """Whether a checkpoint is still on its way."""
 
     @property
     def device(self) -> torch.device:
@@ -63,13 +71,12 @@ def alone() -> Seat:
 def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, resume: Path | None = None) -> Outcome:
     """Train to the end or until validation stops getting better, from a checkpoint where one is given.
 
-    Every worker of the group calls it and gets the same outcome. Raises TrainingError when the loss is no number.
+    Every worker of the group calls it and gets the same outcome. Raises TrainingError when the loss is no number, Stopped when the
+    run was saved and ended at its caller's wish.
     """
     settings = job.config.train
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
     pl.seed_everything(settings.seed, workers=True, verbose=False)
-    fingerprint = job.fingerprint(seat.world_size)
-    progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
     valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
     resample = job.resampler(seat.world_size)
@@ -83,13 +90,19 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
         shuffle_labels=job.shuffle_labels,
         resample=resample,
     )
-    watch = EpochWatch(job, seat, batches, progress, load_file(resume / BEST) if resume else {}, report)
+    epoch_steps = _epoch_steps(job, batches)
+    progress = Progress.load(resume) if resume else Progress(0, Pace(settings.epochs * epoch_steps))
+    if not progress.regroup(seat.world_size, len(batches)):
+        progress.fit_schedule(settings, epoch_steps)
+    batches.skip = progress.batch
+    watch = EpochWatch(job, seat, batches, progress, report, resume)
     if not progress.finished:
         module = TableModule(
             build_net(job.shape),
             job.plan.target.task,
             settings,
-            total_steps=settings.epochs * len(batches),
+            pace=progress.pace,
+            total_steps=settings.epochs * epoch_steps,
             fused=_can_fuse(job, seat),
             class_weights=job.class_weights,
         )
@@ -102,32 +115,122 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     return Outcome(watch.best, outputs, answers, progress)
 
 
-class EpochWatch(pl.Callback):
-    """What happens at the end of an epoch: sums, best weights, early stop, report, checkpoint."""
+class Stopped(Exception):  # noqa: N818
+    """The run was saved and ended because its caller wanted it to."""
 
-    def __init__(self, job: Job, seat: Seat, batches: TrainBatches, progress: Progress, best: dict[str, Tensor], report: Report) -> None:
+
+class EpochWatch(pl.Callback):
+    """What happens after a step and at the end of an epoch: sums, best weights, limits, report, checkpoint."""
+
+    def __init__(self, job: Job, seat: Seat, batches: TrainBatches, progress: Progress, report: Report, resume: Path | None) -> None:
         self._job, self._seat, self._batches, self._progress, self._report = job, seat, batches, progress, report
-        self.best = best
+        self._settings = job.config.train
+        self._resume = resume
+        self.best = load_file(resume / BEST) if resume and progress.best_epoch else {}
         """Full weights of the best epoch so far."""
-        self._started = self._train_s = 0.0
+        self._pulse = Pulse(seat.agree, seat.hear, rank=seat.rank, seconds=progress.seconds)
+        self._figures, self._flops = Figures(), 0.0
+        self._peak = peak_flops(seat.device, self._settings.precision, self._settings.peak_tflops) if seat.rank == 0 else None
+        self._train_s = self._valid_s = 0.0
+        self._saved_s, self._saved_for_notice, self._over = progress.seconds, False, False
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._progress.batch:
+            midway.moved(checkpoint["loops"], self._progress.batch)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TableModule)
+        self._pulse.start(self._progress.pace.steps)
+        if self._peak:
+            self._flops = flops_per_row(lambda: build_net(self._job.shape), self._job.plan.shapes)
+        if not (self._resume and self._progress.batch):
+            return
+        _seed_epoch(self._settings.seed, self._progress.epochs, self._seat.rank)
+        sums = midway.load(self._resume, self._seat.rank)
+        if sums is not None:
+            pl_module.train_sums.loss, pl_module.train_sums.rows = sums["loss"].to(pl_module.device), sums["rows"]
+            self._batches.reset_clock(sums["waited_s"])
+        self._figures.start(sums["train_s"] if sums else 0.0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _seed_epoch(self._job.config.train.seed, self._progress.epochs, self._seat.rank)
+        _seed_epoch(self._settings.seed, self._progress.epochs, self._seat.rank)
         self._batches.reset_clock()
-        self._started = time.perf_counter()
+        self._figures.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._figures.step()
+        if trainer.fit_loop._should_accumulate():
+            return
+        pace, limit = self._progress.pace, self._settings.budget.steps
+        pace.step()
+        if limit and pace.steps >= limit:
+            self._over = trainer.should_stop = True
+        elif batch_idx + 1 < trainer.num_training_batches and self._pulse.due(pace.steps):
+            self._progress.batch = batch_idx + 1
+            self._between_steps(trainer, pl_module, self._beat())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._train_s = max(time.perf_counter() - self._started, 1e-9)
+        self._train_s = self._figures.seconds
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TableModule)
-        settings = self._job.config.train
+        self._valid_s = self._figures.seconds - self._train_s
+        beat = self._beat()
         metrics = self._metrics(trainer, pl_module)
-        if self._progress.add(metrics, patience=settings.patience, epochs=settings.epochs):
+        if self._progress.add(metrics, self._settings, over=self._over):
             self.best = full_weights(pl_module.net)
         trainer.should_stop = self._progress.finished
-        due = self._progress.finished or self._progress.epochs % settings.checkpoint_every_epochs == 0
-        self._report(metrics, (lambda folder: self._save(trainer, folder)) if due else None)
+        stop = beat.notice is Notice.STOP and not self._progress.finished
+        due = self._progress.finished or stop or (self._is_due(beat) and not beat.uploading)
+        self._report(metrics, self._saving(trainer, beat) if due else None)
+        if stop:
+            raise Stopped
+
+    def _beat(self) -> Beat:
+        beat = self._pulse.beat(self._progress.pace.steps, reserve_s=self._valid_s, uploading=self._seat.uploading())
+        self._progress.seconds = beat.seconds
+        if minutes := self._settings.budget.minutes:
+            left_s = minutes * 60 - beat.seconds - beat.reserve_s
+            self._over = left_s <= 0
+            self._progress.fit_schedule(self._settings, _epoch_steps(self._job, self._batches), left_s)
+        return beat
+
+    def _between_steps(self, trainer: pl.Trainer, module: pl.LightningModule, beat: Beat) -> None:
+        """What may happen in the middle of an epoch: the time is over, or the run is saved."""
+        assert isinstance(module, TableModule)
+        if self._over:
+            trainer.should_stop = True
+            return
+        asked = beat.notice is Notice.STOP or (beat.notice is Notice.SAVE and not self._saved_for_notice)
+        minutes = self._settings.checkpoint.every_minutes
+        if asked or (minutes and beat.seconds - self._saved_s >= minutes * 60 and not beat.uploading):
+            self._report({"step": float(self._progress.pace.steps)}, self._saving(trainer, beat, module))
+        if beat.notice is Notice.STOP:
+            raise Stopped
+
+    def _is_due(self, beat: Beat) -> bool:
+        """Whether a checkpoint is due at the end of an epoch."""
+        epochs, minutes = self._settings.checkpoint.every_epochs, self._settings.checkpoint.every_minutes
+        by_epochs = epochs is not None and self._progress.epochs % epochs == 0
+        return by_epochs or (minutes is not None and beat.seconds - self._saved_s >= minutes * 60) or beat.notice is Notice.SAVE
+
+    def _saving(self, trainer: pl.Trainer, beat: Beat, module: TableModule | None = None) -> Save:
+        """What writes a checkpoint; with a module, one in the middle of an epoch. Every worker must call it: under ZeRO each writes
+        its part."""
+        self._saved_s, self._saved_for_notice = beat.seconds, beat.notice is not Notice.NONE
+
+        def save(folder: Path) -> None:
+            trainer.save_checkpoint(folder / STATE)
+            if module is not None:
+                sums = {"loss": module.train_sums.total(module.device)[0].cpu(), "rows": module.train_sums.rows}
+                spent = {"train_s": self._figures.seconds, "waited_s": self._batches.waited_s}
+                midway.save(folder, self._seat.rank, sums | spent)
+            if self._seat.rank == 0:
+                if self.best:
+                    save_file(self.best, folder / BEST)
+                self._progress.save(folder)
+
+        return save
 
     def _metrics(self, trainer: pl.Trainer, module: TableModule) -> dict[str, float]:
         task, name = module.task, self._job.config.problem.main_metric
@@ -139,16 +242,20 @@ class EpochWatch(pl.Callback):
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
             f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
+            "workers": float(self._seat.world_size),
             "rows_per_s": train_rows / self._train_s,
-            "data_wait_share": min(1.0, self._batches.waited_s / self._train_s),
+            **epoch_figures(self._seat.gather(self._figures.row(train_s=self._train_s, waited_s=self._batches.waited_s))),
+            **self._utilisation(train_rows / self._train_s),
         }
 
-    def _save(self, trainer: pl.Trainer, folder: Path) -> None:
-        """Every worker must call it: under ZeRO each writes its part."""
-        trainer.save_checkpoint(folder / STATE)
-        if self._seat.rank == 0:
-            save_file(self.best, folder / BEST)
-            self._progress.save(folder)
+    def _utilisation(self, rows_per_s: float) -> dict[str, float]:
+        """Share of the peak of all devices that the net's own arithmetic takes (model FLOP utilisation, Chowdhery et al. 2022)."""
+        return {"mfu": self._flops * rows_per_s / (self._peak * self._seat.world_size)} if self._peak and self._flops else {}
+
+
+def _epoch_steps(job: Job, batches: TrainBatches) -> int:
+    """Steps of the optimizer in an epoch."""
+    return len(batches)
 
 
 def quiet(verbose: bool) -> None:
@@ -161,7 +268,7 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
     from ray.train.lightning import RayLightningEnvironment
 
     settings = job.config.train
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="cpu" if seat.device.type == "cpu" else "gpu",
         devices=1 if isinstance(seat.strategy, SingleDeviceStrategy) else "auto",
         strategy=seat.strategy,
@@ -177,6 +284,9 @@ def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # Lightning would let all workers agree on signals before every step, and wait for the device: the pulse does it once a second
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def _can_fuse(job: Job, seat: Seat) -> bool:

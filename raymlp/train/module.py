@@ -18,6 +18,7 @@ from torch.nn import functional
 from raymlp.config.train import Focal, Train
 from raymlp.core.records import Task
 from raymlp.train.batches import Batch
+from raymlp.train.pace import Pace
 
 WARM_UP = 0.1
 """Share of the steps in which the step size rises."""
@@ -67,7 +68,15 @@ class TableModule(pl.LightningModule):
     """A net under AdamW and a one-cycle step size. The loss of a step is the mean over its rows."""
 
     def __init__(
-        self, net: nn.Module, task: Task, settings: Train, *, total_steps: int, fused: bool, class_weights: Sequence[float] = ()
+        self,
+        net: nn.Module,
+        task: Task,
+        settings: Train,
+        *,
+        pace: Pace,
+        total_steps: int,
+        fused: bool,
+        class_weights: Sequence[float] = (),
     ) -> None:
         """`class_weights` (K,) are those that training gives to classes, through the loss or through the choice of rows.
 
@@ -78,7 +87,7 @@ class TableModule(pl.LightningModule):
         self.gamma = settings.loss.gamma if isinstance(settings.loss, Focal) else 0.0
         self.valid_weights = class_weights
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
-        self.total_steps, self.fused = total_steps, fused
+        self.pace, self.total_steps, self.fused = pace, total_steps, fused
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
         self.valid_answers: list[NDArray[np.float32]] = []
@@ -115,3 +124,8 @@ class TableModule(pl.LightningModule):
             optimizer, settings.learning_rate, self.total_steps, pct_start=WARM_UP, anneal_strategy="cos", cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Go along the schedule as far as the pace says: by one step, unless time or another number of workers sets it."""
+        scheduler.last_epoch = self.pace.ahead - 1
+        scheduler.step()

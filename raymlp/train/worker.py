@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
@@ -13,42 +11,54 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from numpy.typing import NDArray
-from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.schema import Config
-from raymlp.core.errors import DataError, TrainingError
+from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.data.snapshot import load_profile, split_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
+from raymlp.train.follow import STOP
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
-from raymlp.train.loop import Save, Seat, alone, fit, quiet
+from raymlp.train.loop import Seat, Stopped, alone, fit, quiet
+from raymlp.train.pulse import Notice
 from raymlp.train.strategy import strategy_of
+from raymlp.train.upload import Uploads
 
 
-def run(job: Job) -> Outcome | TrainingError | None:
-    """Train as one worker of a Ray Train group; rank 0 gives the outcome back.
+def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
+    """Train as one worker of a Ray Train group; rank 0 gives the outcome back, unless the run was saved and stopped.
 
-    A TrainingError is given back, too, rather than raised: all workers come to it together, and a new start would not help.
+    `watch_nodes` asks now and then whether a node is about to be taken away. What the worker raises names its node in a note.
     """
     quiet(job.config.runtime.verbose)
-    context = ray.train.get_context()
+    context, uploads = ray.train.get_context(), Uploads()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     strategy = strategy_of(job.config.train, world_size=world_size, device=ray.train.torch.get_device())
-    seat = Seat(strategy, rank, world_size, _gather if world_size > 1 else lambda rows: rows)
+    together = {"gather": _gather, "agree": lambda values: _agree(values, strategy.root_device)} if world_size > 1 else {}
+
+    def hear() -> Notice:
+        leaving = watch_nodes and ray.train.get_preemption_info() is not None
+        return Notice.STOP if rank == 0 and (run_dir / STOP).exists() else Notice.SAVE if leaving else Notice.NONE
+
+    seat = Seat(strategy, rank, world_size, hear=hear, uploading=uploads.pending, **together)
     first, last = job.valid_range(rank, world_size)
     train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
     valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-            outcome = fit(job, train, valid, seat=seat, report=_report, resume=Path(folder) if folder else None)
-    except TrainingError as error:
-        return error
+            outcome = fit(job, train, valid, seat=seat, report=uploads.report, resume=Path(folder) if folder else None)
+    except Stopped:
+        return None
+    except Exception as error:
+        error.add_note(f"node {ray.util.get_node_ip_address()}")
+        raise
     return outcome if rank == 0 else None
 
 
@@ -78,21 +88,11 @@ def _splits(path: Place, plan: str) -> dict[str, list[Block]]:
     return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
 
 
-def _report(metrics: dict[str, float], save: Save | None) -> None:
-    """Give an epoch's metrics to Ray Train; a checkpoint is written to one folder a node and uploaded once from each."""
-    if save is None:
-        ray.train.report(metrics)
-        return
-    context = ray.train.get_context()
-    mine = tempfile.mkdtemp(prefix="raymlp-checkpoint-") if context.get_world_rank() == 0 else ""
-    folder = Path(broadcast_from_rank_zero(mine))
-    folder.mkdir(exist_ok=True)
-    save(folder)
-    barrier()
-    uploads = context.get_local_rank() == 0
-    ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if uploads else None)
-    if uploads:
-        shutil.rmtree(folder, ignore_errors=True)
+def _agree(values: list[float], device: torch.device) -> list[float]:
+    together = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+    agreed: list[float] = together.tolist()
+    return agreed
 
 
 def _gather(rows: NDArray[Any]) -> NDArray[Any]:
