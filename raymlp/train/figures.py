@@ -52,7 +52,7 @@ class Figures:
         """Begin an epoch, of which so many seconds were spent before the run was cut off."""
         self._before = before_s
         self._marks = [time.perf_counter()]
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def step(self) -> None:
@@ -123,4 +123,4 @@ def _peak_rss_mb() -> float:
 
 
 def _peak_gpu_mb() -> float:
-    return torch.cuda.max_memory_allocated() / (1 << 20) if torch.cuda.is_initialized() else 0.0
+    return torch.cuda.max_memory_allocated() / (1 << 20) if torch.cuda.is_available() else 0.0

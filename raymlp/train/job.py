@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape
 from raymlp.train.imbalance import Resampler, balanced_weights
 from raymlp.train.pace import Pace
+
 
 @dataclass(frozen=True)
 class Job:

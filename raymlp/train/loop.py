@@ -115,7 +115,7 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     return Outcome(watch.best, outputs, answers, progress)
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """The run was saved and ended because its caller wanted it to."""
 
 
@@ -129,7 +129,8 @@ class EpochWatch(pl.Callback):
         self.best = load_file(resume / BEST) if resume and progress.best_epoch else {}
         """Full weights of the best epoch so far."""
         self._pulse = Pulse(seat.agree, seat.hear, rank=seat.rank, seconds=progress.seconds)
-        self._figures, self._flops = Figures(), 0.0
+        self._figures = Figures()
+        self._flops: float | None = None
         self._peak = peak_flops(seat.device, self._settings.precision, self._settings.peak_tflops) if seat.rank == 0 else None
         self._train_s = self._valid_s = 0.0
         self._saved_s, self._saved_for_notice, self._over = progress.seconds, False, False

@@ -20,7 +20,7 @@ def save(folder: Path, rank: int, sums: dict[str, Any]) -> None:
     state = {
         "sums": sums,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": (name, torch.from_numpy(np.array(keys, np.int64)), *map(float, rest)),
         "python": random.getstate(),
     }

@@ -62,11 +62,11 @@ def train(
     same = identity(config, snapshot.digest, shuffle_labels=shuffle_labels)
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
-    require_same(make_folder(run_dir), same)
     profile = load_profile(snapshot.path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
     hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
     wait_for_room(config.train, streams=not hold)
+    require_same(make_folder(run_dir), same)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
         job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile))

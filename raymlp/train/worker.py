@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,22 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
     context, uploads = ray.train.get_context(), Uploads()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     strategy = strategy_of(job.config.train, world_size=world_size, device=ray.train.torch.get_device())
-    together = {"gather": _gather, "agree": lambda values: _agree(values, strategy.root_device)} if world_size > 1 else {}
+
+    def agree(values: list[float]) -> list[float]:
+        return _agree(values, strategy.root_device)
 
     def hear() -> Notice:
         leaving = watch_nodes and ray.train.get_preemption_info() is not None
         return Notice.STOP if rank == 0 and (run_dir / STOP).exists() else Notice.SAVE if leaving else Notice.NONE
 
-    seat = Seat(strategy, rank, world_size, hear=hear, uploading=uploads.pending, **together)
+    seat = Seat(strategy, rank, world_size, hear=hear, uploading=uploads.pending)
+    if world_size > 1:
+        seat = replace(seat, gather=_gather, agree=agree)
     first, last = job.valid_range(rank, world_size)
-    train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
-    valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
     checkpoint = ray.train.get_checkpoint()
     try:
+        train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
+        valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             outcome = fit(job, train, valid, seat=seat, report=uploads.report, resume=Path(folder) if folder else None)
     except Stopped:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from raymlp.config.schema import Config
-from raymlp.core.errors import TrainingError
 from raymlp.core.records import Snapshot
 from raymlp.data.snapshot import load_profile, split_files
 from raymlp.features.plan import FeaturePlan
@@ -54,7 +53,13 @@ class Drill:
                 save(self.saved[-1])
 
         seat = seat or alone()
-        return fit(self.job, *(held_source(self.blocks[split]) for split in ("train", "valid")), seat=replace(seat, hear=hear), report=report, resume=resume)
+        return fit(
+            self.job,
+            *(held_source(self.blocks[split]) for split in ("train", "valid")),
+            seat=replace(seat, hear=hear),
+            report=report,
+            resume=resume,
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each look at the clock finds that a second has passed."""
     seconds = itertools.count()
     monkeypatch.setattr(loop, "Pulse", lambda *args, **named: Pulse(*args, **named, clock=lambda: float(next(seconds))))
-    yield
+    return
 
 
 def test_a_budget_of_steps_ends_in_the_middle_of_an_epoch_with_the_schedule_at_its_end(snapshots: Snapshots) -> None:

@@ -42,7 +42,9 @@ def test_another_seed_gives_another_model_and_the_same_seed_the_same(snapshots: 
 
 def test_training_stops_when_validation_no_longer_gets_better(snapshots: Snapshots) -> None:
     heard: list[dict[str, float]] = []
-    metrics = fit_in_process(config_of(epochs=40, learning_rate=0.05, batch_size=64, stopping={"patience": 2}), snapshots("binary").path, heard.append)
+    metrics = fit_in_process(
+        config_of(epochs=40, learning_rate=0.05, batch_size=64, stopping={"patience": 2}), snapshots("binary").path, heard.append
+    )
     losses = [epoch["valid_loss"] for epoch in heard]
     assert metrics["epochs"] == len(heard) == metrics["best_epoch"] + 2 < 40
     assert metrics["valid_loss"] == min(losses) == losses[-3]
