@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import typer
 
 if TYPE_CHECKING:
-    from raymlp.config.schema import Config
-    from raymlp.core.records import Endpoint, RunSummary
+    from raymlp.config.schema import Config, Site
+    from raymlp.core.records import Endpoint, RunSummary, TuneResult
     from raymlp.data.rules import BrokenRule
     from raymlp.runtime.progress import Story
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+SHOWN_TRIALS = 30
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]
 
@@ -119,14 +120,98 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
-def tune(overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Search settings; prints the best as overrides for any other verb."""
+def crossvalidate(overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Train a model for each of data.split.folds; mean, spread and out-of-fold scores."""
     from raymlp import pipeline
 
     config = _config(overrides, verbose)
     with _running(config) as story:
+        result = pipeline.crossvalidate(config, story=story)
+    folds = [f"fold {fold + 1}" for fold in range(len(result.models))]
+    rows = [
+        (name, *(f"{model.metrics[name]:.4f}" for model in result.models), str(spread), f"{result.out_of_fold[name]:.4f}")
+        for name, spread in result.metrics.items()
+        if name in result.out_of_fold
+    ]
+    _columns(("", *folds, "mean ± deviation", "out of fold"), rows)
+    _done({"predictions": str(result.predictions), "MLflow run": result.run_id})
+
+
+@app.command()
+def find(
+    what: Annotated[Literal["learning-rate", "batch-size"], typer.Argument(help="What to look for.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Look for a learning rate or a batch size by real training steps; prints it as an override."""
+    from raymlp import pipeline
+
+    config = _config(overrides, verbose)
+    with _running(config) as story:
+        found = pipeline.find(config, what, story=story)
+    _columns(found.titles, found.rows)
+    _done({"suggestion": found.best, **{file.suffix.removeprefix("."): str(file) for file in found.files}})
+
+
+@app.command()
+def reproduce(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make a recorded run again and compare it bit by bit; exit code 1 when it differs."""
+    from raymlp import pipeline
+    from raymlp.core.errors import TrainingError
+
+    with _placed(overrides, verbose) as (site, story):
+        result = pipeline.reproduce(model, site, story=story)
+    rows = [(item.name, item.recorded, item.again, "same" if item.same else "differs") for item in result.facts]
+    _columns(("", "recorded", "again", ""), rows)
+    if result.differences:
+        moved = [f"{item.name} was {item.recorded} and is {item.again}" for item in result.environment if not item.same]
+        told = "; ".join(moved) or ("the environment is the same" if result.environment else "the bundle does not say where it was made")
+        raise TrainingError(f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}: {told}.")
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or a run's id.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Walk from a model back to run, code, config, snapshot and source files, and say what is missing or has changed since."""
+    from raymlp import pipeline
+
+    with _placed(overrides, verbose) as (site, _):
+        found = pipeline.trace(model, site)
+    _columns(("", "recorded", "", ""), [(item.kind, item.recorded, item.state, item.note) for item in found.stations])
+
+
+@app.command()
+def tune(
+    overrides: Overrides = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Try the model families that suit the data, for so many minutes: tune=auto tune.minutes=N.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Search settings: a study with a page, and its best settings as an overlay for `raymlp train`."""
+    from raymlp import pipeline
+
+    automatic = [] if minutes is None else ["tune=auto", f"tune.minutes={minutes:g}"]
+    config = _config([*automatic, *(overrides or ())], verbose)
+    with _running(config) as story:
         result = pipeline.tune(config, story=story)
-    _done({"best settings": " ".join(result.best)})
+    _trials(result, story.console)
+    name = config.problem.name
+    _done(
+        {
+            "best settings": " ".join(result.best),
+            "train them": f"raymlp train experiment={name} overlay={result.overlay}",
+            "page": str(result.report),
+            "go on": f"the same command with tune.study={result.study}",
+        }
+    )
 
 
 @app.command()
@@ -296,7 +381,7 @@ def _config(overrides: list[str] | None, verbose: bool) -> Config:
 
 
 @contextmanager
-def _running(config: Config) -> Iterator[Story]:
+def _running(config: Config | Site) -> Iterator[Story]:
     """The steps on the screen, warnings in raymlp.log; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
     from raymlp.core.files import make_folder
     from raymlp.runtime.progress import Story
@@ -309,6 +394,16 @@ def _running(config: Config) -> Iterator[Story]:
         yield Story()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _placed(overrides: list[str] | None, verbose: bool) -> Iterator[tuple[Site, Story]]:
+    """`_running` for verbs that take a recorded run's config: overrides say where results and records are."""
+    from raymlp.config.loader import load_site
+
+    site = load_site([*(overrides or ()), *(["runtime.verbose=true"] if verbose else ())])
+    with _running(site) as story:
+        yield site, story
 
 
 class Terminated(KeyboardInterrupt):
@@ -364,6 +459,49 @@ def _table(console: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:
     for key, value in rows:
         table.add_row(Text(key), Text(value))
     console.print(table)
+
+
+def _trials(result: TuneResult, console: Any) -> None:
+    """The trials of a study, best first; a mark for those that no other beats in several objectives."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    objectives = list(dict.fromkeys([result.metric, *(name for trial in result.trials for name in trial["values"])]))
+    table = Table(title=f"study {result.study}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("trial", *objectives, "interval", "epochs", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("end")
+    table.add_column("settings", overflow="fold")
+    for trial in result.trials[:SHOWN_TRIALS]:
+        mark = " *" if len(objectives) > 1 and trial["number"] in result.pareto else ""
+        interval = trial["interval"]
+        table.add_row(
+            f"{trial['number']}{mark}",
+            *(f"{trial['values'][name]:.4f}" if name in trial["values"] else "" for name in objectives),
+            f"{interval.low:.4f} to {interval.high:.4f}" if interval else "",
+            str(trial["epochs"]),
+            f"{trial['seconds']:.1f}",
+            Text(trial["error"] or trial["state"], style="red" if trial["error"] else ""),
+            Text(" ".join(word.partition(".")[2] for word in trial["shown"])),
+        )
+    console.print(table)
+    if len(result.trials) > SHOWN_TRIALS:
+        console.print(f"and {len(result.trials) - SHOWN_TRIALS} more, on the page")
+
+
+def _columns(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
 
 
 def _broken_rules(file: Path, broken: list[BrokenRule]) -> None:

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raymlp.config.schema import Config
+from raymlp.config.strategy import Auto, DeepSpeed
+from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
 from raymlp.runtime.session import storage_root
+from raymlp.train.choice import foretold
+from raymlp.train.support import refusals
 
 GROWTH = 3
 """Free disk asked for, as a multiple of the source files."""
@@ -23,7 +27,7 @@ def preflight(config: Config) -> PlanReport:
     """Facts of what a run would do, and every problem that would stop it."""
     facts: dict[str, str] = {}
     problems: list[str] = []
-    for check in (_data, _own_steps, _storage, _training, _serving):
+    for check in (_data, _own_steps, _model, _storage, _training, _tuning, _serving):
         try:
             facts.update(check(config, problems.append))
         except RaymlpError as error:
@@ -73,7 +77,8 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
     """Steps of the user's own: whether they are there, and whether the endpoint may run them."""
     if not config.features.steps:
         return {}
-    from raymlp.features.custom import TRUSTED, made, path_of, serves
+    from raymlp.core.trust import TRUSTED, path_of, serves
+    from raymlp.features.custom import made
 
     for i, target in enumerate(config.features.steps):
         try:
@@ -87,6 +92,24 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
                 f"Set {TRUSTED}={path.partition('.')[0]}."
             )
     return {"own steps": ", ".join(target.target for target in config.features.steps)}
+
+
+def _model(config: Config, problem: Say) -> dict[str, str]:
+    """Whether the model's package, or a net of the user's own, is there, and whether the endpoint may run it."""
+    from raymlp.config.model import Own
+    from raymlp.core.trust import TRUSTED, serves
+    from raymlp.model.nets import require
+
+    require(config.model)
+    if not isinstance(config.model, Own):
+        return {}
+    path = config.model.target
+    if not serves(path):
+        problem(
+            f"model._target_ is {path}, which the endpoint would refuse; expected its module in {TRUSTED}. "
+            f"Set {TRUSTED}={path.partition('.')[0]}."
+        )
+    return {"own net": path}
 
 
 def _existing(path: Path) -> Path:
@@ -104,15 +127,14 @@ def _storage(config: Config, problem: Say) -> dict[str, str]:
 
 def _training(config: Config, problem: Say) -> dict[str, str]:
     train = config.train
-    if train.strategy.kind == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.")
-    if train.resample == "smote" and importlib.util.find_spec("imblearn") is None:
-        raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.")
-    subword = any(config.features.rules(name).text_encoding == "subword" for name in config.features.text)
-    if subword and importlib.util.find_spec("tokenizers") is None:
-        raise ConfigError("features.text_encoding is subword, which needs tokenizers. Run: pip install 'raymlp[text]'.")
+    for line in refusals(config):
+        problem(line)
+    encodings = {config.features.rules(name).text_encoding for name in config.features.text}
+    for encoding, library in {"subword": "tokenizers", "pretrained": "transformers"}.items():
+        if encoding in encodings and importlib.util.find_spec(library) is None:
+            raise ConfigError(f"features.text_encoding is {encoding}, which needs {library}. Run: pip install 'raymlp[text]'.")
     asked = train.num_workers * train.cpus_per_worker
-    offered = config.runtime.num_cpus or max(4, os.cpu_count() or 1)
+    offered = _local_cpus(config)
     where = config.runtime.address or os.environ.get("RAY_ADDRESS")
     if not where and asked > offered:
         problem(
@@ -120,12 +142,49 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
             "expected no more. Set train.num_workers or runtime.num_cpus."
         )
     workers = f"{train.num_workers} worker{'s' * (train.num_workers != 1)}"
-    stage = f" stage {train.strategy.stage}" if train.strategy.kind == "deepspeed" else ""
+    strategy = train.strategy
+    detail = (
+        f" stage {strategy.stage}" if isinstance(strategy, DeepSpeed) else f" ({foretold(train)})" if isinstance(strategy, Auto) else ""
+    )
+    rows = train.batch_size * train.accumulate * train.num_workers
     return {
-        "training": f"{config.model.kind}, {train.strategy.kind}{stage}, {workers}, precision {train.precision}, "
-        f"at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {strategy.kind}{detail}, {workers}, precision {_precision(train)}, "
+        f"{rows:,} rows a step, at most {train.epochs} epochs",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
+
+
+def _precision(train: Train) -> str:
+    """The precision and what it means under the strategy."""
+    if train.precision == "32":
+        return "32"
+    if not isinstance(train.strategy, DeepSpeed):
+        return f"{train.precision} (autocast)"
+    return f"{train.precision} (pure half{', with loss scaling' if train.precision == '16' else ''}, and a copy in 32 for the optimizer)"
+
+
+def _local_cpus(config: Config) -> int:
+    return config.runtime.num_cpus or max(4, os.cpu_count() or 1)
+
+
+def _tuning(config: Config, problem: Say) -> dict[str, str]:
+    """Whether `raymlp tune` could run. A space that the model does not have stops that verb alone, so it is told and is no problem."""
+    from raymlp.tune import checks, portfolio
+
+    here = not (config.runtime.address or os.environ.get("RAY_ADDRESS"))
+    sums = ""
+    if here:
+        offered = {"CPU": float(_local_cpus(config)), "GPU": float(config.train.num_workers)}  # how many GPUs there are, Ray finds out
+        sums = f"; {checks.at_a_time(config, offered)[1]}"
+    try:
+        chosen, notes = portfolio.resolved(config)
+        checks.check(chosen)
+    except ConfigError as error:
+        return {"tuning": f"would be refused: {error}"}
+    settings = chosen.tune
+    size = f"{settings.limit} trials" if settings.limit else "the whole grid" if settings.searcher.kind == "grid" else "as many as fit"
+    time = f" in {settings.minutes:g} minutes" if settings.minutes else ""
+    return {"tuning": "; ".join([f"{settings.searcher.kind} over {', '.join(settings.space)}: {size}{time}{sums}", *notes])}
 
 
 def _serving(config: Config, problem: Say) -> dict[str, str]:

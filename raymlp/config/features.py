@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from raymlp.config.section import Section
+from raymlp.config.section import ImportPath, Section
 from raymlp.config.split import Names
 
 DatePart = Literal["month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days"]
-Impute = Literal["mean", "median", "most_frequent", "constant", "model"]
+Impute = Literal["auto", "mean", "median", "most_frequent", "constant", "model"]
 Scaling = Literal["auto", "none", "standard", "robust", "minmax", "quantile", "log", "yeo_johnson", "piecewise", "bucketise"]
 Encoding = Literal["auto", "ordinal", "onehot", "frequency", "hash", "target"]
-TextEncoding = Literal["length", "ngrams", "subword"]
+TextEncoding = Literal["length", "ngrams", "subword", "pretrained"]
 ImageFit = Literal["pad", "crop", "stretch"]
 
 
 class ColumnRules(Section):
     """How a column becomes numbers or an id."""
 
-    impute: Impute = "median"
-    """Value that stands for a missing number; `constant` takes `fill`. `model` predicts it from the other numbers, the 25
+    impute: Impute = "auto"
+    """Value that stands for a missing number; `auto` is the median, but where the model is trees, which take a missing number as
+    it is. `constant` takes `fill`. `model` predicts it from the other numbers, the 25
     that correlate most with it, by a Bayesian ridge regression fitted on `sample_rows` training rows (van Buuren and
     Groothuis-Oudshoorn 2011, one round), within the column's training range. A missing category has an id of its own."""
 
@@ -29,7 +30,7 @@ class ColumnRules(Section):
     """The constant of `impute: constant`."""
 
     missing_indicators: bool = True
-    """Add a 0/1 column for every number that was ever missing in training."""
+    """Add a 0/1 column for every number that was ever missing in training, and is filled."""
 
     clip: tuple[float, float] | None = None
     """Shares of the training distribution, as [0.01, 0.99], beyond which a number is cut to the value there."""
@@ -73,7 +74,8 @@ class ColumnRules(Section):
     text_encoding: TextEncoding = "length"
     """What a column of `text` becomes. `length` is its number of characters. `ngrams` are the ids of its words and of runs of words,
     hashed, without a vocabulary (Joulin et al. 2017). `subword` are the ids of a tokenizer (needs raymlp[text]): byte-pair encoding
-    learned from the training rows (Sennrich et al. 2016), which knows every text, or one that is given."""
+    learned from the training rows (Sennrich et al. 2016), which knows every text, or one that is given. `pretrained` are those of
+    `tokenizer` with the marks that it puts around a text, as `model.kind=text_encoder` takes them."""
 
     text_length: int = Field(default=64, ge=1, le=4096)
     """Ids kept of each text, the first ones; of its characters the first 64 times as many are read."""
@@ -95,7 +97,8 @@ class ColumnRules(Section):
     """Most pieces of a learned tokenizer, which sees up to 100,000 training rows."""
 
     tokenizer: str | None = None
-    """A `tokenizer.json` of the library tokenizers to use in place of a learned one. Its text is copied into the plan and the bundle."""
+    """`subword`: a `tokenizer.json` of the library tokenizers to use in place of a learned one. `pretrained`: the folder or the name on
+    the Hugging Face hub, as `model.source`. Its text is copied into the plan and the bundle."""
 
     @model_validator(mode="after")
     def _clip_is_a_range(self) -> Self:
@@ -125,18 +128,11 @@ class StepTarget(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    target: str = Field(alias="_target_")
+    target: ImportPath = Field(alias="_target_")
     """Import path of a subclass of `raymlp.CustomStep`, as `mypackage.steps.LogRatio`."""
 
     columns: Names = Field(min_length=1)
     """Columns it reads. They are features of their own, too, unless they are named in `features.drop`."""
-
-    @field_validator("target")
-    @classmethod
-    def _is_a_path(cls, path: str) -> str:
-        if "." not in path or not all(name.isidentifier() for name in path.split(".")):
-            raise ValueError(f"'{path}' is no import path; expected a module and a class, as mypackage.steps.LogRatio")
-        return path
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from raymlp.config.schema import Config
+from raymlp.config.schema import Config, Site
 from raymlp.core.errors import ConfigError, nearest
 
-ROOT = "raymlp"
+ROOT, OVERLAY = "raymlp", "overlay="
 CREDENTIALS = re.compile(r"://[^/@\s]+:[^/@\s]+@")
 
 
@@ -37,7 +37,8 @@ def load_config(experiment: str | None = None, overrides: Iterable[str] = ()) ->
     """Compose and validate the config of an experiment.
 
     `overrides` are Hydra overrides (`train.epochs=3`, `model=mlp`). A key that the YAML does not mention can be set
-    without `+`, as long as the schema knows it.
+    without `+`, as long as the schema knows it. `overlay=PATH` lays a YAML file over what the groups give, as the `best.yaml` of a
+    study; single keys among the overrides win over it. A section whose `kind` changes starts from that kind's defaults.
 
     Raises ConfigError, which names the key, what was found, what was expected and the nearest correct name.
     """
@@ -45,6 +46,20 @@ def load_config(experiment: str | None = None, overrides: Iterable[str] = ()) ->
     if experiment is not None:
         words.insert(0, f"experiment={experiment}")
     return build_config(_compose(words))
+
+
+def load_site(overrides: Iterable[str] = ()) -> Site:
+    """Where results and records are, for verbs that take everything else from a recorded run. Raises ConfigError as `load_config`."""
+    words = list(overrides)
+    stray = next((word for word in words if not word.startswith(("runtime.", "registry."))), None)
+    if stray is not None:
+        raise ConfigError(f"'{stray}' is a setting of the run, which is taken as it was recorded; expected runtime.* or registry.*.")
+    values = {name: section for name, section in _compose(words).items() if name in Site.model_fields}
+    _refuse_credentials(values)
+    try:
+        return Site.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, values) for item in error.errors())) from None
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
@@ -57,18 +72,39 @@ def build_config(values: Mapping[str, Any]) -> Config:
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A new Config with some values changed, by full key (`train.epochs`). Raises ConfigError."""
+    """A new Config with some values changed, by full key (`train.epochs`). A section whose `kind` changes starts from that kind's
+    defaults. Raises ConfigError."""
     values = config.model_dump(mode="json")
-    for key, value in overrides.items():
+    for key in sorted(overrides, key=lambda key: (not key.endswith(".kind"), key.count("."))):
         *parents, last = key.split(".")
         place = values
         for depth, parent in enumerate(parents):
+            if depth and place.get(parent) is None:
+                place[parent] = {}
             if not isinstance(place.get(parent), dict):
                 path = ".".join(parents[: depth + 1])
                 raise ConfigError(f"{path} is no section of the config.{nearest(parent, place)}")
             place = place[parent]
-        place[last] = value
+        _set(place, last, overrides[key])
     return build_config(values)
+
+
+def _set(section: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key; another `kind` takes the settings of the old one away."""
+    if key == "kind" and section.get("kind", value) != value:
+        section.clear()
+    section[key] = value
+
+
+def _laid_over(values: dict[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with those of an overlay in their place, section by section."""
+    changed = dict(values)
+    if "kind" in overlay:
+        _set(changed, "kind", overlay["kind"])
+    for key, value in overlay.items():
+        below = changed.get(key)
+        changed[key] = _laid_over(below, value) if isinstance(value, Mapping) and isinstance(below, dict) else value
+    return changed
 
 
 def to_yaml(config: Config) -> str:
@@ -83,6 +119,7 @@ def _compose(words: Sequence[str]) -> dict[str, Any]:
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
     from hydra.types import RunMode
@@ -98,17 +135,39 @@ def _compose(words: Sequence[str]) -> dict[str, Any]:
     places.append("schema", "structured://")
     version.setbase("1.3")
     Plugins.instance()
-    overrides = ["hydra.job.name=raymlp", *(_open_key(word, groups) for word in words)]
+    opened = [_open_key(word, groups) for word in words if not word.startswith(OVERLAY)]
+    overlays = [_overlay(word.removeprefix(OVERLAY)) for word in words if word.startswith(OVERLAY)]
+    keys = [word for word in opened if overlays and word.startswith("++")]
+    overrides = ["hydra.job.name=raymlp", *(word for word in opened if word not in keys)]
     try:
-        tree = ConfigLoaderImpl(places).load_configuration(ROOT, overrides, run_mode=RunMode.RUN)
+        loader = ConfigLoaderImpl(places)
+        tree = loader.load_configuration(ROOT, overrides, run_mode=RunMode.RUN)
         OmegaConf.set_readonly(tree, False)
         OmegaConf.set_struct(tree, False)
         del tree["hydra"]
+        for overlay in overlays:
+            below = OmegaConf.to_container(tree)
+            assert isinstance(below, dict)
+            tree = OmegaConf.create(_laid_over({str(key): value for key, value in below.items()}, overlay))
+        loader._apply_overrides_to_config(OverridesParser.create().parse_overrides(keys), tree)
         values = OmegaConf.to_container(tree, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(str(error), words, groups)) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _overlay(path: str) -> dict[str, Any]:
+    """The sections of an overlay file. Raises ConfigError."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"overlay is {path}, which cannot be read ({error}); expected a YAML file of sections. Set overlay.") from None
+    if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
+        raise ConfigError(f"overlay is {path}, which holds no sections; expected YAML as in 'train: {{epochs: 3}}'. Set overlay.")
+    return values
 
 
 def _open_key(word: str, groups: set[str]) -> str:

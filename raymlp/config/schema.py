@@ -9,7 +9,7 @@ from pydantic import model_validator
 from raymlp.config.data import Data
 from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
-from raymlp.config.model import Model
+from raymlp.config.model import Mlp, Model
 from raymlp.config.monitor import Monitor
 from raymlp.config.problem import Problem
 from raymlp.config.registry import Registry
@@ -22,6 +22,15 @@ from raymlp.config.train import Train
 from raymlp.config.tune import Tune
 
 
+class Site(Section):
+    """Where runs are recorded and results lie: the part of a config that is the machine's, whatever the run."""
+
+    registry: Registry = Registry()
+    """Where runs and versions are recorded."""
+    runtime: Runtime = Runtime()
+    """Where Ray runs and where results go."""
+
+
 class Config(Section):
     """Everything that can be set. Built by `load_config`; pass stages the section they need."""
 
@@ -31,8 +40,8 @@ class Config(Section):
     """Where rows come from."""
     features: Features = Features()
     """Which columns become tensors."""
-    model: Model = Model()
-    """Which net."""
+    model: Model = Mlp()
+    """Which model."""
     train: Train = Train()
     """How it is trained."""
     tune: Tune

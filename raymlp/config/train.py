@@ -6,27 +6,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.adversarial import Adversarial
+from raymlp.config.augment import Augment
+from raymlp.config.average import Average, NoAverage
 from raymlp.config.budget import Budget, Stopping
+from raymlp.config.distil import Distil
+from raymlp.config.finder import Finder
+from raymlp.config.mix import Mix, NoMix
+from raymlp.config.optimizer import AdamW, Optimizer
+from raymlp.config.private import Private
 from raymlp.config.recovery import Checkpoint, Elastic
+from raymlp.config.schedule import OneCycle, Schedule
 from raymlp.config.section import AsText, Section, Text
-
-
-class Ddp(Section):
-    """Replicated weights, averaged gradients (PyTorch DistributedDataParallel); one worker needs no group."""
-
-    kind: Literal["ddp"] = "ddp"
-
-
-class DeepSpeed(Section):
-    """ZeRO: optimizer state, gradients and (stage 3) weights are divided among the workers."""
-
-    kind: Literal["deepspeed"] = "deepspeed"
-
-    stage: Literal[2, 3] = 2
-    """ZeRO stage: 2 divides optimizer state and gradients, 3 divides the weights too."""
-
-
-Strategy = Annotated[Ddp | DeepSpeed, Field(discriminator="kind")]
+from raymlp.config.strategy import Ddp, Strategy
 
 
 class CrossEntropy(Section):
@@ -75,25 +67,50 @@ class Train(Section):
     """One GPU for each worker."""
 
     precision: Annotated[Literal["32", "bf16", "16"], AsText] = "32"
-    """Arithmetic of the forward and backward pass. Under deepspeed `bf16` and `16` hold the weights in it, too."""
+    """Arithmetic of the forward and backward pass. Under ddp and fsdp `bf16` and `16` are autocast: weights stay in 32 bits, and what
+    loses in 16 is computed in 32. Under deepspeed both are pure: weights and gradients are in 16 bits beside a copy in 32 for the
+    optimizer, and `16` scales the loss."""
 
     epochs: int = Field(default=20, ge=1)
     """Most passes over the training split."""
 
     batch_size: int = Field(default=512, ge=1)
-    """Rows a step on each worker."""
+    """Rows that each worker takes at once."""
+
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added before a step: rows a step are `batch_size` x `accumulate` x `num_workers`. What is left of an
+    epoch, fewer batches than that, is left out of it."""
 
     shuffle_rows: int = Field(default=100_000, ge=0)
     """Rows in the buffer that each worker draws its batches from; 0 keeps the order of the snapshot."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Highest AdamW step size; it follows a one-cycle cosine with 10 % warm-up."""
+    """Highest step size of the optimizer."""
+
+    schedule: Schedule = OneCycle()
+    """How the step size changes over the run."""
+
+    optimizer: Optimizer = AdamW()
+    """How a gradient becomes a step."""
 
     weight_decay: float = Field(default=1e-4, ge=0)
-    """AdamW weight decay."""
+    """Pull of weights towards 0, as a share of the step size. Biases, normalisations and embeddings are left alone."""
 
     gradient_clip: float = Field(default=1.0, ge=0)
-    """Largest gradient norm; 0 does not clip."""
+    """Largest gradient; 0 does not clip."""
+
+    gradient_clip_by: Literal["norm", "value"] = "norm"
+    """`norm` shortens the whole gradient to that length, `value` cuts each of its numbers."""
+
+    average: Average = NoAverage()
+    """Whether the weights that are validated and kept are an average over steps."""
+
+    activation_checkpointing: bool = False
+    """Keep only what goes into each block of the net, and compute the rest again in the backward pass: less memory, a third more work
+    (Chen et al. 2016). For nets with blocks."""
+
+    compile: bool = False
+    """Compile the net for its shapes (`torch.compile`): slow at first, then quicker. Needs a C++ compiler on every worker."""
 
     budget: Budget = Budget()
     """Limits of steps and time."""
@@ -107,6 +124,15 @@ class Train(Section):
     loss: Loss = CrossEntropy()
     """What is minimised for classes; regression always takes the squared error."""
 
+    augment: Augment = Augment()
+    """Random changes to the images of training batches."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each training answer that is spread evenly over all classes (Szegedy et al. 2016), with cross entropy."""
+
+    mix: Mix = NoMix()
+    """Whether training images are mixed in pairs."""
+
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs a row by rows / (classes x rows of its class) in the loss, so that all classes weigh the same. Probabilities
     are calibrated back to the true shares on the validation split."""
@@ -115,6 +141,18 @@ class Train(Section):
     """Rows that a training epoch sees, of the training split alone: `undersample` takes as many of each class as the rarest has,
     `oversample` repeats rows up to the most frequent, `smote` makes new ones between neighbours (needs raymlp[imbalance]) among
     8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch."""
+
+    distil: Distil | None = None
+    """A teacher that the net listens to beside the answers; null has none."""
+
+    private: Private | None = None
+    """Differential privacy of each training row; null gives none. One worker, rows in memory (needs raymlp[privacy])."""
+
+    adversarial: Adversarial | None = None
+    """Whether training rows are moved against the net; null leaves them. Validation then tells the robust accuracy (or RMSE), too."""
+
+    finder: Finder = Finder()
+    """How `raymlp find` looks for a learning rate and a batch size; training itself takes no notice."""
 
     max_failures: int = Field(default=2, ge=0)
     """Worker deaths survived by starting again from the last checkpoint."""
@@ -143,4 +181,24 @@ class Train(Section):
             raise ValueError(
                 f"class_weights={self.class_weights} with resample={self.resample} would make up for rare classes twice; set one of them"
             )
+        if self.distil and (self.class_weights != "none" or self.resample != "none"):
+            raise ValueError("distil with class_weights or resample: the teacher speaks of the true shares of the classes; set one of them")
+        if self.adversarial and self.strategy.kind != "ddp":
+            raise ValueError(f"adversarial does not go with strategy.kind={self.strategy.kind}, which hides the slope; expected ddp")
+        for name, plain in self._beside_private().items():
+            if self.private and not plain:
+                raise ValueError(
+                    f"private does not go with {name}; expected one worker under ddp in precision 32, and the rows as they are"
+                )
         return self
+
+    def _beside_private(self) -> dict[str, bool]:
+        """Settings that DP-SGD cannot be combined with, and whether each is left alone."""
+        return {
+            f"strategy.kind={self.strategy.kind}": self.strategy.kind == "ddp",
+            f"num_workers={self.num_workers}": self.num_workers == 1,
+            f"precision={self.precision}": self.precision == "32",
+            f"resample={self.resample}": self.resample == "none",
+            "adversarial": self.adversarial is None,
+            "distil, whose teacher has seen rows without noise": self.distil is None,
+        }

@@ -68,6 +68,39 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A mean over several models, and the standard deviation among them."""
+
+    mean: float
+    deviation: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.deviation:.4f}"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """One model a fold. `metrics` are over the models, `out_of_fold` over all rows, each scored by the model that did not learn from
+    it; `predictions` is the Parquet file of those scores."""
+
+    models: tuple[TrainedModel, ...]
+    metrics: Mapping[str, Spread]
+    out_of_fold: Mapping[str, float]
+    predictions: Path
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finder suggests, as an override, what it tried, one row each, and the files it left."""
+
+    best: str
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of one bundle and of the baselines on the same rows, and what the gate says of them.
 
@@ -142,12 +175,17 @@ class MonitorReport:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The best settings, as overrides that any verb accepts, and every trial's score."""
+    """A study that ended: the best settings, as overrides and as the file `overlay`, by the first objective; the trials, best first;
+    the numbers of those that no other beats in all objectives; the page about them."""
 
     best: tuple[str, ...]
     metric: str
     score: float
     trials: tuple[Mapping[str, Any], ...]
+    pareto: tuple[int, ...]
+    study: str
+    overlay: Path
+    report: Path
 
 
 @dataclass(frozen=True)
@@ -188,6 +226,55 @@ class ForgetResult:
     models: tuple[str, ...]
     notes: tuple[str, ...]
     dry_run: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One fact of a recorded run beside that of the same run made again."""
+
+    name: str
+    recorded: str
+    again: str
+
+    @property
+    def same(self) -> bool:
+        return self.recorded == self.again
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A recorded run made again. `facts` are the digests of the bundle's files and the metrics; `environment` has what may explain
+    a difference: versions, processor, threads."""
+
+    run_id: str
+    model: TrainedModel
+    facts: tuple[Compared, ...]
+    environment: tuple[Compared, ...]
+
+    @property
+    def differences(self) -> tuple[Compared, ...]:
+        return tuple(fact for fact in self.facts if not fact.same)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The way from a model back to the files it was made from: what was recorded at each station, and what has become of it."""
+
+    stations: tuple[Station, ...]
+
+    @property
+    def broken(self) -> tuple[Station, ...]:
+        return tuple(station for station in self.stations if station.state in ("missing", "changed"))
+
+
+@dataclass(frozen=True)
+class Station:
+    """One station of a trace. `state` says whether what is there now is what was recorded; `unknown` where nothing was recorded."""
+
+    kind: Literal["version", "bundle", "run", "code", "config", "snapshot", "source"]
+    recorded: str
+    state: Literal["same", "changed", "missing", "unknown"]
+    note: str = ""
 
 
 @dataclass(frozen=True)

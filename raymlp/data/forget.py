@@ -8,7 +8,6 @@ earlier, are not reached.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,10 +27,21 @@ from raymlp.data import parquet
 from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
-from raymlp.data.place import MANIFEST, StorePlace, files_in, recover, replacing, snapshots_in, take_over, write_whole
+from raymlp.data.place import (
+    MANIFEST,
+    StorePlace,
+    files_in,
+    manifest_of,
+    recover,
+    replacing,
+    snapshots_in,
+    split_files,
+    take_over,
+    write_whole,
+)
 from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
 from raymlp.data.profile import Profile, to_text
-from raymlp.data.snapshot import load_contract, split_files
+from raymlp.data.snapshot import load_contract
 from raymlp.data.split import SPLITS
 from raymlp.data.suppression import Suppressed, applied
 
@@ -154,7 +164,7 @@ def _in_snapshot(path: Place, wanted: Wanted, lists: Lists | None, *, dry_run: b
     files = files_in(path)
     hits = {file: count for file in files if file.name.endswith(".parquet") and (count := _count(file, wanted.column, wanted.rows))}
     rows = sum(hits.values())
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = manifest_of(path)
     marked = lists.mark(manifest) if lists else manifest
     if rows and not dry_run:
         with replacing(path) as aside:

@@ -128,13 +128,15 @@ class Reading:
 @dataclass(frozen=True)
 class Identity:
     """What decides what a snapshot holds: the parts of the source and their fingerprint, the first moment that is kept, and the
-    digest of all settings that decide what becomes of a part. `key` digests everything."""
+    digest of all settings that decide what becomes of a part. `key` digests everything; `joined` has the fingerprint of each joined
+    table."""
 
     parts: list[sources.Part]
     source: list[dict[str, Any]]
     oldest: datetime | None
     settings: str
     key: str
+    joined: list[list[dict[str, Any]]] = field(default_factory=list)
 
 
 def plan(data: Data, contract: Contract | None, identity: Identity, suppressed: Suppressed) -> Reading:

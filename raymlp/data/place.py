@@ -204,12 +204,26 @@ def published_at(target: Place) -> Place | None:
     return next((path for path, _ in snapshots_in(target.parent, f"{target.name}-*")), None)
 
 
+def manifest_of(path: Place) -> dict[str, Any]:
+    """What a snapshot says of itself. Raises DataError when it cannot be read."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no snapshot: its {MANIFEST} cannot be read ({error}). Remove the folder, and prepare again.") from None
+    return manifest
+
+
 def snapshots_in(folder: Place, pattern: str = "[!.]*") -> list[tuple[Place, dict[str, Any]]]:
     """The snapshots of a problem with their manifests, oldest first; without those that another one replaces."""
-    found = [(file.parent, json.loads(file.read_text())) for file in folder.glob(f"{pattern}/{MANIFEST}")]
+    found = [(file.parent, manifest_of(file.parent)) for file in folder.glob(f"{pattern}/{MANIFEST}")]
     replaced = {manifest.get("replaces") for _, manifest in found}
     kept = ((path, manifest) for path, manifest in found if path.name not in replaced)
     return sorted(kept, key=lambda item: (item[1]["created"], item[0].name))
+
+
+def split_files(path: Place, split: str) -> list[str]:
+    """Parquet files of a split, in order; empty when the split has no rows."""
+    return sorted(str(file) for file in (path / split).glob("*.parquet"))
 
 
 @contextmanager

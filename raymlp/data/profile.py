@@ -334,6 +334,10 @@ class Profile:
         columns = {name: ColumnProfile.from_dict(column) for name, column in plain["columns"].items()}
         return cls(plain["rows"], columns)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels between processes as plain values: its sketches cannot."""
+        return type(self).from_dict, (self.to_dict(),)
+
 
 def merged(profiles: Iterable[Profile]) -> Profile:
     """One profile of all, merged pairwise in a tree, so that error does not pile up in one branch."""

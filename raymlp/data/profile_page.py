@@ -6,7 +6,6 @@ correlations, and drift between the splits. Quarantined rows are counted by thei
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from raymlp.data.association import Answers, Association
 from raymlp.data.contract_batch import REASON
 from raymlp.data.distribution import Distribution
 from raymlp.data.drift import drift
+from raymlp.data.place import manifest_of
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.data.snapshot import load_association, load_profile
 from raymlp.data.split import SPLITS
@@ -101,7 +101,7 @@ def write_page(snapshot: Snapshot, problem: Problem, settings: Monitor, *, folde
 
 def read(snapshot: Snapshot, problem: Problem, settings: Monitor) -> Seen:
     """Everything the page shows, from the files beside the rows."""
-    manifest = json.loads((snapshot.path / "manifest.json").read_text())
+    manifest = manifest_of(snapshot.path)
     profiles = {split: load_profile(snapshot.path, split) for split in SPLITS if snapshot.rows.get(split)}
     if "train" not in profiles:
         raise DataError(f"{snapshot.path} has no training rows; expected some. Check the split.")

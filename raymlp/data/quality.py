@@ -7,7 +7,7 @@ evenly spaced training rows. Legend: S rows of the sample, F columns, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -58,24 +58,38 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the checks look at: the files and row hashes of each split, profile and columns of the training rows."""
+    """What the checks look at: the files and row hashes of each split, profile and columns of the training rows, the key to read with."""
 
     problem: Problem
     split: Split
     profile: Profile
     columns: Sequence[str]
     files: Mapping[str, Sequence[str]]
-    hashes: Mapping[str, Hashes]
+    hashes: Mapping[str, Hashes] = field(default_factory=dict)
+    seal: parquet.SnapshotKey | None = None
 
 
 def inspect(evidence: Evidence, checks: Checks) -> list[Finding]:
     """All findings, in the order of the settings. Raises DataError that lists those whose severity is `stop`."""
-    found = [finding for check in _CHECKS for finding in check(evidence, checks)]
-    costly = [check for name, check in _SAMPLED.items() if getattr(checks, name) != "off"]
-    if costly:
-        sample, y = _answered(evidence, parquet.sample(evidence.files["train"], checks.sample_rows))
-        for sampled in costly:
-            found += sampled(evidence, checks, sample, y)
+    return upheld([*counted(evidence, checks), *sampled(evidence, checks)])
+
+
+def counted(evidence: Evidence, checks: Checks) -> list[Finding]:
+    """Findings of the cheap checks."""
+    return [finding for check in _CHECKS for finding in check(evidence, checks)]
+
+
+def sampled(evidence: Evidence, checks: Checks) -> list[Finding]:
+    """Findings of the costly checks, which need no row hashes and of the files only the training ones."""
+    asked = [check for name, check in _SAMPLED.items() if getattr(checks, name) != "off"]
+    if not asked:
+        return []
+    sample, y = _answered(evidence, parquet.sample(evidence.files["train"], checks.sample_rows, key=evidence.seal))
+    return [finding for check in asked for finding in check(evidence, checks, sample, y)]
+
+
+def upheld(found: Sequence[Finding]) -> list[Finding]:
+    """Findings that are not switched off. Raises DataError that lists those whose severity is `stop`."""
     kept = [finding for finding in found if finding.severity != "off"]
     stops = [finding for finding in kept if finding.severity == "stop"]
     if stops:
@@ -90,29 +104,22 @@ def unfit_columns(evidence: Evidence, train: pa.Table, checks: Checks) -> list[F
     return [*_constant(evidence, checks), *_id_like(evidence, checks), *_leakage(evidence, checks, sample, y)]
 
 
-def load_learners() -> None:
-    """Import scikit-learn's ensembles: about two seconds, which can pass while the rows are read."""
-    import sklearn.ensemble  # noqa: F401
-
-
 # ---------------------------------------------------------------------- rows
 
 
-def _duplicates(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
-    hashes, rate = _compared(evidence.hashes["train"], evidence)
-    copies = len(hashes) - len(np.unique(hashes))
-    share = copies / max(len(hashes), 1)
+def _copies(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
+    """Training rows that repeat others, and held-out rows that are also in training."""
+    train, rate = _compared(evidence.hashes["train"], evidence)
+    train = np.sort(train)
+    copies = int(np.sum(train[1:] == train[:-1]))
+    share = copies / max(len(train), 1)
     if share > checks.max_duplicate_share:
         rows = round(copies / rate)
         words = f"{rows:,} training rows ({share:.1%}) are copies of others; expected at most {checks.max_duplicate_share:.1%}"
         yield Finding("duplicates", checks.duplicates, None, share, checks.max_duplicate_share, rows, words)
-
-
-def _shared_rows(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
-    train, _ = _compared(evidence.hashes["train"], evidence)
     for name in ("valid", "test"):
         held_out, rate = _compared(evidence.hashes.get(name, np.array([], np.uint64)), evidence)
-        shared = int(np.isin(held_out, train).sum())
+        shared = int(np.sum(train[np.searchsorted(train, held_out).clip(max=len(train) - 1)] == held_out)) if len(train) else 0
         share = shared / max(len(held_out), 1)
         if share > checks.max_shared_share:
             rows = round(shared / rate)
@@ -333,5 +340,5 @@ def _column(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.asarray(np.log(counts[codes]) - order[codes] * 1e-3)
 
 
-_CHECKS = (_duplicates, _shared_rows, _constant, _id_like, _known_after, _time_travel, _small_classes)
+_CHECKS = (_copies, _constant, _id_like, _known_after, _time_travel, _small_classes)
 _SAMPLED = {"leakage": _leakage, "outliers": _outliers, "label_noise": _label_noise}

@@ -14,12 +14,24 @@ log = logging.getLogger(__name__)
 
 def each_part(work: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Run `work` for 0 .. count - 1 as Ray tasks; results in that order. The error of the first that failed is raised here."""
+    return begun(work, count)()
+
+
+def begun(work: Callable[[int], dict[str, Any]], count: int = 1) -> Callable[[], list[dict[str, Any]]]:
+    """The same, begun now and waited for by calling what comes back."""
+    import ray
+
+    task, shared = ray.remote(scheduling_strategy="SPREAD")(_told), ray.put(work)
+    running = [task.remote(shared, index) for index in range(count)]
+    return lambda: _results(running)
+
+
+def _results(ids: list[Any]) -> list[dict[str, Any]]:
     import ray
     from ray.exceptions import RayError
 
-    task, shared = ray.remote(scheduling_strategy="SPREAD")(_told), ray.put(work)
     try:
-        results: list[dict[str, Any]] = ray.get([task.remote(shared, index) for index in range(count)])
+        results: list[dict[str, Any]] = ray.get(ids)
     except RayError as error:
         raise DataError(f"preparing failed: {str(error).strip().splitlines()[0]}. Ray's logs have more.") from error
     failed = next((found for found in results if "error" in found), None)

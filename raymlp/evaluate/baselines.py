@@ -125,14 +125,18 @@ def _probabilities(plan: FeaturePlan, model: Any, x: Any) -> Floats:
 
 
 def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
-    """The plan's numbers beside one column for each category id: a sparse float64 matrix with N rows."""
+    """The plan's numbers beside one column for each category id: a sparse float64 matrix with N rows. A number that the plan leaves
+    missing is 0, and a further column says so."""
     tensors = plan.model_copy(update={"steps": (*plan.numbers, *plan.categories)}).transform(table)
     ids = tensors["categorical"]
     starts = np.cumsum([0, *plan.cardinalities])[:-1].astype(np.int64)
     rows = np.repeat(np.arange(table.num_rows), ids.shape[1])
     places = (ids + starts).ravel()
     hot = sparse.csr_matrix((np.ones(len(places)), (rows, places)), shape=(table.num_rows, sum(plan.cardinalities)))
-    return sparse.hstack([sparse.csr_matrix(tensors["numeric"].astype(np.float64)), hot], format="csr")
+    numbers = tensors["numeric"].astype(np.float64)
+    left = np.repeat([isinstance(step, Number) and step.fill is None for step in plan.numbers], [len(step.names) for step in plan.numbers])
+    missing = np.isnan(numbers[:, left]).astype(np.float64)
+    return sparse.hstack([sparse.csr_matrix(np.nan_to_num(numbers)), sparse.csr_matrix(missing), hot], format="csr")
 
 
 def _bag(step: TextStep, table: pa.Table) -> Any:

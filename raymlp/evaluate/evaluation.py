@@ -16,8 +16,6 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import DataError
 from raymlp.core.metrics import METRICS, paired_gain, resample_all
 from raymlp.core.records import Decision, Evaluation, Interval, Snapshot
-from raymlp.data.contract import ColumnContract, Contract
-from raymlp.data.contract_batch import check_table
 from raymlp.data.snapshot import read_split
 from raymlp.evaluate import gate
 from raymlp.evaluate.baselines import sample_rows, scores_of
@@ -41,7 +39,7 @@ def evaluate(config: Config, snapshot: Snapshot, bundle: Path, *, report_dir: Pa
     plan = predictor.bundle.plan
     split = "test" if snapshot.rows.get("test", 0) else "valid"
     table, y = _labelled(_read(snapshot, split, plan, problem), plan)
-    p = _scores(predictor, table)
+    p = predictor.scores(table)
     train, sampled = _training_rows(config, snapshot, plan)
     baselines = scores_of(settings.baselines, plan, train, table, seed=settings.seed)
     draws = {"samples": settings.bootstrap_samples, "seed": settings.seed}
@@ -71,7 +69,7 @@ def compare_models(config: Config, champion: Path, challenger: Path, table: pa.T
     problem, settings = config.problem, config.evaluate
     old, new = Predictor.load(champion), Predictor.load(challenger)
     table, y = _labelled(table, new.bundle.plan)
-    scores = [_aligned(_scores(predictor, table), predictor, new) for predictor in (new, old)]
+    scores = [_aligned(predictor.scores(table), predictor, new) for predictor in (new, old)]
     name = problem.main_metric
     found = paired_gain(name, problem.task, y, *scores, samples=settings.bootstrap_samples, seed=settings.seed)
     reference = METRICS[problem.task][name](y, scores[1])
@@ -110,15 +108,6 @@ def _labelled(table: pa.Table, plan: FeaturePlan) -> tuple[pa.Table, Floats]:
         found = f"none of {table.num_rows} rows has a known answer in '{plan.target.column}'"
         raise DataError(f"{found}; expected labelled rows. Check the split and problem.target.")
     return table.filter(pa.array(known)), y[known]
-
-
-def _scores(predictor: Predictor, table: pa.Table) -> Floats:
-    """Scores of every row. Ranges and closed categories are left to ingestion, so that two models see the same rows."""
-    open_contract = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in predictor.bundle.contract.columns.items()})
-    typed, unreadable = check_table(open_contract, table, where="the evaluated table")
-    if unreadable.num_rows:
-        raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract. Prepare the data again.")
-    return predictor.bundle.calibration.apply(predictor.outputs(typed))
 
 
 def _aligned(scores: Floats, owner: Predictor, reference: Predictor) -> Floats:

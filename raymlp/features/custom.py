@@ -1,17 +1,14 @@
 """A step of the user's own: the base class to write one from, and the record that carries it in a plan.
 
-A plan holds the import path of the class and its fitted settings as plain JSON. Importing runs code, so a plan that is read from a
-file imports only what is trusted: modules named in `RAYMLP_TRUSTED_MODULES`, and classes that a config of this process has named.
-A plan that travels between processes of one job carries the live step and needs neither.
+A plan holds the import path of the class and its fitted settings as plain JSON. One that is read from a file imports only what is
+trusted (`raymlp.core.trust`). A plan that travels between processes of one job carries the live step and needs no trust.
 
 Legend: B rows, W outputs.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -24,23 +21,21 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
 from raymlp.config.features import StepTarget
 from raymlp.config.section import Section
 from raymlp.config.sources import ColumnType
-from raymlp.core.errors import BundleError, ConfigError, nearest
+from raymlp.core import trust
+from raymlp.core.errors import BundleError, ConfigError
+from raymlp.core.trust import TRUSTED, is_trusted, path_of
 from raymlp.data import parquet
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
 from raymlp.features.scalers import LARGEST
 
-TRUSTED = "RAYMLP_TRUSTED_MODULES"
-"""Environment variable that names modules and packages whose steps a bundle may run, comma separated."""
 CHECKED_ROWS = 32
 """Training rows on which both executors of a new step are compared."""
 CLOSE = 1e-6
 """Difference allowed between them, absolute and relative."""
 Outputs = Sequence[NDArray[Any]]
 RowOutputs = Callable[[Mapping[str, Any]], Sequence[float]]
-_named: set[str] = set()
-"""Import paths that a config named in this process: their code has run already."""
 
 
 class CustomStep(Section):
@@ -146,41 +141,9 @@ class Custom(Section):
         return lambda row: [float(output[0]) for output in self.step.batch(table_of([dict(row)], types))]
 
 
-def path_of(kind: type[CustomStep]) -> str:
-    """Where a class is imported from."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def trusted_modules() -> tuple[str, ...]:
-    """Modules and packages that the environment trusts."""
-    return tuple(filter(None, (name.strip() for name in os.environ.get(TRUSTED, "").split(","))))
-
-
-def is_trusted(path: str) -> bool:
-    """Whether a plan from a file may import a step from here."""
-    return path in _named or serves(path)
-
-
-def serves(path: str) -> bool:
-    """Whether every process with this environment may import a step from here, those that serve among them."""
-    return any(path.startswith(f"{module}.") for module in trusted_modules())
-
-
 def class_of(path: str) -> type[CustomStep]:
     """Import a step's class. Raises ConfigError when there is none."""
-    module, _, name = path.rpartition(".")
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:
-        raise ConfigError(
-            f"{module} cannot be imported ({type(error).__name__}: {error}). Install it, or put its folder on PYTHONPATH."
-        ) from error
-    kind = getattr(found, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, CustomStep)):
-        steps = [other for other, value in vars(found).items() if isinstance(value, type) and issubclass(value, CustomStep)]
-        what = "is no step" if hasattr(found, name) else "does not exist"
-        raise ConfigError(f"{path} {what}; expected a subclass of raymlp.CustomStep.{nearest(name, steps)}")
-    return kind
+    return trust.class_of(path, CustomStep, noun="step", expected="a subclass of raymlp.CustomStep")  # type: ignore[type-abstract]
 
 
 def made(target: StepTarget, key: str) -> CustomStep:
@@ -196,7 +159,7 @@ def made(target: StepTarget, key: str) -> CustomStep:
         raise ConfigError(f"{key}: {_first(error)}; expected the settings of {target.target}: {known}. Set {key}.") from error
     except TypeError as error:
         raise ConfigError(f"{key}._target_: {target.target} is not finished: {error}.") from error
-    _named.update((target.target, path_of(kind)))
+    trust.name(target.target, path_of(kind))
     return step
 
 

@@ -14,6 +14,7 @@ from raymlp.config.features import ColumnRules, DatePart, Features
 from raymlp.config.problem import Problem
 from raymlp.config.quality import ID_SHARE
 from raymlp.core.errors import ConfigError, nearest
+from raymlp.core.trust import path_of
 from raymlp.data import parquet
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.features import custom
@@ -44,9 +45,11 @@ Floats = NDArray[np.float64]
 Role = Literal["numeric", "categorical", "text", "image"] | tuple[DatePart, ...]
 
 
-def fit_steps(features: Features, problem: Problem, profile: Profile, files: Sequence[str] = ()) -> tuple[list[Step], dict[str, str]]:
+def fit_steps(
+    features: Features, problem: Problem, profile: Profile, files: Sequence[str] = (), *, keeps_missing: bool = False
+) -> tuple[list[Step], dict[str, str]]:
     """Steps, numbers first, and the reason for each column. A target encoding is still without its numbers, a tokenizer that is to be
-    learned without its pieces.
+    learned without its pieces. `keeps_missing` leaves a number missing where `impute` is `auto`.
 
     Raises ConfigError when a named column does not exist or has the wrong type.
     """
@@ -76,6 +79,8 @@ def fit_steps(features: Features, problem: Problem, profile: Profile, files: Seq
             found.append(Picture(column=name, height=height, width=width, fit=features.image_fit))
         else:
             found += [_date_part(name, part, column, features) for part in role]
+    if keeps_missing:
+        found = [_kept_missing(step, features) for step in found]
     found += [_cross(names, features, profile) for names in features.crosses]
     for i, mine in enumerate(own):
         assert rows is not None
@@ -83,11 +88,11 @@ def fit_steps(features: Features, problem: Problem, profile: Profile, files: Seq
         taken = {name for step in found if isinstance(step, NumberStep) for name in step.names} & set(fitted.names)
         if taken:
             raise ConfigError(
-                f"features.steps.{i} ({custom.path_of(type(mine))}) names an output '{min(taken)}', which is there already; "
+                f"features.steps.{i} ({path_of(type(mine))}) names an output '{min(taken)}', which is there already; "
                 "expected another name. Change the step's names."
             )
         found.append(fitted)
-        reasons[f"{custom.path_of(type(mine))}({', '.join(mine.columns)})"] = f"a step of your own: {', '.join(fitted.names)}"
+        reasons[f"{path_of(type(mine))}({', '.join(mine.columns)})"] = f"a step of your own: {', '.join(fitted.names)}"
     if not found:
         raise ConfigError("no column is left as a feature; expected one at least. Look at features.drop and problem.id_columns.")
     return sorted(found, key=lambda step: not isinstance(step, NumberStep)), reasons
@@ -220,6 +225,13 @@ def _scaled(name: str, part: Literal["length"] | None, column: ColumnProfile, ru
     )
 
 
+def _kept_missing(step: Step, features: Features) -> Step:
+    """The step without a value for missing numbers, where none was asked for."""
+    if not isinstance(step, Number) or features.rules(step.column).impute != "auto":
+        return step
+    return step.model_copy(update={"fill": None, "indicator": False})
+
+
 def _predictors(features: Features, profile: Profile, roles: Mapping[str, Role]) -> list[str]:
     """The numbers that a missing one is predicted from; none where no column asks for it."""
     numbers = [name for name, role in roles.items() if role == "numeric" and profile.columns[name].is_number]
@@ -264,7 +276,7 @@ def _fill(name: str, column: ColumnProfile, rules: ColumnRules) -> float:
         return rules.fill
     if rules.impute == "mean" or not column.values:
         return column.mean
-    if rules.impute in ("median", "model"):
+    if rules.impute in ("auto", "median", "model"):
         return column.quantile(0.5)
     weights = np.where(column.digest.pure, column.digest.weights, 0.0)
     if weights.max() < 2:

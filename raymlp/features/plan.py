@@ -35,8 +35,8 @@ Count = Callable[[Sequence[str], Sequence[tuple[IdStep, int]], Target], list[tar
 class FeaturePlan(Section):
     """Steps from columns to tensors.
 
-    Output of the executors, B rows: `numeric` float32 (B, N) and `categorical` int64 (B, C); where there are such steps also `text`
-    int64 (B, L), the ids of the text columns side by side, and `image` uint8 (B, 3, H, W).
+    Output of the executors, B rows: `numeric` float32 (B, N), NaN where a number is left missing, and `categorical` int64 (B, C); where
+    there are such steps also `text` int64 (B, L), the ids of the text columns side by side, and `image` uint8 (B, 3, H, W).
     """
 
     version: Literal[2] = 2
@@ -50,20 +50,28 @@ class FeaturePlan(Section):
 
     @classmethod
     def fit(
-        cls, features: Features, problem: Problem, profile: Profile, *, files: Sequence[str] = (), count: Count = target_encoding.count
+        cls,
+        features: Features,
+        problem: Problem,
+        profile: Profile,
+        *,
+        files: Sequence[str] = (),
+        count: Count = target_encoding.count,
+        keeps_missing: bool = False,
     ) -> Self:
         """Choose and fit the steps from the profile of the training split.
 
         `files`, the Parquet files of that split, are read only where a column is target-encoded (once, out of fold, here or by the
         `count` of `raymlp.features.on_ray`), and a sample of them where a missing number is predicted from others, a tokenizer is
-        learned, or a step of the user's own is fitted.
+        learned, or a step of the user's own is fitted. `keeps_missing` says that the model takes NaN for a missing number, which
+        is what `features.impute=auto` then gives.
         Raises ConfigError when a named column does not exist or has the wrong type, or a step of the user's own is not sound;
         DataError as `Target.fit`.
         """
         from raymlp.features.fit import fit_steps, only_lookups, only_untrained
 
         target = Target.fit(problem, profile)
-        steps, reasons = fit_steps(features, problem, profile, files)
+        steps, reasons = fit_steps(features, problem, profile, files, keeps_missing=keeps_missing)
         waiting = only_lookups(steps)
         if waiting and not files:
             raise ConfigError("features.encoding=target reads the training rows, and only their profile is here. Use another encoding.")

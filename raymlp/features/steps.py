@@ -40,8 +40,8 @@ class Number(Section):
     """Column read."""
     part: Part | None = None
     """Part of a timestamp column, or the length of a text."""
-    fill: float
-    """Value that stands for a missing one, before scaling."""
+    fill: float | None
+    """Value that stands for a missing one, before scaling; null leaves it missing: every output is NaN."""
     regression: Regression | None = None
     """What predicts a missing value from other columns, in the place of `fill`."""
     low: float | None = None
@@ -68,7 +68,7 @@ class Number(Section):
         values = numbers(table.column(self.column), self.part)
         missing = np.isnan(values)
         if missing.any():
-            values = np.where(missing, self.fill, values)
+            values = np.where(missing, math.nan if self.fill is None else self.fill, values)
             if self.regression is not None:
                 values[missing] = self.regression.batch(table.filter(pa.array(missing)))
         if self.low is not None or self.high is not None:
@@ -81,12 +81,16 @@ class Number(Section):
         column, fill, indicator = self.column, self.fill, self.indicator
         low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
         read, write, isfinite = number_reader(self.part), self._writer(), math.isfinite
-        predict = self.regression.one() if self.regression else lambda row: fill
+        predict = self.regression.one() if self.regression else lambda row: fill or 0.0
+        gaps = [math.nan] * len(self.names)
 
         def run(row: dict[str, Any], out: list[float]) -> None:
             value = row[column]
             number = math.nan if value is None else read(value)
             missing = not isfinite(number)
+            if missing and fill is None:
+                out += gaps
+                return
             number = predict(row) if missing else number
             write(low if number < low else high if number > high else number, out)
             if indicator:

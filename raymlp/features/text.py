@@ -22,6 +22,7 @@ from raymlp.config.features import ColumnRules
 from raymlp.config.section import Section
 from raymlp.core.errors import BundleError, ConfigError
 from raymlp.data import parquet
+from raymlp.features.hub import reaching
 from raymlp.features.ids import BETWEEN, FIRST, MISSING, hash_id
 
 if TYPE_CHECKING:
@@ -121,13 +122,15 @@ class Ngrams(_Text):
 
 
 class Subword(_Text):
-    """The pieces of a tokenizer of the library tokenizers, without the marks that it would put around a text."""
+    """The pieces of a tokenizer of the library tokenizers."""
 
     kind: Literal["subword"] = "subword"
     tokenizer: str
     """The tokenizer as JSON."""
     vocabulary: int = Field(ge=0)
     """Number of pieces."""
+    marks: bool = False
+    """Whether a text stands between the marks of its tokenizer, as a pretrained net has seen it; they count in L and are never cut off."""
 
     @property
     def name(self) -> str:
@@ -146,12 +149,12 @@ class Subword(_Text):
         return self._row(self._encoder())
 
     def _encoder(self) -> Encode:
-        found, length = read_tokenizer(self.tokenizer), self.length
+        found, length, marks = read_tokenizer(self.tokenizer, self.length if self.marks else None), self.length, self.marks
         if _pieces(found) > self.vocabulary:
             raise BundleError(f"the tokenizer of '{self.column}' has {_pieces(found):,} pieces; expected at most {self.vocabulary:,}.")
 
         def encode(text: str) -> list[int]:
-            return [piece + FIRST for piece in found.encode(text, add_special_tokens=False).ids[:length]]
+            return [piece + FIRST for piece in found.encode(text, add_special_tokens=marks).ids[:length]]
 
         return encode
 
@@ -166,21 +169,46 @@ def text_step(column: str, rules: ColumnRules) -> Ngrams | Subword:
             column=column, length=rules.text_length, buckets=rules.text_hash_size, words=rules.word_ngrams, chars=rules.char_ngrams,
             lowercase=rules.lowercase,
         )  # fmt: skip
-    waiting = Subword(column=column, length=rules.text_length, tokenizer="", vocabulary=0)
+    waiting = Subword(column=column, length=rules.text_length, tokenizer="", vocabulary=0, marks=rules.text_encoding == "pretrained")
+    if waiting.marks:
+        if rules.tokenizer is None:
+            raise ConfigError(
+                f"features.text_encoding of '{column}' is pretrained, and no tokenizer is named; expected a folder or a name on the "
+                "Hugging Face hub, the same as model.source. Set features.tokenizer."
+            )
+        return with_tokenizer(waiting, pretrained_tokenizer(rules.tokenizer), rules.tokenizer)
     return waiting if rules.tokenizer is None else with_tokenizer(waiting, _text_of(Path(rules.tokenizer)), rules.tokenizer)
 
 
 def with_tokenizer(step: Subword, text: str, source: str = "the tokenizer") -> Subword:
-    """The step with its tokenizer. Raises ConfigError that names `source` when the text is none."""
+    """The step with its tokenizer. Raises ConfigError that names `source` when the text is none, or its marks fill all of the length."""
     try:
-        return step.model_copy(update={"tokenizer": text, "vocabulary": _pieces(read_tokenizer(text))})
+        found = read_tokenizer(text)
     except BundleError as error:
         raise ConfigError(f"{source}: {error} Set features.tokenizer.") from None
+    own = found.num_special_tokens_to_add(False) if step.marks else 0
+    if step.length <= own:
+        raise ConfigError(
+            f"features.text_length is {step.length}, and the tokenizer adds {own} marks; expected more. Set features.text_length."
+        )
+    return step.model_copy(update={"tokenizer": text, "vocabulary": _pieces(found)})
+
+
+def pretrained_tokenizer(source: str) -> str:
+    """The JSON of the tokenizer in a folder or on the Hugging Face hub. Runs no code from there. Raises ConfigError as `reaching`."""
+    with reaching(source, "features.tokenizer") as (name, revision):
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        if not found.is_fast:
+            raise ValueError(f"{type(found).__name__} has no form that the library tokenizers knows")
+        return str(found.backend_tokenizer.to_str())
 
 
 @lru_cache(maxsize=8)
-def read_tokenizer(text: str) -> Tokenizer:
-    """A tokenizer from its JSON, with neither padding nor cutting. JSON names parts of a closed set and can bring no code.
+def read_tokenizer(text: str, length: int | None = None) -> Tokenizer:
+    """A tokenizer from its JSON, without padding, which cuts a text to so many pieces with its marks, or not at all. JSON names parts
+    of a closed set and can bring no code.
 
     Raises BundleError when the text is no tokenizer, ConfigError when the library is not installed.
     """
@@ -193,7 +221,7 @@ def read_tokenizer(text: str) -> Tokenizer:
     except Exception as error:  # the library raises no narrower type
         raise BundleError(f"a tokenizer cannot be read ({error}).") from None
     found.no_padding()
-    found.no_truncation()
+    found.no_truncation() if length is None else found.enable_truncation(length)
     return found
 
 

@@ -1,23 +1,20 @@
 """The bundle: a model on disk, complete and free of code. JSON, YAML and safetensors under a manifest of SHA-256.
 
 manifest.json      format, name, run id, digest over all, SHA-256 and size of each file
-weights.safetensors  net.json  plan.json  contract.yaml  calibration.json
+the scorer's files   see `raymlp.model.scorer`
+plan.json  contract.yaml  calibration.json
 profile.json       training columns and validation predictions, the baseline of drift
-metrics.json  config.yaml  card.md
+metrics.json  config.yaml  card.md  environment.json (versions, processor and threads of the process that trained)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from raymlp.core.errors import BundleError
 from raymlp.core.files import digest_of, published, sha256_file, to_json
@@ -25,10 +22,11 @@ from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape
+from raymlp.model.scorer import Scorer, load_scorer
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class Bundle:
 
     name: str
     run_id: str
-    weights: Mapping[str, Tensor]
-    shape: NetShape
+    scorer: Scorer
     plan: FeaturePlan
     contract: Contract
     calibration: Calibration
@@ -47,6 +44,7 @@ class Bundle:
     metrics: Mapping[str, float]
     config_yaml: str
     snapshot: str
+    environment: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
     digest: str = ""
 
@@ -56,7 +54,6 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
     if folder.exists():
         raise BundleError(f"{folder} exists; expected a new place for the bundle.")
     texts = {
-        "net.json": bundle.shape.model_dump_json(indent=2),
         "plan.json": bundle.plan.model_dump_json(indent=2),
         "contract.yaml": bundle.contract.to_yaml(),
         "calibration.json": bundle.calibration.model_dump_json(indent=2),
@@ -64,12 +61,12 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
         "metrics.json": to_json(dict(bundle.metrics)),
         "config.yaml": bundle.config_yaml,
         "card.md": card(bundle),
+        ENVIRONMENT: to_json(dict(bundle.environment)),
     }
     with published(folder) as aside:
         for name, text in texts.items():
             (aside / name).write_text(text)
-        weights = {name: value.detach().cpu().contiguous() for name, value in bundle.weights.items()}
-        save_file(weights, aside / "weights.safetensors")
+        bundle.scorer.save(aside)
         files = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in sorted(aside.iterdir())}
         manifest = {
             "format": FORMAT,
@@ -112,16 +109,12 @@ def load_bundle(folder: str | Path) -> Bundle:
     folder = Path(folder)
     manifest = verify(folder)
     profiles = json.loads((folder / "profile.json").read_text())
-    try:
-        weights = load_file(folder / "weights.safetensors")
-    except SafetensorError as error:
-        raise BundleError(f"{folder}/weights.safetensors cannot be read: {error}.") from None
+    plan = FeaturePlan.from_json((folder / "plan.json").read_text())
     return Bundle(
         name=manifest["name"],
         run_id=manifest["run_id"],
-        weights=weights,
-        shape=NetShape.model_validate_json((folder / "net.json").read_text()),
-        plan=FeaturePlan.from_json((folder / "plan.json").read_text()),
+        scorer=load_scorer(folder, plan),
+        plan=plan,
         contract=Contract.from_yaml((folder / "contract.yaml").read_text(), source=str(folder / "contract.yaml")),
         calibration=Calibration.model_validate_json((folder / "calibration.json").read_text()),
         profile=Profile.from_dict(profiles["columns"]),
@@ -129,20 +122,39 @@ def load_bundle(folder: str | Path) -> Bundle:
         metrics=json.loads((folder / "metrics.json").read_text()),
         config_yaml=(folder / "config.yaml").read_text(),
         snapshot=manifest["snapshot"],
+        environment=environment_of(folder),
         path=folder,
         digest=manifest["digest"],
     )
 
 
+def environment_of(folder: Path) -> dict[str, str]:
+    """Where a bundle was trained; empty for one that an older version wrote."""
+    file = folder / ENVIRONMENT
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
 def card(bundle: Bundle) -> str:
     """The model card: what the model is for, what it was trained on, how good it is (Mitchell et al. 2019)."""
     target = bundle.plan.target
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()))
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()) if name != "delta")
     inputs = "\n".join(f"- `{name}`: {bundle.contract.describe(name)}" for name in bundle.plan.inputs)
     return (
         f"# {bundle.name}\n\nPredicts `{target.column}` ({target.task}"
         f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). "
         f"Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
         f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
-        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n"
+        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n" + _privacy(bundle)
+    )
+
+
+def _privacy(bundle: Bundle) -> str:
+    """What is promised to those whose rows were learned from, and what is not."""
+    if "epsilon" not in bundle.metrics:
+        return ""
+    return (
+        f"\n## Privacy\n\nThe weights are ({bundle.metrics['epsilon']:.3g}, {bundle.metrics['delta']:.2g})-differentially private for each "
+        "training row (DP-SGD with Poisson sampling, Renyi accountant, one row added or removed). Not covered: the number of rows, "
+        "the feature plan and the profile in this bundle, which are exact statistics of the training rows, and the validation rows, "
+        "which chose the epoch and the calibration.\n"
     )

@@ -1,25 +1,37 @@
-"""Nets. Legend: B rows, N numbers, C categories, L ids of all texts, H height, W width, O outputs.
+"""Nets. Legend: B rows, N numbers, C categories, L ids of all texts, H height, W width, O outputs, M members.
 
 A net takes a dict of tensors: `numeric` float32 (B, N), `categorical` int64 (B, C) and, where the plan has them, `text` int64 (B, L) and
 `image` uint8 (B, 3, H, W). It gives float32 (B, O): one logit (binary), K logits (multiclass), or one standardised value (regression).
+One of several members gives (B, M, O) in training, where each has its own loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import pairwise
+import importlib.util
+from typing import Self
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import nn
 
-from raymlp.config.model import Model
+from raymlp.config.encoder import ImageEncoder, TextEncoder
+from raymlp.config.model import FtTransformer, Linear, Mlp, Model, Own, PiecewiseLinear, PlainNumbers, Resnet, Tabm
 from raymlp.config.section import Section
+from raymlp.core import trust
+from raymlp.core.errors import ConfigError
+from raymlp.core.records import Task
+from raymlp.data.profile import Profile
 from raymlp.features.plan import FeaturePlan
-from raymlp.features.text import PADDING
+from raymlp.model.numbers import edges_of, embedded
 
-SMALL = 0.05
-"""Deviation of fresh text embeddings: a rare n-gram that learns little must not say much."""
+PACKAGES = {"resnet": "rtdl_revisiting_models", "ft_transformer": "rtdl_revisiting_models", "tabm": "tabm"}
+"""The authors' packages, by kind of model."""
+PLAIN = PlainNumbers()
+Edges = tuple[tuple[float, ...], ...]
+"""Of the bins of each embedded number, rising."""
+
+PIECES = 1 << 14
+"""Pieces of text that a transformer looks at in one go where nothing is learned."""
 
 
 class NetShape(Section):
@@ -37,9 +49,25 @@ class NetShape(Section):
     """Number of different ids, and of ids a row, of each text column."""
     image: tuple[int, int] | None = None
     """H and W."""
+    task: Task | None = None
+    """What the outputs mean."""
+    embedded: tuple[int, ...] = ()
+    """Places of the numbers that `model.numbers` embeds."""
+    edges: Edges = ()
+    """Where the bins of each lie, for piecewise-linear embeddings."""
+
+    @model_validator(mode="after")
+    def _bins_are_there(self) -> Self:
+        if isinstance(getattr(self.model, "numbers", None), PiecewiseLinear) and len(self.edges) != len(self.embedded):
+            raise ValueError(f"edges has {len(self.edges)} rows; expected one for each of {len(self.embedded)} embedded numbers")
+        return self
 
     @classmethod
-    def of(cls, model: Model, plan: FeaturePlan) -> NetShape:
+    def of(cls, model: Model, plan: FeaturePlan, edges: Edges = ()) -> Self:
+        """What a config's model becomes with a plan; `edges` are those of `number_edges`. A net of the user's own is trusted, since
+        the config names it."""
+        if isinstance(model, Own):
+            trust.name(model.target)
         return cls(
             model=model,
             num_numeric=plan.num_numeric,
@@ -47,78 +75,87 @@ class NetShape(Section):
             outputs=plan.target.outputs,
             texts=tuple((step.size, step.length) for step in plan.texts),
             image=(plan.image.height, plan.image.width) if plan.image else None,
+            task=plan.target.task,
+            embedded=() if isinstance(getattr(model, "numbers", PLAIN), PlainNumbers) else tuple(embedded(plan)),
+            edges=edges,
         )
 
-
-class TextMean(nn.Module):
-    """Mean of the embeddings of a text's ids, 0 without any: the text as fastText sees it (Joulin et al. 2017), with dropout."""
-
-    def __init__(self, ids: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(ids, width, padding_idx=PADDING)
-        nn.init.normal_(self.embedding.weight, std=SMALL)
-        with torch.no_grad():
-            self.embedding.weight[PADDING] = 0
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Int64 (B, L) to (B, width)."""
-        known = (ids != PADDING).sum(dim=1, keepdim=True).clamp_min(1)
-        mean: Tensor = self.dropout(self.embedding(ids).sum(dim=1) / known)
-        return mean
+    def rows_at_once(self, most: int) -> int:
+        """Rows, from 1 to `most`, that are looked at in one go: a transformer sees at most `PIECES` pieces of text, which it makes
+        hundreds of numbers of."""
+        pieces = max((length for _, length in self.texts), default=0) if isinstance(self.model, TextEncoder) else 0
+        return max(1, min(most, PIECES // pieces)) if pieces else most
 
 
-class ImageEncoder(nn.Module):
-    """A convolution, a halving of height and width, normalisation and ReLU for each entry of `channels`, then means over a grid of at
-    most 4 x 4 places. Pixels come in as uint8 and are brought to [-1, 1]; halving first, channels last, takes half the time on a CPU."""
-
-    def __init__(self, size: tuple[int, int], channels: tuple[int, ...]) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise((3, *channels)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.GroupNorm(1, after), nn.ReLU()]
-        grid = tuple(min(4, -(-side // 2 ** len(channels))) for side in size)
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(grid), nn.Flatten())
-        self.width = channels[-1] * grid[0] * grid[1]
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Uint8 (B, 3, H, W) to (B, width)."""
-        weight: Tensor = self.layers[0].weight  # type: ignore[assignment]
-        pixels = (image.float() / 127.5 - 1).to(weight.dtype, memory_format=torch.channels_last)
-        encoded: Tensor = self.layers(pixels)
-        return encoded
+def number_edges(model: Model, plan: FeaturePlan, profile: Profile) -> Edges:
+    """Where the bins of each embedded number lie, by the profile of the training split; nothing for a model without bins."""
+    numbers = getattr(model, "numbers", None)
+    return edges_of(plan, profile, numbers.bins) if isinstance(numbers, PiecewiseLinear) else ()
 
 
-class MlpNet(nn.Module):
-    """Numbers, category embeddings, texts and the image side by side, through linear, normalisation, ReLU and dropout layers."""
+def require(model: Model) -> None:
+    """Raise ConfigError when what a config's model needs is not here: a package, or the class of a net of the user's own."""
+    _require_packages(model)
+    if isinstance(model, Own):
+        from raymlp.model.own import class_of
 
-    def __init__(self, shape: NetShape) -> None:
-        super().__init__()
-        model = shape.model
-        widths = [min(model.max_embedding, round(1.6 * size**0.56)) for size in shape.cardinalities]
-        self.embeddings = nn.ModuleList(nn.Embedding(size, width) for size, width in zip(shape.cardinalities, widths, strict=True))
-        self.texts = nn.ModuleList(TextMean(size, model.text_embedding, model.text_dropout) for size, _ in shape.texts)
-        self.lengths = [length for _, length in shape.texts]
-        self.image = ImageEncoder(shape.image, model.image_channels) if shape.image else None
-        layers: list[nn.Module] = []
-        width = shape.num_numeric + sum(widths) + len(self.texts) * model.text_embedding + (self.image.width if self.image else 0)
-        for hidden in model.hidden:
-            layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Dropout(model.dropout)]
-            width = hidden
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(width, shape.outputs)
+        class_of(model)
 
-    def forward(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        parts = [tensors["numeric"].to(self.head.weight.dtype)]
-        parts += [embedding(tensors["categorical"][:, i]) for i, embedding in enumerate(self.embeddings)]
-        if self.lengths:
-            parts += [text(ids) for text, ids in zip(self.texts, torch.split(tensors["text"], self.lengths, dim=1), strict=True)]
-        if self.image is not None:
-            parts.append(self.image(tensors["image"]))
-        out: Tensor = self.head(self.body(torch.cat(parts, dim=1)))
-        return out
+
+def _require_packages(model: Model) -> None:
+    asked: list[tuple[str, str, str]] = []
+    if model.kind in PACKAGES:
+        asked.append(("model.kind", model.kind, PACKAGES[model.kind]))
+    numbers = getattr(model, "numbers", PLAIN)
+    if not isinstance(numbers, PlainNumbers):
+        asked.append(("model.numbers.kind", numbers.kind, "rtdl_num_embeddings"))
+    for key, kind, package in asked:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{key} is {kind}, which needs the package {package}. Run: pip install 'raymlp[tabular]'.")
 
 
 def build_net(shape: NetShape) -> nn.Module:
-    """A freshly initialised net of the shape; seed torch first for equal weights."""
-    return MlpNet(shape)
+    """A freshly initialised net of the shape; seed torch first for equal weights.
+
+    Raises ConfigError when a package is missing or a net of the user's own is not sound, BundleError when that is not trusted.
+    """
+    _require_packages(shape.model)
+    match shape.model:
+        case Mlp():
+            from raymlp.model.mlp import MlpNet
+
+            return MlpNet(shape.model, shape)
+        case Linear():
+            from raymlp.model.linear import LinearNet
+
+            return LinearNet(shape)
+        case Resnet():
+            from raymlp.model.resnet import ResnetNet
+
+            return ResnetNet(shape.model, shape)
+        case FtTransformer():
+            from raymlp.model.ft_transformer import FtTransformerNet
+
+            return FtTransformerNet(shape.model, shape)
+        case Tabm():
+            from raymlp.model.tabm import TabmNet
+
+            return TabmNet(shape.model, shape)
+        case Own():
+            from raymlp.model.own import own_net
+
+            return own_net(shape.model, shape)
+        case TextEncoder():
+            from raymlp.model.pretrained import TextEncoderNet
+
+            return TextEncoderNet(shape.model, shape)
+        case ImageEncoder():
+            from raymlp.model.pretrained import ImageEncoderNet
+
+            return ImageEncoderNet(shape.model, shape)
+
+
+def parameters_of(shape: NetShape) -> int:
+    """How many parameters the net of a shape has; none of them is made."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_net(shape).parameters())

@@ -9,22 +9,20 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
-from raymlp.core.errors import BundleError, RequestError
+from raymlp.core.errors import DataError, RequestError
 from raymlp.core.records import Task
+from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.contract_row import Row, row_checker, table_of
 from raymlp.data.privacy import routing_key_hider
 from raymlp.model.bundle import Bundle, load_bundle
-from raymlp.model.nets import build_net
+from raymlp.model.scorer import TAKEN
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 4 << 20
 """Bytes of text ids and pixels that are scored at a time."""
-TAKEN = {"numeric": torch.float32, "categorical": torch.int64, "text": torch.int64, "image": torch.uint8}
-"""Type of each tensor as a net takes it."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,6 @@ class Predictor:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.net = build_net(bundle.shape)
-        try:
-            self.net.load_state_dict(dict(bundle.weights))
-        except RuntimeError as error:
-            raise BundleError(f"the weights of {bundle.path} do not fit its net: {error}") from None
-        self.net.eval().float()
         key = bundle.contract.key()
         self.check: Callable[[Any, str], Row] = row_checker(bundle.contract, key=key)
         self.hide_routing_key: Callable[[str], str] = routing_key_hider(key)
@@ -96,22 +88,25 @@ class Predictor:
 
     def predict_typed(self, row: Row) -> Prediction:
         """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
-        tensors = {name: torch.as_tensor(values, dtype=TAKEN[name])[None] for name, values in self._row(row).items()}
-        with torch.inference_mode():
-            out = self.net(tensors)
-        return self._answer(self._shape(out.numpy()))
+        tensors = {name: np.array(values, TAKEN[name])[None] for name, values in self._row(row).items()}
+        return self._answer(self._shape(self.bundle.scorer(tensors)))
+
+    def scores(self, table: pa.Table) -> NDArray[np.float64]:
+        """Calibrated scores of rows of a snapshot: privacy rules are applied to them already, and ranges and closed categories are left
+        to ingestion, so that two models see the same rows. Raises DataError when a row cannot be read in the types of the contract."""
+        open_contract = Contract(columns={name: ColumnContract(type=rule.type) for name, rule in self.bundle.contract.columns.items()})
+        typed, unreadable = check_table(open_contract, table, where="the table")
+        if unreadable.num_rows:
+            raise DataError(f"{unreadable.num_rows} rows cannot be read in the types of the bundle's contract. Prepare the data again.")
+        return self.bundle.calibration.apply(self.outputs(typed))
 
     def outputs(self, table: pa.Table) -> NDArray[np.float64]:
-        """Raw net outputs of a typed table: (N,) or, for several classes, (N, K)."""
-        parts = []
+        """Raw outputs of a typed table: (N,) or, for several classes, (N, K)."""
         plan = self.bundle.plan
         rows = plan.rows_within(BATCH_BYTES, BATCH_ROWS)
-        for start in range(0, table.num_rows, rows):
-            tensors = {name: torch.from_numpy(values) for name, values in plan.transform(table.slice(start, rows)).items()}
-            with torch.inference_mode():
-                out = self.net(tensors)
-            parts.append(out.numpy())
-        return self._shape(np.concatenate(parts) if parts else np.zeros((0, self.bundle.shape.outputs)))
+        starts = range(0, table.num_rows, rows)
+        parts = [self.bundle.scorer(plan.transform(table.slice(start, rows))) for start in starts]
+        return self._shape(np.concatenate(parts) if parts else np.zeros((0, plan.target.outputs)))
 
     def _shape(self, out: NDArray[Any]) -> NDArray[np.float64]:
         values = out.astype(np.float64)

@@ -39,7 +39,9 @@ class Store:
                 model = _as_pyfunc(bundle, Path(folder) / "model")
                 self._client.log_artifacts(run.id, str(model), "model")
             source = f"{self._client.get_run(run.id).info.artifact_uri}/model"
-            tags = {"raymlp.bundle": load_bundle(bundle).digest}
+            loaded = load_bundle(bundle)
+            spent = {f"raymlp.{name}": f"{loaded.metrics[name]:.6g}" for name in ("epsilon", "delta") if name in loaded.metrics}
+            tags = {"raymlp.bundle": loaded.digest, **spent}
             version = self._client.create_model_version(name, source, run_id=run.id, tags=tags).version
         except MlflowException as error:
             raise RegistryError(f"'{name}' could not be registered: {error.message}") from error

@@ -9,6 +9,8 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +137,31 @@ def existing(run_id: str, *, registry: Registry, runtime: Runtime) -> Run:
             f"run {run_id} is not in {tracking_uri(registry, runtime)}: {error.message}. Set registry.tracking_uri."
         ) from None
     return Run(mlflow, run_id)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the tracking store holds of a run. `config_yaml` is empty where the artifact is gone."""
+
+    id: str
+    status: str
+    started: datetime
+    tags: Mapping[str, str]
+    config_yaml: str
+
+
+def recorded(run_id: str, *, registry: Registry, runtime: Runtime) -> Recorded:
+    """A run as it was recorded. Raises RegistryError when the store does not have it."""
+    from mlflow.artifacts import load_text
+    from mlflow.exceptions import MlflowException
+
+    existing(run_id, registry=registry, runtime=runtime)
+    found = client(registry, runtime).get_run(run_id)
+    try:
+        text = str(load_text(f"{found.info.artifact_uri}/config.yaml"))
+    except (MlflowException, OSError):
+        text = ""
+    return Recorded(run_id, found.info.status, datetime.fromtimestamp(found.info.start_time / 1000, UTC), dict(found.data.tags), text)
 
 
 def _experiment(mlflow: Any, name: str, registry: Registry, runtime: Runtime) -> str:

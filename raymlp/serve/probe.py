@@ -8,9 +8,9 @@ from typing import Any
 
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.records import Version
+from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
-from raymlp.features.custom import TRUSTED
 
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""

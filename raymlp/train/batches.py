@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymlp.train.blocks import Block, Source, joined
+from raymlp.train.blocks import Block, Source, grouped, joined
+from raymlp.train.distil import SOFT
 from raymlp.train.imbalance import Resampler
 
 VALID_ROWS = 8_192
@@ -28,15 +29,16 @@ TAKEN = {np.dtype(np.int32): np.int64}
 
 
 class Batch:
-    """What a step takes: the plan's `tensors` as a net takes them (see `raymlp.model.nets`) and `target` float32 (B,).
+    """What a step takes: the plan's `tensors` as a net takes them (see `raymlp.model.nets`), `target` float32 (B,) and, where a teacher
+    was asked, its `soft` targets float32 (B, O).
 
     No dict itself, on purpose: Lightning's reduced precisions would round the answers inside one.
     """
 
-    __slots__ = ("target", "tensors")
+    __slots__ = ("soft", "target", "tensors")
 
-    def __init__(self, tensors: Mapping[str, Tensor], target: Tensor) -> None:
-        self.tensors, self.target = tensors, target
+    def __init__(self, tensors: Mapping[str, Tensor], target: Tensor, soft: Tensor | None = None) -> None:
+        self.tensors, self.target, self.soft = tensors, target, soft
 
     def __len__(self) -> int:
         return len(self.target)
@@ -44,13 +46,15 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
         tensors = {name: part.to(device, non_blocking=non_blocking) for name, part in self.tensors.items()}
-        return Batch(tensors, self.target.to(device, non_blocking=non_blocking))
+        soft = None if self.soft is None else self.soft.to(device, non_blocking=non_blocking)
+        return Batch(tensors, self.target.to(device, non_blocking=non_blocking), soft)
 
 
 def batch_of(block: Block, rows: NDArray[np.int64] | slice) -> Batch:
     """Copy some rows of a block into tensors; ids become int64."""
     tensors = {name: torch.from_numpy(np.array(values[rows], TAKEN.get(values.dtype))) for name, values in block.tensors.items()}
-    return Batch(tensors, torch.from_numpy(np.array(block.target[rows])))
+    soft = tensors.pop(SOFT, None)
+    return Batch(tensors, torch.from_numpy(np.array(block.target[rows])), soft)
 
 
 class TrainBatches:
@@ -105,26 +109,22 @@ class TrainBatches:
 
     def _batches(self) -> Iterator[Batch]:
         rng = np.random.default_rng([*self._seed, self._epoch()])
-        waiting: list[Block] = []
-        num_waiting = left = 0
         blocks = self._source(rng if self._buffer_rows else None)
         if self._resample:
-            blocks = self._resample(blocks, rng, keep_order=not self._buffer_rows)
-        for block in blocks:
-            waiting.append(block)
-            num_waiting += len(block)
-            if num_waiting >= max(self._buffer_rows, self._batch_size):
-                buffer = self._mixed(joined(waiting), rng)
-                left = num_waiting % self._batch_size
-                yield from self._cut(buffer, num_waiting - left)
-                waiting, num_waiting = [buffer.slice(num_waiting - left, num_waiting)] if left else [], left
-        if num_waiting:
-            yield from self._cut(self._mixed(joined(waiting), rng), num_waiting)
+            blocks = self._resample(map(joined, grouped(blocks)), rng, keep_order=not self._buffer_rows)
+        waiting: list[Block] = []
+        for group in grouped(blocks, max(self._buffer_rows, self._batch_size)):
+            buffer = self._mixed(joined([*waiting, *group]), rng)
+            left = len(buffer) % self._batch_size
+            yield from self._cut(buffer, len(buffer) - left)
+            waiting = [buffer.slice(len(buffer) - left, len(buffer))] if left else []
+        if waiting:
+            yield from self._cut(waiting[0], left)
 
     def _mixed(self, buffer: Block, rng: np.random.Generator) -> Block:
         order = rng.permutation(len(buffer)) if self._buffer_rows else np.arange(len(buffer))
-        answers = rng.permutation(buffer.target) if self._shuffle_labels else buffer.target[order]
-        return Block({name: values[order] for name, values in buffer.tensors.items()}, answers)
+        told = rng.permutation(len(buffer)) if self._shuffle_labels else order
+        return Block({name: values[told if name == SOFT else order] for name, values in buffer.tensors.items()}, buffer.target[told])
 
     def _cut(self, buffer: Block, rows: int) -> Iterator[Batch]:
         for start in range(0, rows, self._batch_size):
@@ -143,25 +143,10 @@ class ValidBatches:
     def __iter__(self) -> Iterator[Batch]:
         last: Block | None = None
         given = 0
-        for last in self._pieces():
+        for group in grouped(self._source(None), self._batch_rows):
+            last = joined(group)
             yield batch_of(last, slice(None))
             given += 1
         assert last is not None, "a worker without validation rows"
         for _ in range(self._steps - given):
             yield batch_of(last, slice(0, 0))
-
-    def _pieces(self) -> Iterator[Block]:
-        """Blocks of exactly `batch_rows`, but for the last."""
-        waiting: list[Block] = []
-        num_waiting = 0
-        for block in self._source(None):
-            waiting.append(block)
-            num_waiting += len(block)
-            if num_waiting >= self._batch_rows:
-                *full, rest = joined(waiting).pieces(self._batch_rows)
-                if len(rest) == self._batch_rows:
-                    full, rest = [*full, rest], rest.slice(0, 0)
-                yield from full
-                waiting, num_waiting = [rest] if len(rest) else [], len(rest)
-        if num_waiting:
-            yield joined(waiting)

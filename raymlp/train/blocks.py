@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raymlp.config.distil import Distil
 from raymlp.data import parquet
 from raymlp.data.target import Target
 from raymlp.features.plan import PACKED, FeaturePlan
 from raymlp.features.target import folds_of
+from raymlp.train.distil import SOFT, Teacher, teacher_of
 
 PACK_ROWS = 65_536
 """Rows that are transformed at a time; fewer where they hold images."""
@@ -30,7 +32,7 @@ GROUP_ROWS = 8_192
 
 @dataclass(frozen=True)
 class Block:
-    """B transformed rows."""
+    """B transformed rows. Among `tensors` are, where a teacher was asked, its soft targets."""
 
     tensors: Mapping[str, NDArray[Any]]
     target: NDArray[np.float32]
@@ -64,34 +66,40 @@ def joined(blocks: Iterable[Block]) -> Block:
     return Block(tensors, np.concatenate([part.target for part in parts]))
 
 
-def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> list[list[Block]]:
+def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> Iterator[list[Block]]:
     """Blocks cut into groups of exactly `rows` rows (the last has fewer), without a copy. How the rows came in blocks leaves no trace."""
-    groups: list[list[Block]] = [[]]
+    group: list[Block] = []
     room = rows
     for block in blocks:
         start = 0
         while start < len(block):
             part = block.slice(start, min(start + room, len(block)))
-            groups[-1].append(part)
+            group.append(part)
             start, room = start + len(part), room - len(part)
             if not room:
-                groups.append([])
-                room = rows
-    return groups if groups[-1] else groups[:-1]
+                yield group
+                group, room = [], rows
+    if group:
+        yield group
 
 
-def columns_of(plan: FeaturePlan) -> list[str]:
+def columns_of(plan: FeaturePlan, teacher: Teacher | None = None) -> list[str]:
     """Columns that `pack` reads."""
-    return list(dict.fromkeys([*plan.inputs, plan.target.column]))
+    return list(dict.fromkeys([*plan.inputs, plan.target.column, *(teacher.inputs if teacher else ())]))
 
 
-def row_bytes(plan: FeaturePlan) -> int:
-    """Bytes of one packed row."""
-    return 4 + sum(math.prod(shape) * PACKED[name].itemsize for name, shape in plan.shapes.items())
+def row_bytes(plan: FeaturePlan, *, taught: bool = False) -> int:
+    """Bytes of one packed row; `taught` ones have soft targets."""
+    return (
+        4
+        + (4 * plan.target.outputs if taught else 0)
+        + sum(math.prod(shape) * PACKED[name].itemsize for name, shape in plan.shapes.items())
+    )
 
 
-def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = None) -> pa.Table:
-    """Transform rows into flat Arrow columns that travel between processes without copies. Training rows come with their folds."""
+def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = None, *, teacher: Teacher | None = None) -> pa.Table:
+    """Transform rows into flat Arrow columns that travel between processes without copies. Training rows come with their folds, and
+    leave with what the `teacher` says of them."""
     answers, usable = _answers(table, plan.target)
     if not usable.all():
         table, answers, folds = table.filter(pa.array(usable)), answers[usable], None if folds is None else folds[usable]
@@ -101,16 +109,20 @@ def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = N
         if width := math.prod(shape):
             values = tensors[name].astype(PACKED[name], copy=False)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
+    if teacher is not None:
+        columns[SOFT] = pa.FixedSizeListArray.from_arrays(pa.array(teacher.soft(table).ravel()), plan.target.outputs)
     return pa.table(columns)
 
 
-def packed_files(files: pa.Table, plan: FeaturePlan, *, training: bool) -> Iterator[pa.Table]:
-    """Packed rows of the Parquet files named in the column `file`, a part at a time; `training` ones are encoded out of fold."""
+def packed_files(files: pa.Table, plan: FeaturePlan, *, training: bool, distil: Distil | None = None) -> Iterator[pa.Table]:
+    """Packed rows of the Parquet files named in the column `file`, a part at a time; `training` ones are encoded out of fold, and a
+    teacher is asked about them where there is one."""
+    teacher = teacher_of(distil, plan.target) if training else None
     rows = plan.rows_within(PACK_BYTES, PACK_ROWS)
     for name in files.column("file").to_pylist():
         start = 0
-        for table in parquet.batches(name, columns_of(plan), rows=rows):
-            yield pack(table, plan, folds_of(name, start, table.num_rows) if training else None)
+        for table in parquet.batches(name, columns_of(plan, teacher), rows=rows):
+            yield pack(table, plan, folds_of(name, start, table.num_rows) if training else None, teacher=teacher)
             start += table.num_rows
 
 
@@ -125,7 +137,8 @@ def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
     """The rows of a packed table, one block a chunk, read in place."""
     for batch in table.to_batches():
         if batch.num_rows:
-            tensors = {name: _tensor(batch, name, shape) for name, shape in plan.shapes.items()}
+            shapes = plan.shapes | ({SOFT: (plan.target.outputs,)} if SOFT in batch.schema.names else {})
+            tensors = {name: _tensor(batch, name, shape) for name, shape in shapes.items()}
             yield Block(tensors, batch.column("target").to_numpy())
 
 

@@ -15,16 +15,16 @@ def explained(error: BaseException) -> TrainingError:
     """The root cause first: that of the worker that raised, rather than of those that lost touch with it."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     if not failures:
-        cause = _root(error)
+        cause = root(error)
         return cause if isinstance(cause, TrainingError) else TrainingError(_words(cause))
     rank, failure = min(failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
-    cause = _root(failure)
+    cause = root(failure)
     node = _node(cause)
     where = f"worker {rank} on node {node}" if node else f"worker {rank}"
     return TrainingError(f"{_words(cause)} ({where}). Ray's log of the worker has the traceback.")
 
 
-def _root(error: BaseException) -> BaseException:
+def root(error: BaseException) -> BaseException:
     """What Ray's own exceptions are wrapped around."""
     while True:
         inner = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None) or getattr(error, "cause", None)

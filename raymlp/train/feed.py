@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
+from raymlp.config.distil import Distil
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
-from raymlp.data.snapshot import split_files
+from raymlp.data.place import split_files
 from raymlp.features.on_ray import gather_files, hold_files, stream_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.train.blocks import Block, Source, grouped, packed_files, row_bytes, unpack, usable_in_files
@@ -34,10 +35,12 @@ class Feed:
     shards: Shards
 
     @classmethod
-    def open(cls, path: Place, plan: FeaturePlan, *, num_workers: int, hold: bool) -> Feed:
+    def open(cls, path: Place, plan: FeaturePlan, *, num_workers: int, hold: bool, distil: Distil | None = None) -> Feed:
         """Raises DataError when a split has fewer usable rows than there are workers."""
         spread = hold_files if hold else stream_files
-        datasets = {split: spread(_files(path, split), packed_files, plan=plan, training=split == "train") for split in SPLITS}
+        datasets = {
+            split: spread(_files(path, split), packed_files, plan=plan, training=split == "train", distil=distil) for split in SPLITS
+        }
         if not hold:
             rows = {split: _count(path, plan, split) for split in SPLITS}
             _refuse_too_few(rows, path, num_workers)
@@ -56,9 +59,9 @@ def _refuse_too_few(rows: Mapping[str, int], path: Place, num_workers: int) -> N
             )
 
 
-def may_hold(rows: int, plan: FeaturePlan) -> bool:
+def may_hold(rows: int, plan: FeaturePlan, *, taught: bool = False) -> bool:
     """Whether transformed rows fit well inside the cluster's object store. The decision is logged with its numbers."""
-    needed = rows * row_bytes(plan)
+    needed = rows * row_bytes(plan, taught=taught)
     room = HOLD_SHARE * float(ray.cluster_resources().get("object_store_memory", 0.0))
     hold = needed <= room
     log.info(
@@ -77,7 +80,7 @@ def shard_source(shard: Any, plan: FeaturePlan, *, hold: bool, start: int, stop:
 
 def held_source(blocks: Iterable[Block]) -> Source:
     """Passes over blocks that stay in memory, in groups of equal length whose order can be drawn."""
-    groups = grouped(blocks)
+    groups = list(grouped(blocks))
 
     def run(rng: np.random.Generator | None) -> Iterator[Block]:
         order = range(len(groups)) if rng is None else rng.permutation(len(groups))
@@ -96,11 +99,16 @@ def clipped(blocks: Iterator[Block], start: int, stop: int) -> Iterator[Block]:
             yield block.slice(low, high)
 
 
-def local_blocks(path: Place, plan: FeaturePlan, split: str) -> Iterator[Block]:
+def local_blocks(path: Place, plan: FeaturePlan, split: str, distil: Distil | None = None) -> Iterator[Block]:
     """Transformed rows of a split, without Ray."""
-    files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
-    for table in packed_files(files, plan, training=split == "train"):
+    for table in local_tables(path, plan, split, distil):
         yield from unpack(table, plan)
+
+
+def local_tables(path: Place, plan: FeaturePlan, split: str, distil: Distil | None = None) -> Iterator[pa.Table]:
+    """Packed rows of a split, without Ray."""
+    files = pa.table({"file": split_files(path, split)}, schema=pa.schema({"file": pa.string()}))
+    return packed_files(files, plan, training=split == "train", distil=distil)
 
 
 def _blocks(shard: Any, plan: FeaturePlan) -> Iterator[Block]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 
 from raymlp.config.schema import Config
 from raymlp.config.train import Train
@@ -20,14 +21,22 @@ from raymlp.core.metrics import gain, score
 from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape
+from raymlp.model.huggingface import Start
+from raymlp.model.nets import Edges, NetShape, build_net
+from raymlp.model.scorer import Scorer
+from raymlp.train.adversarial import Attacker
 from raymlp.train.imbalance import Resampler, balanced_weights
 from raymlp.train.pace import Pace
+from raymlp.train.private import Budget, budget_of, refuse_unfit
+
+SPENT = ("epsilon", "delta")
+"""What all epochs together have spent, whichever of them was the best: all were looked at."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class."""
+    """One training run. `rows` counts usable rows by split over all workers, `class_counts` (K,) the training rows of each class.
+    `edges` are where the net's bins lie, by `number_edges`."""
 
     config: Config
     plan: FeaturePlan
@@ -35,15 +44,25 @@ class Job:
     hold: bool = True
     shuffle_labels: bool = False
     class_counts: tuple[float, ...] = ()
+    edges: Edges = ()
+    start: Start | None = None
+    """Settings and weights of a Hugging Face encoder; None for other nets."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for SMOTE on texts or images: between two of them there is no third."""
+        """Raises ConfigError for SMOTE on texts or images, since nothing lies between two; for augmentation without images; for
+        privacy that the net or the budget does not allow; and for an attack that has nothing to move."""
+        if self.config.train.augment.is_on and self.plan.image is None:
+            raise ConfigError("train.augment changes images, and the features hold none; expected one. Set features.image.")
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
             kind = "a text" if self.plan.texts else "an image"
             raise ConfigError(
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
+        assert self.attacker is None or self.attacker.share
+        if self.config.train.private:
+            refuse_unfit(build_net(self.shape), self.config.model.kind)
+            assert self.epochs
 
     @property
     def class_weights(self) -> tuple[float, ...]:
@@ -56,9 +75,39 @@ class Job:
         kind = self.config.train.resample
         return None if kind == "none" else Resampler(kind, self.class_counts, world_size=world_size)
 
+    @cached_property
+    def budget(self) -> Budget | None:
+        """What a private run spends. Raises ConfigError when that is not possible."""
+        return budget_of(self.config.train, self.train_rows(1))
+
+    @property
+    def attacker(self) -> Attacker | None:
+        """What moves rows against the net. Raises ConfigError when there is nothing to move."""
+        settings = self.config.train.adversarial
+        return Attacker(settings, self.plan) if settings else None
+
+    @property
+    def epochs(self) -> int:
+        """Most epochs: those asked for, as far as a privacy budget allows them."""
+        return self.budget.epochs if self.budget else self.config.train.epochs
+
+    def spent(self, epochs: int) -> dict[str, float]:
+        """`epsilon` and `delta` after so many epochs; empty without privacy."""
+        return {"epsilon": self.budget.epsilon(epochs), "delta": self.budget.delta} if self.budget else {}
+
     @property
     def shape(self) -> NetShape:
-        return NetShape.of(self.config.model, self.plan)
+        return NetShape.of(self.start.model if self.start else self.config.model, self.plan, self.edges)
+
+    def net(self) -> nn.Module:
+        """The net as training begins with it; seed torch first for equal weights."""
+        from raymlp.train.transfer import let_learn
+
+        net = build_net(self.shape)
+        if self.start is not None:
+            self.start.put_into(net.encoder)  # type: ignore[arg-type]
+            let_learn(net)
+        return net
 
     def train_rows(self, world_size: int) -> int:
         """Training rows of each worker: all have as many, so up to `world_size - 1` rows are left out."""
@@ -115,15 +164,16 @@ class Progress:
         self.finished = over or self.epochs >= settings.epochs or self.epochs - self.risen_epoch >= settings.stopping.patience
         return better
 
-    def regroup(self, world_size: int, batches: int) -> bool:
-        """Go on with so many workers, each of which takes so many batches in an epoch; true when there were as many before.
+    def regroup(self, world_size: int, epoch_steps: int, *, accumulate: int = 1) -> bool:
+        """Go on with so many workers, each of which makes so many steps in an epoch; true when there were as many before.
 
         In the middle of an epoch the same share of it counts as done: with another number of workers some of its rows are then seen
         twice, and some not at all.
         """
+        batches = epoch_steps * accumulate
         same = (world_size, batches) == (self.world_size, self.batches)
         if self.batch and not same:
-            self.batch = min(max(1, round(self.batch / self.batches * batches)), batches - 1)
+            self.batch = min(max(1, round(self.batch / self.batches * epoch_steps)), epoch_steps - 1) * accumulate
         self.world_size, self.batches = world_size, batches
         return same
 
@@ -151,12 +201,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gives. `outputs` float64 (N,) or (N, K) of the best weights on the validation split, and `answers` (N,)."""
+    """What training gives: the scorer of the best epoch, and on the validation split its `outputs`, float64 (N,) or
+    (N, K), and the `answers` (N,). `environment` is that of the worker (see `raymlp.runtime.environment`)."""
 
-    weights: Mapping[str, Tensor]
+    scorer: Scorer
     outputs: NDArray[np.float64]
     answers: NDArray[np.float64]
     progress: Progress
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def scored(self, task: Task, class_weights: Sequence[float] = ()) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
         """The calibration, the calibrated scores (N,) or (N, K), and the metrics on the validation split.
@@ -168,5 +220,7 @@ class Outcome:
         scores = calibration.apply(self.outputs)
         best = self.progress.history[self.progress.best_epoch - 1]
         losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}
+        robust = {name.removeprefix("valid_"): value for name, value in best.items() if name.startswith("valid_robust_")}
+        spent = {name: self.progress.history[-1][name] for name in SPENT if name in best}
         counts = {"epochs": float(self.progress.epochs), "best_epoch": float(self.progress.best_epoch)}
-        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts}
+        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **robust, **spent}

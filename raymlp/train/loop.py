@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,31 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raymlp.config.train import Train
+from raymlp.core.errors import TrainingError
 from raymlp.core.metrics import METRICS
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import build_net
+from raymlp.model.scorer import NetScorer
+from raymlp.runtime import environment
 from raymlp.train import midway
 from raymlp.train.batches import BUFFER_BYTES, VALID_BYTES, VALID_ROWS, TrainBatches, ValidBatches
 from raymlp.train.blocks import Source
 from raymlp.train.figures import Figures, epoch_figures, flops_per_row, peak_flops
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.module import TableModule
+from raymlp.train.own import module_for
 from raymlp.train.pace import Pace
+from raymlp.train.private import PoissonBatches
 from raymlp.train.pulse import Agree, Beat, Notice, Pulse
-from raymlp.train.strategy import full_weights, precision_of
+from raymlp.train.strategy import full_weights, precision_of, share_statistics
+from raymlp.train.transfer import Thaw, plain_weights
 
 STATE, BEST = "state.ckpt", "best.safetensors"
 Save = Callable[[Path], None]
-Report = Callable[[dict[str, float], Save | None], None]
+Report = Callable[[dict[str, float], Save | None], bool | None]
 """Hears the metrics of an epoch (or, within one, the `step` alone) and, when a checkpoint is due, a function that writes it into a
-folder."""
+folder. True at the end of an epoch ends training."""
 Gather = Callable[[NDArray[Any]], NDArray[Any]]
 """Puts the rows of all workers together, in the order of their ranks."""
 
@@ -74,45 +82,79 @@ def fit(job: Job, train: Source, valid: Source, *, seat: Seat, report: Report, r
     Every worker of the group calls it and gets the same outcome. Raises TrainingError when the loss is no number, Stopped when the
     run was saved and ended at its caller's wish.
     """
-    settings = job.config.train
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-    pl.seed_everything(settings.seed, workers=True, verbose=False)
-    valid_rows = job.plan.rows_within(VALID_BYTES, VALID_ROWS)
+    _begin(job)
+    progress = Progress.load(resume) if resume else Progress(0, Pace(0))
+    valid_rows = job.plan.rows_within(VALID_BYTES, job.shape.rows_at_once(VALID_ROWS))
     held_out = ValidBatches(valid, steps=_valid_steps(job, seat.world_size, valid_rows), batch_rows=valid_rows)
-    resample = job.resampler(seat.world_size)
-    batches = TrainBatches(
+    batches = _batches(job, train, seat, epoch=lambda: progress.epochs)
+    epoch_steps = _epoch_steps(job, batches)
+    if not resume:
+        progress.pace.total = job.epochs * epoch_steps
+    if not progress.regroup(seat.world_size, epoch_steps, accumulate=job.config.train.accumulate):
+        progress.fit_schedule(_settings(job), epoch_steps)
+    batches.skip = progress.batch
+    watch = EpochWatch(job, seat, batches, progress, report, resume)
+    if not progress.finished:
+        module = _module(job, seat, progress.pace, losses=lambda: [epoch["valid_loss"] for epoch in progress.history])
+        with warnings.catch_warnings():
+            if not job.config.runtime.verbose:
+                warnings.simplefilter("ignore")
+            checkpoint = str(resume / STATE) if resume else None
+            _trainer(job, seat, watch, steps=epoch_steps).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
+    best = plain_weights(job.shape, watch.best)
+    outputs, answers = _evaluated(job, best, held_out, seat)
+    return Outcome(NetScorer(job.shape, best), outputs, answers, progress, environment.facts())
+
+
+def steps(job: Job, train: Source, *, seat: Seat, watch: pl.Callback) -> None:
+    """The training steps of `fit` alone, until `watch` has seen enough of them."""
+    _begin(job)
+    epoch = count()
+    batches = _batches(job, train, seat, epoch=lambda: next(epoch))
+    epoch_steps = _epoch_steps(job, batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _trainer(job, seat, watch, steps=epoch_steps).fit(_module(job, seat, Pace(job.epochs * epoch_steps)), batches)
+
+
+def _begin(job: Job) -> None:
+    torch.set_num_threads(max(1, int(job.config.train.cpus_per_worker)))
+    pl.seed_everything(job.config.train.seed, workers=True, verbose=False)
+
+
+def _batches(job: Job, train: Source, seat: Seat, *, epoch: Callable[[], int]) -> TrainBatches:
+    settings, resample, budget = job.config.train, job.resampler(seat.world_size), job.budget
+    if budget is not None:
+        return PoissonBatches(train, budget)
+    return TrainBatches(
         train,
         rows=resample.rows if resample else job.train_rows(seat.world_size),
         batch_size=settings.batch_size,
         buffer_rows=job.plan.rows_within(BUFFER_BYTES, settings.shuffle_rows) if settings.shuffle_rows else 0,
         seed=(settings.seed, seat.rank),
-        epoch=lambda: progress.epochs,
+        epoch=epoch,
         shuffle_labels=job.shuffle_labels,
         resample=resample,
     )
-    epoch_steps = _epoch_steps(job, batches)
-    progress = Progress.load(resume) if resume else Progress(0, Pace(settings.epochs * epoch_steps))
-    if not progress.regroup(seat.world_size, len(batches)):
-        progress.fit_schedule(settings, epoch_steps)
-    batches.skip = progress.batch
-    watch = EpochWatch(job, seat, batches, progress, report, resume)
-    if not progress.finished:
-        module = TableModule(
-            build_net(job.shape),
-            job.plan.target.task,
-            settings,
-            pace=progress.pace,
-            total_steps=settings.epochs * epoch_steps,
-            fused=_can_fuse(job, seat),
-            class_weights=job.class_weights,
-        )
-        with warnings.catch_warnings():
-            if not job.config.runtime.verbose:
-                warnings.simplefilter("ignore")
-            checkpoint = str(resume / STATE) if resume else None
-            _trainer(job, seat, watch).fit(module, batches, held_out, ckpt_path=checkpoint, weights_only=True)
-    outputs, answers = _evaluated(job, watch.best, held_out, seat)
-    return Outcome(watch.best, outputs, answers, progress)
+
+
+def _settings(job: Job) -> Train:
+    return job.config.train.model_copy(update={"epochs": job.epochs})
+
+
+def _module(job: Job, seat: Seat, pace: Pace, *, losses: Callable[[], list[float]] = list) -> TableModule:
+    net = job.net()
+    return module_for(net)(
+        net,
+        job.plan.target.task,
+        _settings(job),
+        pace=pace,
+        fused=_can_fuse(job, seat),
+        class_weights=job.class_weights,
+        budget=job.budget,
+        attacker=job.attacker,
+        losses=losses,
+    )
 
 
 class Stopped(Exception):
@@ -124,7 +166,7 @@ class EpochWatch(pl.Callback):
 
     def __init__(self, job: Job, seat: Seat, batches: TrainBatches, progress: Progress, report: Report, resume: Path | None) -> None:
         self._job, self._seat, self._batches, self._progress, self._report = job, seat, batches, progress, report
-        self._settings = job.config.train
+        self._settings = _settings(job)
         self._resume = resume
         self.best = load_file(resume / BEST) if resume and progress.best_epoch else {}
         """Full weights of the best epoch so far."""
@@ -172,6 +214,7 @@ class EpochWatch(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._train_s = self._figures.seconds
+        share_statistics(pl_module, trainer.strategy)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TableModule)
@@ -179,11 +222,12 @@ class EpochWatch(pl.Callback):
         beat = self._beat()
         metrics = self._metrics(trainer, pl_module)
         if self._progress.add(metrics, self._settings, over=self._over):
-            self.best = full_weights(pl_module.net)
+            self.best = full_weights(pl_module.kept)
         trainer.should_stop = self._progress.finished
         stop = beat.notice is Notice.STOP and not self._progress.finished
         due = self._progress.finished or stop or (self._is_due(beat) and not beat.uploading)
-        self._report(metrics, self._saving(trainer, beat) if due else None)
+        if self._report(metrics, self._saving(trainer, beat) if due else None):
+            trainer.should_stop = True
         if stop:
             raise Stopped
 
@@ -238,12 +282,14 @@ class EpochWatch(pl.Callback):
         sums = torch.cat([module.train_sums.total(module.device), module.valid_sums.total(module.device)])
         train_loss, train_rows, valid_loss, valid_rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         outputs, answers = _in_unit(self._job, module.valid_outputs, module.valid_answers, self._seat.gather)
-        return {
+        return module.logged(trainer) | {
             "epoch": float(self._progress.epochs),
             "train_loss": train_loss / train_rows,
             "valid_loss": valid_loss / valid_rows,
             f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
             "workers": float(self._seat.world_size),
+            **self._robust(module, answers),
+            **self._job.spent(self._progress.epochs + 1),
             "rows_per_s": train_rows / self._train_s,
             **epoch_figures(self._seat.gather(self._figures.row(train_s=self._train_s, waited_s=self._batches.waited_s))),
             **self._utilisation(train_rows / self._train_s),
@@ -253,10 +299,14 @@ class EpochWatch(pl.Callback):
         """Share of the peak of all devices that the net's own arithmetic takes (model FLOP utilisation, Chowdhery et al. 2022)."""
         return {"mfu": self._flops * rows_per_s / (self._peak * self._seat.world_size)} if self._peak and self._flops else {}
 
-
-def _epoch_steps(job: Job, batches: TrainBatches) -> int:
-    """Steps of the optimizer in an epoch."""
-    return len(batches)
+    def _robust(self, module: TableModule, answers: NDArray[np.float64]) -> dict[str, float]:
+        """How good the net is on validation rows that were moved against it; empty without `train.adversarial`."""
+        if module.attacker is None:
+            return {}
+        outputs, _ = _in_unit(self._job, module.robust_outputs, module.valid_answers, self._seat.gather)
+        name = "rmse" if module.task == "regression" else "accuracy"
+        scores = Calibration.undoing(module.task, self._job.class_weights).apply(outputs)
+        return {f"valid_robust_{name}": METRICS[module.task][name](answers, scores)}
 
 
 def quiet(verbose: bool) -> None:
@@ -265,19 +315,36 @@ def quiet(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
-def _trainer(job: Job, seat: Seat, watch: EpochWatch) -> pl.Trainer:
+def _epoch_steps(job: Job, batches: TrainBatches) -> int:
+    """Steps of the optimizer in an epoch. Raises TrainingError when there are not batches enough for one."""
+    settings = job.config.train
+    steps = len(batches) // settings.accumulate
+    if not steps:
+        raise TrainingError(
+            f"an epoch has {len(batches)} batches on each worker, and train.accumulate is {settings.accumulate}; expected no more than "
+            "there are batches. Set train.accumulate or train.batch_size."
+        )
+    return steps
+
+
+def _trainer(job: Job, seat: Seat, watch: pl.Callback, *, steps: int) -> pl.Trainer:
     from ray.train.lightning import RayLightningEnvironment
 
     settings = job.config.train
+    single = isinstance(seat.strategy, SingleDeviceStrategy)
+    precision = precision_of(settings, seat.strategy)
     trainer = pl.Trainer(
         accelerator="cpu" if seat.device.type == "cpu" else "gpu",
-        devices=1 if isinstance(seat.strategy, SingleDeviceStrategy) else "auto",
+        devices=1 if single else "auto",
         strategy=seat.strategy,
-        plugins=[] if isinstance(seat.strategy, SingleDeviceStrategy) else [RayLightningEnvironment()],
-        precision=precision_of(settings),
+        plugins=precision.pop("plugins", []) + ([] if single else [RayLightningEnvironment()]),
+        **precision,
         max_epochs=settings.epochs,
-        gradient_clip_val=settings.gradient_clip or None,
-        callbacks=[watch],
+        limit_train_batches=steps * settings.accumulate,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=None if settings.private else settings.gradient_clip or None,
+        gradient_clip_algorithm=settings.gradient_clip_by,
+        callbacks=[watch, Thaw()],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,

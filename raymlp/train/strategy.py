@@ -1,4 +1,4 @@
-"""How work and memory are divided among the workers: one device, DDP, or DeepSpeed ZeRO, on CPU and GPU.
+"""How work and memory are divided among the workers: one device, DDP, FSDP, or DeepSpeed ZeRO, on CPU and GPU.
 
 Only workers import this file: it brings Lightning, and DeepSpeed where a run asks for it.
 """
@@ -9,36 +9,60 @@ import logging
 import os
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from raymlp.config.train import DeepSpeed, Train
+from raymlp.config.strategy import Auto, DeepSpeed, Fsdp
+from raymlp.config.train import Train
+from raymlp.train.layers import blocks_of
 
 
 def strategy_of(settings: Train, *, world_size: int, device: torch.device) -> Strategy:
-    """The Lightning strategy of a worker in a Ray Train group; DDP with one worker needs no group."""
+    """The Lightning strategy of a worker in a Ray Train group; DDP and FSDP with one worker need no group."""
     from ray.train.lightning import RayDDPStrategy
 
-    if isinstance(settings.strategy, DeepSpeed):
-        return _zero(settings, settings.strategy.stage, device)
+    kind = settings.strategy
+    assert not isinstance(kind, Auto), "settled on the driver"
+    if isinstance(kind, DeepSpeed):
+        return _zero(settings, kind, device)
     if world_size == 1:
         return SingleDeviceStrategy(device)
+    if isinstance(kind, Fsdp):
+        return _fsdp()(device, world_size)
     ddp: Strategy = RayDDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
     return ddp
 
 
-def precision_of(settings: Train) -> Any:
-    """Lightning's word for the precision. DeepSpeed holds the weights in it (`true`); otherwise only the arithmetic is (`mixed`)."""
+def precision_of(settings: Train, strategy: Strategy) -> dict[str, Any]:
+    """What the Lightning trainer is told of the precision: DeepSpeed holds the weights in it (`true`), others compute in it (`mixed`).
+
+    Lightning refuses 16 under its ModelParallelStrategy by name, and takes the same plugin from outside: the gradient scaler of PyTorch
+    agrees on overflows among divided gradients.
+    """
     if settings.precision == "32":
-        return "32-true"
+        return {"precision": "32-true"}
+    if settings.precision == "16" and isinstance(settings.strategy, Fsdp):
+        return {"plugins": [MixedPrecision("16-mixed", strategy.root_device.type)]}
     held = "true" if isinstance(settings.strategy, DeepSpeed) else "mixed"
-    return f"{settings.precision}-{held}"
+    return {"precision": f"{settings.precision}-{held}"}
+
+
+def share_statistics(net: nn.Module, strategy: Strategy) -> None:
+    """Give all workers the mean of their batch normalisation statistics, which each collects from its own rows: they all look at one
+    net in validation, and that net is saved."""
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+            for statistic in (layer.running_mean, layer.running_var):
+                statistic.copy_(strategy.reduce(statistic.clone(), reduce_op="mean"))
 
 
 def full_weights(net: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers of a net in float32 on the CPU, gathered from all workers under ZeRO. Every worker must call it."""
-    gathered = {name: _full(parameter) for name, parameter in net.named_parameters()}
+    """Weights and buffers of a net in float32 on the CPU, gathered from all workers that hold parts. Every worker must call it."""
+    gathered = {name: _full(parameter) for name, parameter in net.named_parameters(remove_duplicate=False)}
     state = {name: value.detach() for name, value in net.state_dict().items() if name not in gathered} | gathered
     return {name: _plain(state[name]) for name in net.state_dict()}
 
@@ -49,7 +73,8 @@ def _full(parameter: nn.Parameter) -> Tensor:
 
         value: Tensor = safe_get_full_fp32_param(parameter)
         return value
-    return parameter.detach()
+    held = parameter.detach()
+    return held.full_tensor() if isinstance(held, DTensor) else held
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -57,20 +82,54 @@ def _plain(value: Tensor) -> Tensor:
     return value.clone().contiguous()
 
 
-def _zero(settings: Train, stage: int, device: torch.device) -> Strategy:
+def _fsdp() -> type[Strategy]:
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    class FsdpStrategy(ModelParallelStrategy):
+        """FSDP over Ray Train's workers. Each net of the module is divided by blocks; Lightning leaves that to its user.
+
+        Checkpoints are one file of whole tensors: the sharded kind has an index that is read by unpickling.
+        """
+
+        def __init__(self, device: torch.device, world_size: int) -> None:
+            super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+            self._device = device
+
+        @property
+        def root_device(self) -> torch.device:
+            return self._device
+
+        def setup(self, trainer: pl.Trainer) -> None:
+            mesh = self.device_mesh["data_parallel"]
+            self.accelerator.setup(trainer)
+            for net in self.model.children():
+                if any(True for _ in net.parameters()):
+                    for part in [*blocks_of(net), net]:
+                        fully_shard(part, mesh=mesh)
+            self.model_to_device()
+            self.barrier()
+            self.setup_optimizers(trainer)
+            self.setup_precision_plugin()
+
+        def on_validation_end(self) -> None:
+            """A net keeps what it gathered last until a backward pass, which does not come here, and then there is nothing to save."""
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
+    return FsdpStrategy
+
+
+def _zero(settings: Train, kind: DeepSpeed, device: torch.device) -> Strategy:
     """ZeRO over Ray Train's workers. On CPU: gloo, and the plain optimizer, since the DeepSpeed one would be compiled."""
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
         _without_compiler()
-    options: dict[str, Any] = {"stage": stage, "logging_batch_size_per_gpu": settings.batch_size, "logging_level": logging.ERROR}
-    strategy: Strategy
-    if on_cpu:
-        strategy = _cpu_zero()(process_group_backend="gloo", **options)
-    else:
-        from ray.train.lightning import RayDeepSpeedStrategy
-
-        strategy = RayDeepSpeedStrategy(**options)
+    options: dict[str, Any] = kind.model_dump(exclude={"kind"})
+    options |= {"logging_batch_size_per_gpu": settings.batch_size, "logging_level": logging.ERROR}
+    strategy: Strategy = _cpu_zero()(process_group_backend="gloo", **options) if on_cpu else _gpu_zero()(**options)
     config: dict[str, Any] = strategy.config
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
@@ -84,12 +143,24 @@ def _without_compiler() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _gpu_zero() -> type[Strategy]:
+    from ray.train.lightning import RayDeepSpeedStrategy
+
+    class ZeroStrategy(RayDeepSpeedStrategy):
+        """ZeRO over Ray Train's workers. Lightning and DeepSpeed would both divide a loss by the batches that are accumulated."""
+
+        def backward(self, closure_loss: Tensor, optimizer: Any, *arguments: Any, **named: Any) -> Tensor:
+            loss: Tensor = super().backward(closure_loss, optimizer, *arguments, scale_wrt_gas=False, **named)
+            return loss
+
+    return ZeroStrategy
+
+
 def _cpu_zero() -> type[Strategy]:
     from lightning.fabric.utilities.seed import reset_seed
     from lightning.pytorch.strategies import DDPStrategy
-    from ray.train.lightning import RayDeepSpeedStrategy
 
-    class CpuZeroStrategy(RayDeepSpeedStrategy):
+    class CpuZeroStrategy(_gpu_zero()):  # type: ignore[misc]
         """ZeRO without a GPU, which Lightning refuses: its check and its device indices are left out."""
 
         @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import time
@@ -22,22 +21,29 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
-from raymlp.config.train import DeepSpeed, Train
-from raymlp.core.errors import ConfigError, TrainingError
+from raymlp.config.strategy import Auto
+from raymlp.config.train import Train
+from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
-from raymlp.core.records import Snapshot, TrainedModel
+from raymlp.core.records import Found, Snapshot, TrainedModel
+from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import load_contract, load_profile, split_files
+from raymlp.data.snapshot import load_contract, load_profile
 from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, load_bundle, save_bundle
-from raymlp.train.cause import explained
-from raymlp.train.feed import Feed, may_hold
+from raymlp.model.huggingface import start_of
+from raymlp.model.nets import NetShape, number_edges, parameters_of, require
+from raymlp.train.cause import explained, root
+from raymlp.train.choice import choose
+from raymlp.train.distil import teacher_of
+from raymlp.train.feed import HOLD_SHARE, Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.identity import identity, require_same
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
+from raymlp.train.support import refusals
 
 log = logging.getLogger(__name__)
 WAIT_FOR_CPUS_S = 30.0
@@ -58,18 +64,25 @@ def train(
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number, a disk is full, or the run
     in `run_dir` was begun with other settings.
     """
-    check(config.train)
+    check(config)
+    require(config.model)
     same = identity(config, snapshot.digest, shuffle_labels=shuffle_labels)
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot.path, "train"), count=count_files)
-    hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan)
+    teacher_of(config.train.distil, plan.target)
+    hold = may_hold(snapshot.rows["train"] + snapshot.rows["valid"], plan, taught=config.train.distil is not None)
+    start = start_of(config.model, plan)
+    if config.train.private and not hold:
+        raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
     wait_for_room(config.train, streams=not hold)
+    edges = number_edges(config.model, plan, profile)
+    config = settled(config, NetShape.of(start.model if start else config.model, plan, edges))
     require_same(make_folder(run_dir), same)
     try:
-        feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold)
-        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile))
+        feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold, distil=config.train.distil)
+        job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile), edges, start)
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:
         raise explained(error) from error
@@ -97,12 +110,51 @@ def fit_in_process(config: Config, snapshot_path: Place, report: OnEpoch) -> dic
     return outcome.scored(job.plan.target.task, job.class_weights)[2]
 
 
-def check(settings: Train) -> None:
-    """Raise ConfigError when a part that the settings ask for is not installed."""
-    if isinstance(settings.strategy, DeepSpeed) and importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("train.strategy.kind is deepspeed, which is not installed. Run: pip install raymlp[deepspeed]")
-    if settings.resample == "smote" and importlib.util.find_spec("imblearn") is None:
-        raise ConfigError("train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'")
+def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Found:
+    """Look for a `learning-rate` or a `batch-size` in a Ray task with the CPUs, or the GPU, of a worker. Needs Ray.
+
+    Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
+    """
+    check(config)
+    settings = config.train
+    work = ray.remote(num_cpus=settings.cpus_per_worker, num_gpus=int(settings.gpu), max_calls=1)(_found)
+    try:
+        result: Found = ray.get(work.remote(config, snapshot.path, what, make_folder(folder)))
+    except RayError as error:
+        cause = root(error)
+        raise cause if isinstance(cause, RaymlpError) else explained(error) from error
+    return result
+
+
+def _found(config: Config, snapshot: Any, what: str, folder: Path) -> Found:
+    from raymlp.train import finder
+
+    return finder.learning_rate(config, snapshot, folder) if what == "learning-rate" else finder.batch_size(config, snapshot, folder)
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError when parts that the settings ask for are not installed, or cannot be had together."""
+    if lines := refusals(config):
+        raise ConfigError("\n".join(lines))
+
+
+def settled(config: Config, shape: NetShape) -> Config:
+    """The config with the strategy that `auto` stands for; others as they are. May ask a GPU of the cluster for its size."""
+    if not isinstance(config.train.strategy, Auto):
+        return config
+    if config.train.gpu and config.train.num_workers > 1:
+        choice = choose(config.train, parameters=parameters_of(shape), gpu_bytes=ray.get(_gpu_bytes.remote()))
+    else:
+        choice = choose(config.train)
+    log.info("train.strategy auto is %s: %s", choice.strategy.kind, choice.reason)
+    return config.model_copy(update={"train": config.train.model_copy(update={"strategy": choice.strategy})})
+
+
+@ray.remote(num_gpus=1, num_cpus=0)
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def wait_for_room(settings: Train, *, streams: bool) -> None:
@@ -125,6 +177,13 @@ def wait_for_room(settings: Train, *, streams: bool) -> None:
                     "Stop what holds the rest, or set train.num_workers."
                 )
             time.sleep(POLL_S)
+
+
+def at_once(settings: Train) -> int:
+    """How many runs of these settings the cluster holds side by side, 1 at least. Each may hold its rows in the object store."""
+    needed = {"CPU": settings.num_workers * settings.cpus_per_worker, "GPU": float(settings.num_workers if settings.gpu else 0)}
+    rooms = [int(ray.cluster_resources().get(kind, 0.0) / amount) for kind, amount in needed.items() if amount]
+    return max(1, min(*rooms, int(1 / HOLD_SHARE)))
 
 
 def _worker(settings: dict[str, Any]) -> Any:
@@ -195,8 +254,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
     bundle = Bundle(
         name=config.problem.name,
         run_id=run_id,
-        weights=outcome.weights,
-        shape=job.shape,
+        scorer=outcome.scorer,
         plan=plan,
         contract=load_contract(snapshot.path).only(plan.inputs),
         calibration=calibration,
@@ -205,6 +263,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
         metrics=metrics,
         config_yaml=to_yaml(config),
         snapshot=snapshot.digest,
+        environment={**outcome.environment, "training rows": "held in memory" if job.hold else "streamed"},
     )
     return bundle, metrics
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -16,20 +16,28 @@ import ray.util
 import torch
 from numpy.typing import NDArray
 
+from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
-from raymlp.data.snapshot import load_profile, split_files
+from raymlp.data.place import split_files
+from raymlp.data.profile import Profile
+from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.huggingface import start_of
+from raymlp.model.nets import number_edges
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
 from raymlp.train.follow import STOP
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
-from raymlp.train.loop import Seat, Stopped, alone, fit, quiet
+from raymlp.train.loop import Report, Save, Seat, Stopped, alone, fit, quiet
 from raymlp.train.pulse import Notice
 from raymlp.train.strategy import strategy_of
 from raymlp.train.upload import Uploads
+
+Splits = Mapping[str, Sequence[Block]]
+"""Transformed rows in memory, by split."""
 
 
 def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
@@ -74,23 +82,43 @@ def outcome_alone(
 
     Any strategy runs as one plain device. The splits are held in memory, also for the next call on the same rows and features.
     """
-    quiet(config.runtime.verbose)
+    job, splits = job_alone(config, snapshot_path, shuffle_labels=shuffle_labels)
+    return job, fit_alone(job, splits, lambda metrics, _: report(metrics))
+
+
+def job_alone(config: Config, snapshot_path: Place, *, shuffle_labels: bool = False) -> tuple[Job, Splits]:
+    """The job of one worker without Ray, and its blocks by split, in memory. Raises DataError when a split is empty."""
     profile = load_profile(snapshot_path)
     plan = FeaturePlan.fit(config.features, config.problem, profile, files=split_files(snapshot_path, "train"))
-    splits = _splits(snapshot_path, plan.model_dump_json())
-    num_rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
-    job = Job(config, plan, num_rows, shuffle_labels=shuffle_labels, class_counts=class_counts_of(plan.target, profile))
-    for split, rows in job.rows.items():
-        if not rows:
-            raise DataError(f"{snapshot_path} has no usable rows in the split '{split}'; expected some. Check the split and the target.")
+    splits = _splits(snapshot_path, plan.model_dump_json(), config.train.distil)
+    return job_of(config, plan, splits, profile, shuffle_labels=shuffle_labels), splits
+
+
+def job_of(config: Config, plan: FeaturePlan, splits: Splits, profile: Profile, *, shuffle_labels: bool = False) -> Job:
+    """The job of a process that holds all rows. Raises DataError when a split has none."""
+    rows = {split: sum(map(len, blocks)) for split, blocks in splits.items()}
+    for split, count in rows.items():
+        if not count:
+            raise DataError(f"the split '{split}' has no usable rows; expected some. Check the split and the target.")
+    counts, edges = class_counts_of(plan.target, profile), number_edges(config.model, plan, profile)
+    return Job(config, plan, rows, shuffle_labels=shuffle_labels, class_counts=counts, edges=edges, start=start_of(config.model, plan))
+
+
+def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None = None) -> Outcome:
+    """Train in this process on rows in memory, from a checkpoint where one is given. `report` hears whole epochs alone."""
+    quiet(job.config.runtime.verbose)
     train, valid = held_source(splits["train"]), held_source(splits["valid"])
-    return job, fit(job, train, valid, seat=alone(), report=lambda metrics, _: report(metrics))
+
+    def of_epochs(metrics: dict[str, float], save: Save | None) -> bool | None:
+        return report(metrics, save) if "epoch" in metrics else None
+
+    return fit(job, train, valid, seat=alone(), report=of_epochs, resume=resume)
 
 
 @lru_cache(maxsize=1)
-def _splits(path: Place, plan: str) -> dict[str, list[Block]]:
+def _splits(path: Place, plan: str, distil: Distil | None) -> Splits:
     """Transformed rows by split, kept for the next trial of this process with an equal plan."""
-    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split)) for split in ("train", "valid")}
+    return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split, distil)) for split in ("train", "valid")}
 
 
 def _agree(values: list[float], device: torch.device) -> list[float]:

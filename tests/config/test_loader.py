@@ -45,7 +45,7 @@ def test_a_resolved_config_is_yaml_that_gives_the_same_config() -> None:
         ("train.epochs=many", ["train.epochs is 'many'", "integer"]),
         ("train.epochs=0", ["train.epochs is 0", "greater than or equal to 1"]),
         ("model=mpl", ["model is 'mpl'", "Did you mean 'mlp'"]),
-        ("train.strategy.kind=fsdp", ["train.strategy.kind is 'fsdp'", "'ddp', 'deepspeed'"]),
+        ("train.strategy.kind=zero", ["train.strategy.kind is 'zero'", "'auto', 'ddp', 'fsdp', 'deepspeed'"]),
         ("data.source.pth=x", ["data.source.pth is not a setting", "'data.source.path'"]),
         ("problem.task=binry", ["problem.task is 'binry'", "Did you mean 'binary'"]),
         ("problem.metric=f1", ["metric 'f1' is not one of"]),

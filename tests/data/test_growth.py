@@ -26,11 +26,12 @@ from raymlp.config.sources import CsvSource, DeltaSource, IcebergSource, ImageSo
 from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit, StratifiedSplit, TimeSplit
 from raymlp.core.errors import ContractError, DataError, SourceUnavailable
 from raymlp.core.records import Snapshot
-from raymlp.data import forward_fill, parquet, snapshot, sources, staging
+from raymlp.data import building, forward_fill, parquet, sources, staging
 from raymlp.data.forget import forget, person
 from raymlp.data.growth import Earlier
+from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
-from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split, split_files
+from raymlp.data.snapshot import load_association, load_contract, load_profile, prepare, read_split
 from raymlp.data.sources import images, kafka
 from raymlp.data.suppression import Suppressed
 from tests.data.people import SECRET, SNAPSHOT_SECRET
@@ -56,8 +57,9 @@ def parts_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return whole(source, part, *rest, **more)
 
     whole = sources.read
-    for module in (snapshot, staging, forward_fill):
+    for module in (building, staging, forward_fill):
         monkeypatch.setattr(module, "each_part", each_part)
+    monkeypatch.setattr(building, "begun", lambda work: lambda: each_part(work, 1))
     monkeypatch.setattr(sources, "read", read)
     return seen
 

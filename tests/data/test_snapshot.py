@@ -20,7 +20,8 @@ from raymlp.config.split import ColumnSplit, GroupSplit, HashSplit, RandomSplit,
 from raymlp.core.errors import ConfigError, ContractError, DataError, RaymlpError, SourceUnavailable
 from raymlp.core.records import DataReport
 from raymlp.data.contract_batch import REASON
-from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
+from raymlp.data.place import split_files
+from raymlp.data.snapshot import load_association, load_contract, load_profile, open_snapshot, prepare, read_split
 from raymlp.data.sources.retry import Unanswered
 from raymlp.data.tasks import each_part
 
@@ -344,6 +345,14 @@ def test_parquet_gives_the_same_rows_as_csv(ray_runtime: Runtime, tmp_path: Path
     from_parquet = prepare(PROBLEM, Data(source=ParquetSource(path=str(tmp_path / "a.parquet")), split=RandomSplit()), tmp_path / "out")
     left, right = (read_split(snapshot.path, "train") for snapshot in (from_csv, from_parquet))
     assert left.equals(right)
+
+
+def test_a_damaged_snapshot_beside_stops_with_its_name(ray_runtime: Runtime, tmp_path: Path) -> None:
+    path = write_csv(tmp_path)
+    made = prepare(PROBLEM, data(path), tmp_path / "out")
+    (made.path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=f"{made.path.name} is no snapshot: its manifest.json cannot be read .* Remove the folder"):
+        prepare(PROBLEM, data(path, max_bad_share=0.5), tmp_path / "out")
 
 
 def test_no_snapshot_is_told_apart(tmp_path: Path) -> None:

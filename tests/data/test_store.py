@@ -25,9 +25,8 @@ from raymlp.config.split import HashSplit, RandomSplit
 from raymlp.core.errors import ContractError, DataError
 from raymlp.core.files import Place, digest_of, sha256_file
 from raymlp.core.records import Snapshot
+from raymlp.data import building, parquet, place
 from raymlp.data import forget as forgetting
-from raymlp.data import parquet, place
-from raymlp.data import snapshot as snapshots
 from raymlp.data.changes import changes_since_last
 from raymlp.data.conformance import check_source
 from raymlp.data.forget import Wanted, forget
@@ -41,10 +40,11 @@ from raymlp.data.place import (
     require_store,
     snapshot_root,
     snapshots_in,
+    split_files,
     take_over,
 )
 from raymlp.data.profile_page import quarantine_reasons
-from raymlp.data.snapshot import find, load_association, load_contract, load_profile, open_snapshot, prepare, read_split, split_files
+from raymlp.data.snapshot import find, load_association, load_contract, load_profile, open_snapshot, prepare, read_split
 from tests.data.people import SNAPSHOT_SECRET, make_snapshot
 
 PROBLEM = Problem(name="toy", task="binary", target="y", positive_class="yes")
@@ -152,7 +152,7 @@ def test_a_prepare_that_stops_leaves_nothing(ray_runtime: Runtime, source: Path,
         assert len(names_in(lake)) > 3
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(snapshots, "write_page_data", stopped)
+    monkeypatch.setattr(building, "write_page_data", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(PROBLEM, data(source, max_bad_share=0.1), lake)
     assert names_in(lake) == []

@@ -22,6 +22,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
+from raymlp.model.scorer import NetScorer
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def write_bundle(config: Config, train: pa.Table, folder: Path, *, steps: int = 
     outputs = out if plan.target.task == "multiclass" else out[:, 0] * plan.target.scale + plan.target.mean
     calibration = Calibration.fit(plan.target.task, outputs, y[known])
     bundle = Bundle(
-        name=config.problem.name, run_id="run-7", weights=net.state_dict(), shape=shape, plan=plan,
+        name=config.problem.name, run_id="run-7", scorer=NetScorer(shape, net.state_dict()), plan=plan,
         contract=Contract.infer(profile).only(plan.inputs), calibration=calibration, profile=profile, predictions=Profile(),
         metrics=score(plan.target.task, y[known], calibration.apply(outputs)), config_yaml="x: 1\n", snapshot="5" * 64,
     )  # fmt: skip

@@ -23,12 +23,13 @@ from raymlp.config.features import Features
 from raymlp.config.loader import build_config, load_config, to_yaml
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
+from raymlp.core import trust
 from raymlp.core.errors import BundleError, ConfigError
+from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_row import table_of
 from raymlp.data.profile import Profile
-from raymlp.features import custom
-from raymlp.features.custom import TRUSTED, Custom
+from raymlp.features.custom import Custom
 from raymlp.features.plan import FeaturePlan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ TABLE = pa.table(
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No trust from the environment or from an earlier test."""
     monkeypatch.delenv(TRUSTED, raising=False)
-    monkeypatch.setattr(custom, "_named", set())
+    monkeypatch.setattr(trust, "_named", set())
     return
 
 
@@ -108,7 +109,7 @@ def test_a_plan_from_a_file_runs_a_step_only_where_its_module_is_trusted(tmp_pat
     plan = plan_of(tmp_path, target("Ratio"))
     text = plan.model_dump_json()
     assert FeaturePlan.from_json(text) == plan  # this process trained it
-    monkeypatch.setattr(custom, "_named", set())
+    monkeypatch.setattr(trust, "_named", set())
     words = r"runs the step own_steps.Ratio, whose module is not trusted.*set RAYMLP_TRUSTED_MODULES=own_steps"
     for trusted in ("", "other", "own", "own_step,own_steps_too"):
         monkeypatch.setenv(TRUSTED, trusted)
@@ -251,6 +252,6 @@ def test_the_example_in_the_documentation_runs(tmp_path: Path, monkeypatch: pyte
     logs = np.log(distance[known] / hour[known])
     assert found[known] == pytest.approx((logs - logs.mean()) / logs.std(), abs=1e-5)
     assert set(found[~known]) == {0.0}
-    monkeypatch.setattr(custom, "_named", set())
+    monkeypatch.setattr(trust, "_named", set())
     monkeypatch.setenv(TRUSTED, re.search(rf"{TRUSTED}=(\w+)", blocks["bash"])[1])  # type: ignore[index]
     assert FeaturePlan.from_json(plan.model_dump_json()) == plan

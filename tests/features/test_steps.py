@@ -325,6 +325,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bucketise, minmax": {"scaling": "bucketise", "columns": {"gap": {"scaling": "minmax"}}, "clip_deviations": 2.0},
     "regression for missing numbers": {"impute": "model", "sample_rows": 500, "columns": {"x": {"scaling": "piecewise", "bins": 4}}},
     "auto": {"scaling": "auto", "encoding": "auto", "max_categories": 2},
+    "kept missing": {"scaling": "quantile", "clip_deviations": 3.0, "columns": {"x": {"scaling": "piecewise"}, "n": {"impute": "mean"}}},
 }
 ALL_PARTS = {"t": ("month", "day", "weekday", "hour", "minute", "dayofyear", "epoch_days")}
 
@@ -333,7 +334,9 @@ ALL_PARTS = {"t": ("month", "day", "weekday", "hour", "minute", "dayofyear", "ep
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FeaturePlan]:
     files = written(tmp_path_factory.mktemp("parity"), TABLE)
     return {
-        name: FeaturePlan.fit(Features(**{"min_count": 1, "dates": ALL_PARTS, **given}), PROBLEM, PROFILE, files=files)
+        name: FeaturePlan.fit(
+            Features(**{"min_count": 1, "dates": ALL_PARTS, **given}), PROBLEM, PROFILE, files=files, keeps_missing=name == "kept missing"
+        )
         for name, given in SETTINGS.items()
     }
 
@@ -371,16 +374,28 @@ def test_batch_and_single_row_agree_on_odd_rows(name: str, rows: list[dict[str, 
     assert batch["numeric"].shape == (len(rows), plan.num_numeric)
     for i, row in enumerate(rows):
         alone = run(row)
-        assert np.array(alone["numeric"], np.float32) == pytest.approx(batch["numeric"][i], rel=1e-6, abs=1e-6)
+        assert np.array(alone["numeric"], np.float32) == pytest.approx(batch["numeric"][i], rel=1e-6, abs=1e-6, nan_ok=True)
         assert alone["categorical"] == batch["categorical"][i].tolist()
-    assert np.isfinite(batch["numeric"]).all()
+    assert np.isfinite(batch["numeric"]).all() or name == "kept missing"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_plan_from_json_gives_equal_tensors(name: str, plans: dict[str, FeaturePlan]) -> None:
     back = FeaturePlan.from_json(plans[name].model_dump_json())
     for key, values in plans[name].transform(TABLE).items():
-        assert np.array_equal(values, back.transform(TABLE)[key])
+        assert np.array_equal(values, back.transform(TABLE)[key], equal_nan=True)
+
+
+def test_a_missing_number_stays_missing_where_the_model_takes_it_and_nothing_else_was_asked_for() -> None:
+    table = pa.table({"x": [1.0, None, 3.0], "z": [2.0, None, 4.0], "l": ["p", "q", "p"], "y": ["no", "yes", "no"]})
+    features = Features(min_count=1, scaling="none", columns={"z": ColumnFeatures(impute="mean")})
+    plan = FeaturePlan.fit(features, PROBLEM, Profile().update(table), keeps_missing=True)
+    found = outputs(plan, table)
+    assert list(found) == ["x", "z", "z_missing", "l"]
+    assert found["x"].tolist() == pytest.approx([1, np.nan, 3], nan_ok=True)
+    assert found["z"].tolist() == [2, 3, 4]
+    for_nets = FeaturePlan.fit(features, PROBLEM, Profile().update(table))
+    assert outputs(for_nets, table)["x"].tolist() == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------- settings

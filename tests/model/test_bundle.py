@@ -22,6 +22,7 @@ from raymlp.model.bundle import Bundle, load_bundle, save_bundle, verify
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
 from raymlp.model.predictor import Predictor
+from raymlp.model.scorer import NetScorer
 
 ROWS = 300
 rng = np.random.default_rng(0)
@@ -45,8 +46,7 @@ def make_bundle(folder: Path, task: Task = "binary") -> Path:
     bundle = Bundle(
         name="p",
         run_id="r1",
-        weights=build_net(shape).state_dict(),
-        shape=shape,
+        scorer=NetScorer(shape, build_net(shape).state_dict()),
         plan=plan,
         contract=Contract.infer(profile).only(plan.inputs),
         calibration=Calibration(task=task, slope=1.3, offset=0.2),

@@ -22,6 +22,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
+from raymlp.model.scorer import NetScorer
 from raymlp.monitor.monitoring import monitor
 
 START = datetime(2013, 9, 1, tzinfo=UTC)
@@ -52,7 +53,7 @@ def bundle_of(task: Task) -> Bundle:
     contract = Contract.infer(profile).only(plan.inputs)
     predictions = Profile().update(pa.table({"prediction": scores}))
     return Bundle(
-        name="planted", run_id="run-7", weights=build_net(shape).state_dict(), shape=shape, plan=plan, contract=contract,
+        name="planted", run_id="run-7", scorer=NetScorer(shape, build_net(shape).state_dict()), plan=plan, contract=contract,
         calibration=Calibration(task=task), profile=profile, predictions=predictions, metrics=metrics[task],
         config_yaml="problem: {metric: ''}\n", snapshot="5" * 64,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
+from raymlp.model.scorer import NetScorer
 
 NUM_ROWS = 500
 
@@ -70,11 +71,10 @@ def make_bundle(folder: Path, *, seed: int) -> Path:
     plan = FeaturePlan.fit(features, problem, profile)
     shape = NetShape.of(Mlp(), plan)
     torch.manual_seed(seed)
-    weights = build_net(shape).state_dict()
+    scorer = NetScorer(shape, build_net(shape).state_dict())
     contract = Contract.infer(profile).only(plan.inputs).with_images(("shot",), 10_000)
-    bundle = Bundle(
-        "flights", f"run{seed}", weights, shape, plan, contract, Calibration(task="binary"), profile, Profile(), {"auc": 0.5}, "", "s"
-    )
+    calibration = Calibration(task="binary")
+    bundle = Bundle("flights", f"run{seed}", scorer, plan, contract, calibration, profile, Profile(), {"auc": 0.5}, "", "s")
     return save_bundle(bundle, folder)
 
 

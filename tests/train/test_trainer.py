@@ -26,6 +26,7 @@ from raymlp.data.snapshot import read_split
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
+from raymlp.model.scorer import NetScorer
 from raymlp.train import feed, trainer
 from raymlp.train.job import Job
 from raymlp.train.loop import alone, fit
@@ -70,7 +71,9 @@ def workers() -> list[int]:
 
 
 def weights_of(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: value.numpy() for name, value in load_bundle(model.bundle).weights.items()}
+    scorer = load_bundle(model.bundle).scorer
+    assert isinstance(scorer, NetScorer)
+    return {name: value.numpy() for name, value in scorer.weights.items()}
 
 
 def same(first: TrainedModel, second: TrainedModel) -> bool:
@@ -119,15 +122,11 @@ def test_two_workers_give_the_same_model_again_though_one_is_killed(pair: Traine
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs raymlp[deepspeed]")
-@pytest.mark.parametrize(("strategy", "kill_at"), [(ZERO2, None), (ZERO3, 1)])
-def test_zero_comes_to_the_loss_of_ddp(
-    strategy: dict[str, Any], kill_at: int | None, pair: TrainedModel, snapshots: Snapshots, tmp_path: Path
-) -> None:
-    model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, strategy=strategy, kill_at=kill_at, max_failures=1)
+def test_zero_3_goes_on_after_a_killed_worker(pair: TrainedModel, snapshots: Snapshots, tmp_path: Path) -> None:
+    model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, strategy=ZERO3, kill_at=1, max_failures=1)
     assert heard == [0, 1, 2, 3, 4]
-    assert model.metrics["valid_loss"] == pytest.approx(pair.metrics["valid_loss"], rel=0.01)
+    assert model.metrics["valid_loss"] == pytest.approx(pair.metrics["valid_loss"], rel=1e-3)
     assert {name: value.dtype for name, value in weights_of(model).items()} == dict.fromkeys(weights_of(pair), np.float32)
-    assert model.metrics["auc"] == pytest.approx(pair.metrics["auc"], abs=0.005)
 
 
 def test_rows_that_do_not_fit_the_object_store_are_streamed_in_the_same_order_every_epoch(
@@ -207,8 +206,8 @@ def test_a_run_that_has_a_bundle_is_not_trained_again(solo: TrainedModel, snapsh
 
 def test_deepspeed_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install raymlp\[deepspeed\]"):
-        trainer.check(config_of(strategy=ZERO2).train)
+    with pytest.raises(ConfigError, match=r"pip install 'raymlp\[deepspeed\]'"):
+        trainer.check(config_of(strategy=ZERO2))
 
 
 def _without_train(path: Path) -> Path:

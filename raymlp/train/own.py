@@ -1,0 +1,58 @@
+"""A LightningModule of the user's own: its loss and its optimizer, in our loop.
+
+Legend: B rows, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from raymlp.core.errors import TrainingError
+from raymlp.train.batches import Batch
+from raymlp.train.module import TableModule
+
+
+def module_for(net: nn.Module) -> type[TableModule]:
+    """The module that trains a net: a LightningModule brings what it overrides, any other net gets our loss and optimizer."""
+    return OwnModule if isinstance(net, pl.LightningModule) else TableModule
+
+
+class OwnModule(TableModule):
+    """Validation, best epoch, early stop and checkpoints are ours; `training_step` and `configure_optimizers` the net's, where it has them.
+
+    Lightning gives a nested module its trainer, so `self.current_epoch` and the like work; what it
+    logs is reported with each epoch, as rank 0 has it. Other hooks are not called.
+    """
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        net: Any = self.net
+        if not is_overridden("training_step", net):
+            return super().training_step(batch, index)
+        net._current_fx_name = "training_step"  # what self.log asks for
+        found = net.training_step(batch, index)
+        net._current_fx_name = None
+        loss = found.get("loss") if isinstance(found, dict) else found
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            raise TrainingError(
+                f"training_step of {type(net).__qualname__} gives {type(loss).__name__}; expected the loss of the step as a tensor with "
+                "one number, or a dict with it under 'loss'. Manual optimization is not supported. Mend the net."
+            )
+        self.train_sums.add(loss * len(batch), len(batch))
+        return loss
+
+    def logged(self, trainer: pl.Trainer) -> dict[str, float]:
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if is_overridden("configure_optimizers", self.net):
+            pl.LightningModule.lr_scheduler_step(self, scheduler, metric)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def configure_optimizers(self) -> Any:
+        net: Any = self.net
+        return net.configure_optimizers() if is_overridden("configure_optimizers", net) else super().configure_optimizers()

@@ -1,0 +1,192 @@
+"""What cannot be trained together: one table from the config to lines that say so. No torch, so that `raymlp plan` is quick."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+from raymlp.config.average import NoAverage
+from raymlp.config.encoder import Transfer
+from raymlp.config.mix import NoMix
+from raymlp.config.schedule import Plateau
+from raymlp.config.schema import Config
+from raymlp.config.strategy import Auto, Ddp, DeepSpeed
+from raymlp.config.train import Focal
+
+WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
+"""Kinds of model whose net repeats no block."""
+
+Rule = tuple[Callable[[Config], bool], Callable[[Config], str]]
+
+
+def refusals(config: Config) -> list[str]:
+    """One line for each part of the training settings that cannot be had, or not with another part; empty when all can.
+
+    Each says what was found, what was expected and what to set.
+    """
+    return [says(config) for applies, says in RULES if applies(config)]
+
+
+def _zero(config: Config) -> bool:
+    return isinstance(config.train.strategy, DeepSpeed)
+
+
+def _offloads(config: Config) -> bool:
+    strategy = config.train.strategy
+    return isinstance(strategy, DeepSpeed) and (strategy.offload_optimizer or strategy.offload_parameters)
+
+
+def _transfer(config: Config) -> Transfer | None:
+    return getattr(config.model, "transfer", None)
+
+
+def _adapts(config: Config) -> bool:
+    transfer = _transfer(config)
+    return transfer is not None and transfer.lora is not None
+
+
+def _thaws(config: Config) -> bool:
+    transfer = _transfer(config)
+    return transfer is not None and transfer.gradual
+
+
+def _extra(config: Config) -> str:
+    return "text" if config.model.kind == "text_encoder" else "vision"
+
+
+def _missing(package: str) -> bool:
+    return importlib.util.find_spec(package) is None
+
+
+def compiler() -> str | None:
+    """The C++ compiler that `torch.compile` would call, where there is one on this machine."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def _stops_before(config: Config) -> bool:
+    schedule = config.train.schedule
+    return isinstance(schedule, Plateau) and schedule.epochs >= config.train.stopping.patience
+
+
+def _beside_private(config: Config) -> str:
+    """Parts of the recipe that DP-SGD cannot be had with: what uses a batch as one, or a row more than once."""
+    train = config.train
+    parts = {
+        "accumulate": train.accumulate > 1,
+        "mix": not isinstance(train.mix, NoMix),
+        "compile": train.compile,
+        "activation_checkpointing": train.activation_checkpointing,
+    }
+    return ", ".join(f"train.{name}" for name, asked in parts.items() if asked)
+
+
+RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.train.private is not None and _missing("opacus"),
+        lambda c: "train.private needs opacus, which is not installed. Run: pip install 'raymlp[privacy]'.",
+    ),
+    (
+        lambda c: c.train.private is not None and bool(_beside_private(c)),
+        lambda c: f"train.private does not go with {_beside_private(c)}; expected plain rows and weights. Leave one of them out.",
+    ),
+    (
+        lambda c: c.train.distil is not None and not isinstance(c.train.mix, NoMix),
+        lambda c: f"train.mix.kind is {c.train.mix.kind}, and the teacher of train.distil has not seen mixed images; expected none.",
+    ),
+    (
+        lambda c: c.train.adversarial is not None and not isinstance(c.train.mix, NoMix),
+        lambda c: f"train.mix.kind is {c.train.mix.kind}, and train.adversarial moves whole images; expected none.",
+    ),
+    (
+        lambda c: _zero(c) and _missing("deepspeed"),
+        lambda c: "train.strategy.kind is deepspeed, which is not installed. Run: pip install 'raymlp[deepspeed]'.",
+    ),
+    (
+        lambda c: c.train.resample == "smote" and _missing("imblearn"),
+        lambda c: "train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.",
+    ),
+    (
+        lambda c: _transfer(c) is not None and _missing("transformers"),
+        lambda c: f"model.kind is {c.model.kind}, which needs transformers. Run: pip install 'raymlp[{_extra(c)}]'.",
+    ),
+    (
+        lambda c: _adapts(c) and _missing("peft"),
+        lambda c: f"model.transfer.lora is set, which needs peft. Run: pip install 'raymlp[{_extra(c)}]'.",
+    ),
+    (
+        lambda c: c.train.augment.is_on and _missing("kornia"),
+        lambda c: "train.augment changes images, which needs kornia. Run: pip install 'raymlp[vision]'.",
+    ),
+    (
+        lambda c: _thaws(c) and not isinstance(c.train.strategy, Ddp | Auto),
+        lambda c: (
+            f"model.transfer.gradual is true with train.strategy.kind={c.train.strategy.kind}, which divides the weights that learn once, "
+            "at the start; expected ddp. Set train.strategy.kind=ddp or model.transfer.gradual=false."
+        ),
+    ),
+    (
+        lambda c: _offloads(c) and not c.train.gpu,
+        lambda c: (
+            "train.strategy offloads to the host, and train.gpu is false: on CPUs all is in the host's memory already; expected "
+            "no offloading. Set train.strategy.offload_optimizer=false and train.strategy.offload_parameters=false."
+        ),
+    ),
+    (
+        lambda c: _zero(c) and c.train.gradient_clip_by == "value" and c.train.gradient_clip > 0,
+        lambda c: (
+            "train.gradient_clip_by is value, and deepspeed clips by norm alone; expected norm. Set train.gradient_clip_by=norm, "
+            "or train.strategy.kind=fsdp."
+        ),
+    ),
+    (
+        lambda c: _zero(c) and not isinstance(c.train.average, NoAverage),
+        lambda c: (
+            f"train.average.kind is {c.train.average.kind}, and deepspeed keeps the weights it steps to itself; expected none. "
+            "Set train.average.kind=none, or train.strategy.kind=fsdp."
+        ),
+    ),
+    (
+        lambda c: c.train.activation_checkpointing and c.model.kind in WITHOUT_BLOCKS,
+        lambda c: (
+            f"train.activation_checkpointing is true, and the net of model.kind={c.model.kind} repeats no block; expected false. "
+            "Set train.activation_checkpointing=false."
+        ),
+    ),
+    (
+        lambda c: c.train.compile and compiler() is None,
+        lambda c: (
+            "train.compile is true, and no C++ compiler (g++ or clang++, or what CXX names) is on the path; expected one. "
+            "Install one, or set train.compile=false."
+        ),
+    ),
+    (
+        lambda c: c.train.label_smoothing > 0 and c.problem.task == "regression",
+        lambda c: (
+            f"train.label_smoothing is {c.train.label_smoothing:g} with problem.task=regression, which has no classes; "
+            "expected 0. Set train.label_smoothing=0."
+        ),
+    ),
+    (
+        lambda c: c.train.label_smoothing > 0 and isinstance(c.train.loss, Focal),
+        lambda c: (
+            f"train.label_smoothing is {c.train.label_smoothing:g} with train.loss.kind=focal, which looks at the probability of "
+            "the one true class; expected 0. Set train.label_smoothing=0 or train.loss.kind=cross_entropy."
+        ),
+    ),
+    (
+        lambda c: not isinstance(c.train.mix, NoMix) and c.features.image is None,
+        lambda c: (
+            f"train.mix.kind is {c.train.mix.kind}, which mixes images, and features.image names none; expected none. "
+            "Set train.mix.kind=none."
+        ),
+    ),
+    (
+        _stops_before,
+        lambda c: (
+            f"train.schedule.epochs is {getattr(c.train.schedule, 'epochs', 0)} and train.stopping.patience {c.train.stopping.patience}: "
+            "training stops before the step size shrinks; expected a larger patience. Set train.stopping.patience or train.schedule.epochs."
+        ),
+    ),
+)

@@ -1,0 +1,130 @@
+"""Strategies side by side: two Ray Train workers run one after the other through all of them, on the same rows."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raymlp.config.runtime import Runtime
+from raymlp.core.records import Snapshot
+from raymlp.data.snapshot import load_profile
+from raymlp.features.plan import FeaturePlan
+from raymlp.train.feed import local_blocks
+from raymlp.train.job import Job
+from tests.train.planted import config_of
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs raymlp[deepspeed]"),
+]
+Snapshots = Callable[[str], Snapshot]
+ZERO1, ZERO2, ZERO3 = ({"kind": "deepspeed", "stage": stage} for stage in (1, 2, 3))
+FSDP = {"kind": "fsdp"}
+EMA = {"average": {"kind": "ema", "decay": 0.9}, "gradient_clip": 0.01, "gradient_clip_by": "value"}
+RUNS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"strategy": FSDP},
+    "zero1": {"strategy": ZERO1},
+    "zero2": {"strategy": ZERO2},
+    "zero3": {"strategy": ZERO3},
+    "ddp bf16": {"precision": "bf16"},
+    "fsdp bf16": {"precision": "bf16", "strategy": FSDP},
+    "ddp average": EMA,
+    "fsdp average": EMA | {"strategy": FSDP},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(ray_runtime: Runtime, snapshots: Snapshots, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """By name: the losses of each epoch, the weights, and the weights once more, from the checkpoint after the first epoch on."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    snapshot = snapshots("binary")
+    folder = tmp_path_factory.mktemp("strategies")
+    common = {"epochs": 2, "batch_size": 32, "accumulate": 2, "gradient_clip": 0.3, "average": {"kind": "none"}}
+    configs = {name: config_of(**(common | settings)) for name, settings in RUNS.items()}
+    plan = FeaturePlan.fit(configs["ddp"].features, configs["ddp"].problem, load_profile(snapshot.path))
+    blocks = {split: list(local_blocks(snapshot.path, plan, split)) for split in ("train", "valid")}
+    rows = {split: sum(map(len, parts)) for split, parts in blocks.items()}
+    jobs = {name: Job(config, plan, rows) for name, config in configs.items()}
+
+    def worker(settings: dict[str, Any]) -> Any:
+        import ray.train
+        from ray.train.torch import get_device
+
+        from raymlp.train.feed import clipped
+        from raymlp.train.loop import Seat, fit, quiet
+        from raymlp.train.strategy import strategy_of
+        from raymlp.train.worker import _gather
+
+        quiet(False)
+        rank = ray.train.get_context().get_world_rank()
+        results = {}
+        for name, job in settings["jobs"].items():
+
+            def source(split: str, start: int, stop: int) -> Any:
+                return lambda _: clipped(iter(blocks[split]), start, stop)
+
+            size = job.train_rows(2)
+            train, valid = source("train", rank * size, (rank + 1) * size), source("valid", *job.valid_range(rank, 2))
+
+            def run(job: Job, report: Any, resume: Path | None = None, train: Any = train, valid: Any = valid) -> Any:
+                seat = Seat(strategy_of(job.config.train, world_size=2, device=get_device()), rank, 2, _gather)
+                return fit(job, train, valid, seat=seat, report=report, resume=resume)
+
+            def save_first(metrics: dict[str, float], save: Any, place: Path = folder / name) -> None:
+                if metrics["epoch"] == 0:
+                    place.mkdir(exist_ok=True)
+                    save(place)
+
+            first = run(job, save_first)
+            ray.train.collective.barrier()
+            again = run(job, lambda *_: None, resume=folder / name)
+            plain = [{key: value.numpy() for key, value in outcome.scorer.weights.items()} for outcome in (first, again)]
+            results[name] = {
+                "losses": [(epoch["train_loss"], epoch["valid_loss"]) for epoch in first.progress.history],
+                "outputs": first.outputs,
+                "weights": plain[0],
+                "again": plain[1],
+            }
+        return results
+
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"jobs": jobs},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="strategies", storage_path=str(folder)),
+    )
+    results: dict[str, dict[str, Any]] = trainer.fit().return_value
+    return results
+
+
+@pytest.mark.parametrize("name", ["fsdp", "zero1", "zero2", "zero3", "fsdp bf16", "fsdp average"])
+def test_every_strategy_comes_to_the_losses_of_ddp(name: str, runs: dict[str, dict[str, Any]]) -> None:
+    """Also with accumulated and clipped gradients, in reduced precision, and with averaged weights."""
+    _, _, rest = name.partition(" ")
+    expected = runs[f"ddp {rest}".strip()]
+    tolerance = 2e-2 if rest == "bf16" else 1e-4
+    np.testing.assert_allclose(runs[name]["losses"], expected["losses"], rtol=tolerance)
+    np.testing.assert_allclose(runs[name]["outputs"], expected["outputs"], rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_a_checkpoint_goes_on_to_the_same_whole_weights(name: str, runs: dict[str, dict[str, Any]]) -> None:
+    weights, again = runs[name]["weights"], runs[name]["again"]
+    assert {key: value.shape for key, value in weights.items()} == {key: value.shape for key, value in runs["ddp"]["weights"].items()}
+    for key, value in weights.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, again[key], err_msg=key)
+
+
+def test_accumulated_steps_and_averages_were_really_taken(runs: dict[str, dict[str, Any]]) -> None:
+    assert runs["ddp average"]["losses"][0] != runs["ddp"]["losses"][0]
+    assert runs["ddp bf16"]["losses"] != runs["ddp"]["losses"]
