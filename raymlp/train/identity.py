@@ -14,7 +14,7 @@ from raymlp.core.files import to_json, write_text
 FILE = "run.json"
 SECTIONS = ("problem", "features", "model", "train")
 FREE = (
-    "train.name", "train.resume", "train.max_failures", "train.checkpoint", "train.finder",
+    "train.name", "train.resume", "train.max_failures", "train.checkpoint", "train.finder", "train.peak_tflops",
     "train.stopping.patience", "train.stopping.min_delta",
 )  # fmt: skip
 """Settings that may change between a checkpoint and the run that goes on from it."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from raymlp.config.model import Own
 from raymlp.config.schema import Config
 from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, TrainingError
@@ -50,7 +51,8 @@ class Job:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for SMOTE on texts or images, since nothing lies between two; for augmentation without images; for
-        privacy that the net or the budget does not allow; and for an attack that has nothing to move."""
+        privacy that the net or the budget does not allow; for an attack that has nothing to move; and for a net of the user's own
+        that is not sound."""
         if self.config.train.augment.is_on and self.plan.image is None:
             raise ConfigError("train.augment changes images, and the features hold none; expected one. Set features.image.")
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
@@ -63,6 +65,10 @@ class Job:
         if self.config.train.private:
             refuse_unfit(build_net(self.shape), self.config.model.kind)
             assert self.epochs
+        if isinstance(self.config.model, Own):
+            from raymlp.train.own import check
+
+            check(build_net(self.shape), self.config.train)
 
     @property
     def class_weights(self) -> tuple[float, ...]:

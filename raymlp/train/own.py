@@ -8,12 +8,45 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.core.hooks import ModelHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from raymlp.core.errors import TrainingError
+from raymlp.config.train import Train
+from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.train.batches import Batch
 from raymlp.train.module import TableModule
+
+UNSEEN = {
+    "training_step": ("loss", "label_smoothing", "class_weights", "mix", "augment", "distil", "adversarial", "private"),
+    "configure_optimizers": ("optimizer", "schedule", "private"),
+}
+"""Settings of `train` that do nothing where a net has the hook."""
+FOREIGN = (
+    *(name for name in vars(ModelHooks) if name.startswith("on_") and not any(word in name for word in ("validation", "test", "predict"))),
+    "backward", "configure_gradient_clipping", "configure_model", "lr_scheduler_step", "on_load_checkpoint", "on_save_checkpoint",
+    "optimizer_step", "optimizer_zero_grad", "train_dataloader", "transfer_batch_to_device",
+)  # fmt: skip
+"""Hooks that would change training, and are not called."""
+
+
+def check(net: nn.Module, settings: Train) -> None:
+    """Raise ConfigError when a LightningModule has a hook that would not be called, or one that leaves a setting without effect."""
+    if not isinstance(net, pl.LightningModule):
+        return
+    where, plain = f"model ({type(net).__qualname__})", Train()
+    for hook in FOREIGN:
+        if is_overridden(hook, net):
+            raise ConfigError(f"{where} has {hook}, which would not be called; expected no hooks but {' and '.join(UNSEEN)}. Remove it.")
+    if not net.automatic_optimization:
+        raise ConfigError(f"{where} steps its optimizers itself; expected automatic_optimization to be left on. Mend the net.")
+    for hook, names in UNSEEN.items():
+        for name in names if is_overridden(hook, net) else ():
+            if getattr(settings, name) != getattr(plain, name):
+                raise ConfigError(
+                    f"{where} has a {hook} of its own, where train.{name} does nothing; expected the default. "
+                    f"Remove the setting, or the {hook}."
+                )
 
 
 def module_for(net: nn.Module) -> type[TableModule]:
@@ -25,7 +58,7 @@ class OwnModule(TableModule):
     """Validation, best epoch, early stop and checkpoints are ours; `training_step` and `configure_optimizers` the net's, where it has them.
 
     Lightning gives a nested module its trainer, so `self.current_epoch` and the like work; what it
-    logs is reported with each epoch, as rank 0 has it. Other hooks are not called.
+    logs is reported with each epoch, as rank 0 has it. `check` refuses other hooks.
     """
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -247,7 +247,10 @@ def test_a_category_with_many_ids_is_embedded_and_one_with_few_is_one_hot() -> N
 
 @pytest.mark.parametrize("kind", [Mlp, Linear, Resnet, FtTransformer, Tabm])
 def test_a_model_is_chosen_by_its_kind_and_its_yaml_holds_the_defaults(kind: Any) -> None:
-    assert load_config("flights", [f"model={kind.model_fields['kind'].default}"]).model == kind()
+    chosen = f"model={kind.model_fields['kind'].default}"
+    assert load_config("flights", [chosen]).model == kind()
+    if kind is not Linear:
+        assert load_config("flights", [chosen, "model.numbers.kind=periodic"]).model == kind(numbers=Periodic())
 
 
 @pytest.mark.parametrize(

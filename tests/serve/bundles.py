@@ -15,7 +15,7 @@ from PIL import Image
 
 from raymlp.config.data import Data
 from raymlp.config.features import Features
-from raymlp.config.model import Mlp
+from raymlp.config.model import Mlp, Model
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
@@ -28,7 +28,7 @@ from raymlp.data.profile import Profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.model.calibration import Calibration
-from raymlp.model.nets import NetShape, build_net
+from raymlp.model.nets import NetShape, build_net, number_edges
 from raymlp.model.scorer import NetScorer
 
 NUM_ROWS = 500
@@ -62,14 +62,15 @@ def source_table() -> pa.Table:
     )
 
 
-def make_bundle(folder: Path, *, seed: int) -> Path:
-    """An untrained binary net; another seed is another model."""
+def make_bundle(folder: Path, *, seed: int, model: Model | None = None) -> Path:
+    """An untrained binary net, a perceptron if none is named; another seed is another model."""
     table = source_table()
     profile = Profile().update(table)
     problem = Problem(name="flights", task="binary", target="late")
     features = Features(dates={"at": ("weekday", "hour")}, text=("note",), text_encoding="ngrams", image="shot", image_size=(8, 8))
     plan = FeaturePlan.fit(features, problem, profile)
-    shape = NetShape.of(Mlp(), plan)
+    model = model or Mlp()
+    shape = NetShape.of(model, plan, number_edges(model, plan, profile))
     torch.manual_seed(seed)
     scorer = NetScorer(shape, build_net(shape).state_dict())
     contract = Contract.infer(profile).only(plan.inputs).with_images(("shot",), 10_000)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from raymlp.config.model import FtTransformer, Tabm
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
@@ -30,6 +31,8 @@ from tests.serve.bundles import SHOTS, json_rows, make_bundle, make_config
 
 pytestmark = pytest.mark.ray
 KEY = "test-key"
+OLD, NEW = FtTransformer(width=16, heads=2, blocks=1), Tabm(members=3, width=16)
+"""Nets of the two versions."""
 PREDICT = "/v1/models/flights:predict"
 
 
@@ -74,7 +77,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def place(ray_runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("bundles")
-    old, new = make_bundle(folder / "old", seed=1), make_bundle(folder / "new", seed=2)
+    old, new = make_bundle(folder / "old", seed=1, model=OLD), make_bundle(folder / "new", seed=2, model=NEW)
     config = make_config(ray_runtime, port=free_port(), max_replicas=1, max_rows_per_request=50, cpus_per_replica=0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYMLP_API_KEYS", f"other, {KEY}")

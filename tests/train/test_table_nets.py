@@ -15,9 +15,13 @@ import yaml
 from PIL import Image
 from torch.nn import functional
 
+from raymlp.config.distil import Distil
 from raymlp.config.features import Features
 from raymlp.config.loader import build_config, load_config, to_yaml
 from raymlp.config.model import FtTransformer, Linear, Mlp, Own, Periodic, PiecewiseLinear, Resnet, Tabm
+from raymlp.config.optimizer import Sgd
+from raymlp.config.private import Private
+from raymlp.config.train import Train
 from raymlp.core import trust
 from raymlp.core.errors import BundleError, ConfigError, TrainingError
 from raymlp.core.metrics import auc
@@ -25,10 +29,12 @@ from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.snapshot import load_profile
 from raymlp.model.bundle import save_bundle
+from raymlp.model.nets import NetShape
 from raymlp.model.predictor import Predictor
 from raymlp.preflight import preflight
 from raymlp.serve.probe import answers_a_sample
 from raymlp.train.module import loss_sum
+from raymlp.train.own import check
 from raymlp.train.trainer import bundle_of
 from raymlp.train.worker import outcome_alone
 from tests.train.planted import config_of, planted, write_snapshot
@@ -128,7 +134,8 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]
     (tmp_path / "mypackage").mkdir()
     broken = (
         "class Flat(Wide):\n    def forward(self, tensors):\n        return super().forward(tensors)[:, 0]\n\n\n"
-        "class Silent(Robust):\n    def training_step(self, batch, index):\n        return None\n"
+        "class Silent(Robust):\n    def training_step(self, batch, index):\n        return None\n\n\n"
+        "class Watcher(Robust):\n    def on_train_epoch_start(self):\n        pass\n"
     )
     (tmp_path / "mypackage" / "nets.py").write_text("\n\n".join([*blocks["python"], broken]))
     monkeypatch.syspath_prepend(tmp_path)
@@ -171,11 +178,34 @@ def test_the_lightning_module_of_the_documentation_trains_by_its_own_step(page: 
         ("Wdie", ConfigError, r"mypackage.nets.Wdie does not exist; expected a subclass of torch.nn.Module. Did you mean 'Wide'"),
         ("Flat", ConfigError, r"mypackage.nets.Flat\) gives a tensor of shape \(2,\) for 2 rows; expected \(2, 1\)"),
         ("Silent", TrainingError, r"training_step of Silent gives NoneType; expected the loss"),
+        (
+            "Watcher",
+            ConfigError,
+            r"\(Watcher\) has on_train_epoch_start, which would not be called; expected no hooks but training_step and",
+        ),
     ],
 )
 def test_a_net_that_is_not_sound_is_explained(name: str, error: Any, words: str, page: dict[str, list[str]], tmp_path: Path) -> None:
     with pytest.raises(error, match=words):
         trained(tmp_path, Own.model_validate({"_target_": f"mypackage.nets.{name}"}), "regression", plain=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"optimizer": Sgd()}, r"\(Robust\) has a configure_optimizers of its own, where train.optimizer does nothing"),
+        ({"distil": Distil(teacher="nowhere")}, r"\(Robust\) has a training_step of its own, where train.distil does nothing"),
+        ({"private": Private(max_epsilon=3)}, r"\(Robust\) has a training_step of its own, where train.private does nothing"),
+    ],
+)
+def test_a_setting_that_its_hooks_would_pass_over_is_refused(setting: dict[str, Any], words: str, page: dict[str, list[str]]) -> None:
+    """A private run under the net's own optimizer would report an epsilon that it does not keep."""
+    net = trust.class_of("mypackage.nets.Robust", torch.nn.Module, noun="net", expected="one")(
+        NetShape(model=Linear(), num_numeric=3, cardinalities=(4,), outputs=1)
+    )
+    with pytest.raises(ConfigError, match=words):
+        check(net, Train(**setting))
+    check(net, Train(learning_rate=0.3))
 
 
 def test_a_config_keeps_the_settings_of_a_net_and_preflight_looks_for_it(
