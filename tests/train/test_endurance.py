@@ -14,8 +14,10 @@ import pytest
 
 from raymlp.config.schema import Config
 from raymlp.core.records import Snapshot
-from raymlp.data.snapshot import load_profile, split_files
+from raymlp.data.place import split_files
+from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.scorer import NetScorer
 from raymlp.train import loop
 from raymlp.train.feed import held_source, local_blocks
 from raymlp.train.job import Job, Outcome
@@ -68,7 +70,10 @@ def _a_beat_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same(one: Outcome, two: Outcome) -> bool:
-    return one.weights.keys() == two.weights.keys() and all(np.array_equal(one.weights[name], two.weights[name]) for name in one.weights)
+    assert isinstance(one.scorer, NetScorer)
+    assert isinstance(two.scorer, NetScorer)
+    mine, theirs = one.scorer.weights, two.scorer.weights
+    return mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 128, "checkpoint": {"every_epochs": None}}
@@ -88,6 +93,26 @@ def test_a_run_that_is_stopped_after_any_step_ends_as_the_undisturbed_one(stop_a
     losses = [epoch["train_loss"] for epoch in whole.heard]
     assert [epoch["train_loss"] for epoch in again.progress.history] == pytest.approx(losses, rel=1e-12)
     assert again.progress.pace.steps == expected.progress.pace.steps == 48
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"average": {"kind": "ema"}, "schedule": {"kind": "plateau", "epochs": 1}},
+        {"average": {"kind": "swa", "start": 0.4}, "schedule": {"kind": "linear"}},
+        {"adversarial": {"kind": "pgd"}, "label_smoothing": 0.1},
+    ],
+)
+def test_a_run_of_any_recipe_goes_on_within_an_epoch_of_five_steps(recipe: dict[str, Any], snapshots: Snapshots, tmp_path: Path) -> None:
+    settings = SETTINGS | {"accumulate": 3} | recipe
+    expected = Drill(snapshots("binary"), **settings).run()
+    cut = Drill(snapshots("binary"), **settings)
+    with pytest.raises(Stopped):
+        cut.run(tmp_path, stop_at=8)
+    assert loop.Progress.load(cut.saved[0]).batch == 9, "three steps of three batches into the second epoch"
+    again = cut.run(resume=cut.saved[0])
+    assert same(again, expected)
+    assert again.progress.pace.steps == expected.progress.pace.steps == 15
 
 
 @pytest.fixture
