@@ -68,7 +68,7 @@ def compiler() -> str | None:
 
 def _stops_before(config: Config) -> bool:
     schedule = config.train.schedule
-    return isinstance(schedule, Plateau) and schedule.epochs >= config.train.patience
+    return isinstance(schedule, Plateau) and schedule.epochs >= config.train.stopping.patience
 
 
 def _beside_private(config: Config) -> str:
@@ -223,8 +223,8 @@ RULES: tuple[Rule, ...] = (
     (
         _stops_before,
         lambda c: (
-            f"train.schedule.epochs is {getattr(c.train.schedule, 'epochs', 0)} and train.patience {c.train.patience}: training "
-            "stops before the step size shrinks; expected a larger patience. Set train.patience or train.schedule.epochs."
+            f"train.schedule.epochs is {getattr(c.train.schedule, 'epochs', 0)} and train.stopping.patience {c.train.stopping.patience}: "
+            "training stops before the step size shrinks; expected a larger patience. Set train.stopping.patience or train.schedule.epochs."
         ),
     ),
 )
