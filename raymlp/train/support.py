@@ -91,6 +91,7 @@ def _beside_trees(config: Config) -> str:
         "features.text": any(features.rules(name).text_encoding != "length" for name in features.text),
         "train.strategy": not isinstance(train.strategy, Ddp | Auto),
         "train.gpu": train.gpu,
+        "train.elastic": train.elastic is not None,
         "train.precision": train.precision != "32",
         "train.accumulate": train.accumulate > 1,
         "train.average": not isinstance(train.average, NoAverage),
