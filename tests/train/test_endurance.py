@@ -22,8 +22,8 @@ from raymlp.train import loop
 from raymlp.train.feed import held_source, local_blocks
 from raymlp.train.job import Job, Outcome
 from raymlp.train.loop import alone, fit
-from raymlp.train.team import Save, Stopped
 from raymlp.train.pulse import Notice, Pulse
+from raymlp.train.team import Save, Stopped
 from tests.train.planted import config_of
 
 Snapshots = Callable[[str], Snapshot]
