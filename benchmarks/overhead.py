@@ -117,7 +117,7 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        words = [f"train.num_workers={WORKERS}", f"train.epochs={EPOCHS}", f"train.patience={EPOCHS}", f"runtime.storage={folder}"]
+        words = [f"train.num_workers={WORKERS}", f"train.epochs={EPOCHS}", f"train.stopping.patience={EPOCHS}", f"runtime.storage={folder}"]
         config = load_config("flights", words)
         found: dict[str, dict[str, list[float]]] = {name: {"step": [], "wait": [], "rest": []} for name in ("raymlp", "bare PyTorch")}
         with ray_session(config.runtime):

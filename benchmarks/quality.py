@@ -128,7 +128,8 @@ CASES = [
     ),
     Case(
         "california", "mlp, bins",
-        (*NUMBERS, *BINS, "model.hidden=[384,384]", "model.dropout=0.35", "train.epochs=40", "train.patience=40", "train.batch_size=128",
+        (*NUMBERS, *BINS, "model.hidden=[384,384]", "model.dropout=0.35", "train.epochs=40",
+         "train.stopping.patience=40", "train.batch_size=128",
          "train.learning_rate=0.003", "train.weight_decay=0.001"),
         "MLP .489, FT-Transformer .471, CatBoost .433",
     ),

@@ -1,6 +1,6 @@
 """The command line: a verb, then Hydra overrides. `jobs/*.py` are the same doors for `ray job submit`.
 
-Exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 the gate refused.
+Exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 the gate refused, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -338,6 +338,9 @@ def run_command(words: Iterable[str]) -> int:
     except RaymlpError as error:
         _complain(f"{type(error).__name__}: {error}")
         return error.exit_code
+    except Terminated:
+        _complain("Terminated.")
+        return 143
     except KeyboardInterrupt:
         _complain("Interrupted.")
         return 130
@@ -386,7 +389,7 @@ def _running(config: Config | Site) -> Iterator[Story]:
 
     place = None if config.runtime.verbose else make_folder(storage_root(config.runtime)) / "raymlp.log"
     logging.basicConfig(filename=place, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield Story()
     finally:
@@ -403,8 +406,12 @@ def _placed(overrides: list[str] | None, verbose: bool) -> Iterator[tuple[Site, 
         yield site, story
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C is, with an exit code of its own."""
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 def _until_interrupted(endpoint: Endpoint) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +39,7 @@ from raymlp.core.records import (
     Version,
 )
 from raymlp.data.place import snapshot_root
-from raymlp.runtime.progress import SilentStory, Story
+from raymlp.runtime.progress import SilentStory, Story, epoch_row
 from raymlp.runtime.session import ray_session, storage_root
 
 if TYPE_CHECKING:
@@ -115,29 +116,47 @@ def check_contract(config: Config, contract: Path, *, story: Story | None = None
 def train(
     config: Config, *, snapshot: Snapshot | None = None, story: Story | None = None, shuffle_labels: bool = False, title: str = "train"
 ) -> TrainedModel:
-    """Fit the feature plan and train the net; one MLflow run holds all about it. `shuffle_labels` makes a broken model for drills."""
+    """Fit the feature plan and train the net; one MLflow run holds all about it. `shuffle_labels` makes a broken model for drills.
+
+    With `train.name` set, a run of that name that was cut off goes on from its last checkpoint, in the same MLflow run; one that had
+    come to its end is given back as it is. Other jobs than `train` itself always begin anew.
+    """
     from raymlp.runtime.tracking import tracked
-    from raymlp.train import trainer
+    from raymlp.train import named, trainer
 
     snapshot, config = snapshot or prepare(config, story=story), with_teacher(config)
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
-    with ray_session(config.runtime), (story or SilentStory()).step(title) as step:
+    runs, name = storage_root(config.runtime) / "runs", config.train.name if title == "train" else None
+    names = runs / "names" / config.problem.name
+    with ray_session(config.runtime), (story or SilentStory()).step(title) as step, named.claimed(names, name) if name else nullcontext():
         step.say("starting")
-        with tracked(config.problem.name, title, **facts, registry=config.registry, runtime=config.runtime) as run:
+        earlier = named.run_of(names, name, config.train.resume) if name else None
+        metric = config.problem.main_metric
+        if earlier and (done := trainer.finished(config, snapshot, run_dir=runs / earlier)):
+            step.result(f"{metric} {done.metrics[metric]:.4f} on validation; the run '{name}' had ended before")
+            return done
+        with tracked(config.problem.name, title, **facts, registry=config.registry, runtime=config.runtime, run_id=earlier) as run:
+            if name:
+                named.remember(names, name, run.id)
+            logged = run.last_step("valid_loss") if earlier else -1
 
             def on_epoch(metrics: dict[str, float]) -> None:
-                run.metrics(metrics, step=int(metrics["epoch"]))
-                step.say(
-                    f"epoch {int(metrics['epoch']) + 1} of {config.train.epochs} at most: "
-                    f"loss {metrics['train_loss']:.4f}, validation {metrics['valid_loss']:.4f}, {metrics['rows_per_s']:,.0f} rows/s"
-                )
+                if metrics["epoch"] > logged:
+                    run.metrics(metrics, step=int(metrics["epoch"]))
+                step.say(f"epoch {int(metrics['epoch']) + 1} of {config.train.epochs} at most")
+                step.row(epoch_row(metrics, f"valid_{metric}"))
 
-            folder = storage_root(config.runtime) / "runs" / run.id
-            model = trainer.train(config, snapshot, run_dir=folder, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels)
+            try:
+                model = trainer.train(
+                    config, snapshot, run_dir=runs / run.id, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels
+                )
+            except KeyboardInterrupt:
+                if name:
+                    step.note(f"the run '{name}' goes on from here when the same command is given again")
+                raise
             run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
             run.file(model.bundle / "environment.json")
-        name = config.problem.main_metric
-        step.result(f"{name} {model.metrics[name]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
+        step.result(f"{metric} {model.metrics[metric]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
     return model
 
 

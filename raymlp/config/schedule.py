@@ -65,7 +65,7 @@ class Plateau(Section):
     """What the step size is multiplied by."""
 
     epochs: int = Field(default=2, ge=1)
-    """Epochs without a lower validation loss before it is; expected below `train.patience`, which ends the run."""
+    """Epochs without a lower validation loss before it is; expected below `train.stopping.patience`, which ends the run."""
 
 
 Schedule = Annotated[OneCycle | Cosine | Linear | Constant | Plateau, Field(discriminator="kind")]

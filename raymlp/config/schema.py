@@ -72,6 +72,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _watches_what_is_measured(self) -> Self:
+        watched, known = self.train.stopping.metric, ("valid_loss", self.problem.main_metric)
+        if watched not in known:
+            raise ValueError(f"train.stopping.metric is '{watched}'; expected {' or '.join(known)}. Set it, or problem.metric")
+        return self
+
+    @model_validator(mode="after")
     def _has_classes(self) -> Self:
         asked = {
             "train.class_weights": self.train.class_weights,

@@ -9,13 +9,15 @@ from pydantic import Field, model_validator
 from raymlp.config.adversarial import Adversarial
 from raymlp.config.augment import Augment
 from raymlp.config.average import Average, NoAverage
+from raymlp.config.budget import Budget, Stopping
 from raymlp.config.distil import Distil
 from raymlp.config.finder import Finder
 from raymlp.config.mix import Mix, NoMix
 from raymlp.config.optimizer import AdamW, Optimizer
 from raymlp.config.private import Private
+from raymlp.config.recovery import Checkpoint, Elastic
 from raymlp.config.schedule import OneCycle, Schedule
-from raymlp.config.section import AsText, Section
+from raymlp.config.section import AsText, Section, Text
 from raymlp.config.strategy import Ddp, Strategy
 
 
@@ -42,11 +44,21 @@ Resample = Literal["none", "undersample", "oversample", "smote"]
 class Train(Section):
     """One training run."""
 
+    name: Text | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Name of the run, by which it is found again: `raymlp train train.name=night1`, cut off and started again, goes on."""
+
+    resume: Literal["auto", "never", "must"] = "auto"
+    """What happens to an earlier run of this name: `auto` goes on with it where there is one, `must` refuses to begin anew, `never`
+    begins anew. Without a name every run is a new one."""
+
     strategy: Strategy = Ddp()
     """How work and memory are divided among the workers."""
 
     num_workers: int = Field(default=1, ge=1)
-    """Training processes."""
+    """Training processes; with `elastic`, the most."""
+
+    elastic: Elastic | None = None
+    """Go on with fewer workers, or with more; null always takes `num_workers`."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved for each worker."""
@@ -100,11 +112,14 @@ class Train(Section):
     compile: bool = False
     """Compile the net for its shapes (`torch.compile`): slow at first, then quicker. Needs a C++ compiler on every worker."""
 
-    patience: int = Field(default=3, ge=1)
-    """Epochs without a better validation loss before training stops."""
+    budget: Budget = Budget()
+    """Limits of steps and time."""
 
-    checkpoint_every_epochs: int = Field(default=1, ge=1)
-    """Epochs between two checkpoints; the best and the last are kept."""
+    stopping: Stopping = Stopping()
+    """When training stops before its limit."""
+
+    checkpoint: Checkpoint = Checkpoint()
+    """When the run is saved."""
 
     loss: Loss = CrossEntropy()
     """What is minimised for classes; regression always takes the squared error."""
@@ -142,6 +157,10 @@ class Train(Section):
     max_failures: int = Field(default=2, ge=0)
     """Worker deaths survived by starting again from the last checkpoint."""
 
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak of one worker's device in this precision, in 1e12 floating-point operations a second, that the reported utilisation is a
+    share of; null knows those of common NVIDIA GPUs, and reports none elsewhere."""
+
     seed: int = 0
     """Seed of weights, order and dropout. Same seed, snapshot and settings give the same metrics on CPU."""
 
@@ -149,6 +168,15 @@ class Train(Section):
     def _supported(self) -> Self:
         if self.precision == "16" and not self.gpu:
             raise ValueError("precision=16 needs gpu=true; on CPU use bf16 or 32")
+        if self.resume == "must" and self.name is None:
+            raise ValueError("resume is must without a name; expected the name of the run to go on with. Set name")
+        if self.elastic and self.strategy.kind != "ddp":
+            raise ValueError(
+                f"elastic with strategy.kind={self.strategy.kind}, whose checkpoints fit one number of workers alone; expected ddp. "
+                "Set strategy.kind=ddp, or elastic=null"
+            )
+        if self.elastic and self.elastic.min_workers > self.num_workers:
+            raise ValueError(f"elastic.min_workers is {self.elastic.min_workers}; expected at most num_workers, {self.num_workers}")
         if self.class_weights != "none" and self.resample != "none":
             raise ValueError(
                 f"class_weights={self.class_weights} with resample={self.resample} would make up for rare classes twice; set one of them"

@@ -14,7 +14,7 @@ class _Boosting(Section):
 
     rounds_per_epoch: int = Field(default=50, ge=1)
     """Boosting rounds, each one tree (one a class where there are several), that count as an epoch: `train.epochs` times as many are the
-    most, and `train.patience`, reports, checkpoints and tuning count by them. The best single round is kept."""
+    most, and `train.stopping.patience`, reports, checkpoints and tuning count by them. The best single round is kept."""
 
     learning_rate: float = Field(default=0.05, gt=0, le=1)
     """Factor on the leaves of each tree: smaller takes more rounds."""

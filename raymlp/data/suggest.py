@@ -190,7 +190,9 @@ def _experiment(
         lines += ["  scaling: quantile  # nets fit smooth values best when each input is spread evenly"]
     if rows < SMALL:
         lines += ["", f"train:  # for {rows:,} rows: small batches, and for smooth values more passes", "  batch_size: 128"]
-        lines += ["  epochs: 40", "  patience: 8", "  learning_rate: 0.002"] if problem.task == "regression" else ["  epochs: 10"]
+        lines += (
+            ["  epochs: 40", "  stopping: {patience: 8}", "  learning_rate: 0.002"] if problem.task == "regression" else ["  epochs: 10"]
+        )
     if problem.task == "regression":
         lines += ["", "evaluate:", "  gate:", "    max_gap_to_baseline: 0.1  # share that the net may be behind gradient boosting"]
     return "\n".join(lines) + "\n"

@@ -3,21 +3,81 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from raymlp.core.metrics import readable
+
 INDENT = 22
+ROWS = 8
+"""Rows of a step's table that are shown, the last ones."""
+
+
+class Live(Progress):
+    """The spinner of a step and, below it, a table of what it has done lately."""
+
+    def __init__(self, console: Console) -> None:
+        self.rows: deque[Mapping[str, str]] = deque(maxlen=ROWS)
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.description:<9}", style="bold"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}", style="dim"),
+            console=console,
+            transient=True,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.rows:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+            for title in self.rows[-1]:
+                table.add_column(title, justify="right", no_wrap=True)
+            for row in self.rows:
+                table.add_row(*(row.get(title, "") for title in self.rows[-1]))
+            yield Padding(table, (0, 0, 0, 2))
+
+
+def epoch_row(metrics: Mapping[str, float], metric: str) -> dict[str, str]:
+    """An epoch of training as a row for people; `metric` is the key of the problem's metric on validation."""
+    row = {
+        "epoch": f"{metrics['epoch'] + 1:.0f}",
+        "loss": f"{metrics['train_loss']:.4f}",
+        "valid": f"{metrics['valid_loss']:.4f}",
+        metric.removeprefix("valid_"): readable(metrics[metric]),
+        "rows/s": f"{metrics['rows_per_s']:,.0f}",
+        "waits": f"{metrics['data_wait_share']:.1%}",
+        "step p50": _milliseconds(metrics["step_ms_p50"]),
+        "p99": _milliseconds(metrics["step_ms_p99"]),
+        "memory": _memory(metrics["memory_mb"]),
+    }
+    if "gpu_memory_mb" in metrics:
+        row["GPU"] = _memory(metrics["gpu_memory_mb"])
+    if "mfu" in metrics:
+        row["MFU"] = f"{metrics['mfu']:.1%}"
+    return row | ({"workers": f"{metrics['workers']:.0f}"} if metrics["workers"] > 1 else {})
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f} ms" if value < 100 else f"{value / 1e3:.2f} s"
+
+
+def _memory(mebibytes: float) -> str:
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1_000 else f"{mebibytes / 1024:.1f} GiB"
 
 
 class Step:
-    """A running step: `say` shows what it does now, `result` sets the words that stay on its line."""
+    """A running step: `say` shows what it does now, `row` what it has done, `result` sets the words that stay on its line."""
 
-    def __init__(self, progress: Progress | None, title: str) -> None:
+    def __init__(self, progress: Live | None, title: str) -> None:
         self._progress = progress
         self._task = progress.add_task(title, total=None, detail="") if progress else None
         self.outcome = ""
@@ -27,6 +87,11 @@ class Step:
         """Show what the step is doing now."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, detail=words)
+
+    def row(self, values: Mapping[str, str]) -> None:
+        """Add a row to the table below the spinner, by column; the last ones are shown while the step runs, on a terminal."""
+        if self._progress is not None:
+            self._progress.rows.append(values)
 
     def result(self, words: str) -> None:
         """The words that stay on the step's line."""
@@ -50,13 +115,7 @@ class Story:
         started = time.perf_counter()
         progress = None
         if self.console.is_terminal:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description:<9}", style="bold"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[detail]}", style="dim"),
-            )
-            progress = Progress(*columns, console=self.console, transient=True)
+            progress = Live(self.console)
             progress.start()
         step = Step(progress, title)
         try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raymlp import __version__
 from raymlp.config.registry import Registry
@@ -75,25 +75,54 @@ class Run:
     def tag(self, name: str, value: str) -> None:
         self._mlflow.set_tag(self.id, name, value)
 
+    def last_step(self, metric: str) -> int:
+        """The last step that a metric was logged at; -1 when it never was."""
+        return max((point.step for point in self._mlflow.get_metric_history(self.id, metric)), default=-1)
+
+    def reopen(self) -> None:
+        """Mark the run as running again."""
+        self._mlflow.update_run(self.id, status="RUNNING")
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        self._mlflow.set_terminated(self.id, status)
+
 
 @contextmanager
-def tracked(name: str, job: str, *, config_yaml: str, seed: int, snapshot: str, registry: Registry, runtime: Runtime) -> Iterator[Run]:
-    """A new run in the experiment `name`, marked finished or failed at the end.
+def tracked(
+    name: str, job: str, *, config_yaml: str, seed: int, snapshot: str, registry: Registry, runtime: Runtime, run_id: str | None = None
+) -> Iterator[Run]:
+    """A new run in the experiment `name`, or the one with this id again; marked finished, failed or killed at the end.
 
     Holds the resolved config, snapshot digest, code version, seed and environment from the start.
+    Raises RegistryError when there is no run with this id.
     """
+    if run_id is not None:
+        run = existing(run_id, registry=registry, runtime=runtime)
+        run.reopen()
+        with _ended(run):
+            yield run
+        return
     mlflow = client(registry, runtime)
     tags = {"raymlp.job": job, "raymlp.snapshot": snapshot, "raymlp.seed": str(seed), **code_version()}
     record = mlflow.create_run(_experiment(mlflow, name, registry, runtime), run_name=f"{job}-{time.strftime('%Y%m%d-%H%M%S')}", tags=tags)
     run = Run(mlflow, record.info.run_id)
     run.text(config_yaml, "config.yaml")
     run.text(environment(), "environment.txt")
-    try:
+    with _ended(run):
         yield run
-    except BaseException:
-        mlflow.set_terminated(run.id, "FAILED")
+
+
+@contextmanager
+def _ended(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        run.end("FAILED")
         raise
-    mlflow.set_terminated(run.id, "FINISHED")
+    except BaseException:
+        run.end("KILLED")
+        raise
+    run.end("FINISHED")
 
 
 def existing(run_id: str, *, registry: Registry, runtime: Runtime) -> Run:

@@ -5,6 +5,7 @@ Legend: B rows.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -78,6 +79,8 @@ class TrainBatches:
         self._source, self._rows, self._batch_size, self._buffer_rows = source, rows, batch_size, buffer_rows
         self._seed, self._epoch, self._shuffle_labels, self._resample = seed, epoch, shuffle_labels, resample
         self._running: Iterator[Batch] | None = None
+        self.skip = 0
+        """Batches of the next pass that were seen before the run was cut off."""
         self.waited_s = 0.0
         """Seconds spent making batches since the last `reset_clock`."""
 
@@ -90,11 +93,12 @@ class TrainBatches:
         self._running = self._timed()
         return self._running
 
-    def reset_clock(self) -> None:
-        self.waited_s = 0.0
+    def reset_clock(self, waited_s: float = 0.0) -> None:
+        self.waited_s = waited_s
 
     def _timed(self) -> Iterator[Batch]:
-        batches = self._batches()
+        skip, self.skip = self.skip, 0
+        batches = itertools.islice(self._batches(), skip, None)
         while True:
             started = time.perf_counter()
             batch = next(batches, None)

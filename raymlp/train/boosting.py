@@ -85,7 +85,7 @@ class _XGBoost:
             "max_bin": model.max_bins,
             "nthread": threads,
             "seed": seed,
-            "seed_per_iteration": True,  # a resumed run draws the same rows
+            "seed_per_iteration": True,
             "verbosity": 0,
         } | ({"num_class": plan.target.outputs} if task == "multiclass" else {})
         self._booster = xgboost.Booster(settings, [self._train, self._valid])
@@ -93,8 +93,11 @@ class _XGBoost:
             self._booster.load_model(bytearray(resume.encode()))
             self._booster.set_param(settings)
         self.rounds = self._booster.num_boosted_rounds() if resume else 0
+        self._every = model.rounds_per_epoch
 
     def update(self) -> None:
+        if self.rounds % self._every == 0:
+            self._booster.load_config(self._booster.save_config())  # its draws begin anew, so a resumed run draws the same
         self._booster.update(self._train, self.rounds)
         self.rounds += 1
 
@@ -141,14 +144,14 @@ class _LightGBM:
         self._resume = lightgbm.Booster(model_str=resume) if resume else None
         self._booster: Any = None
         self.rounds = self._resume.current_iteration() if self._resume else 0
-        self._settings["seed"] = seed + self.rounds  # LightGBM draws from the start again
+        self._seed, self._share, self._every = seed, model.subsample, model.rounds_per_epoch
 
     def update(self) -> None:
         if self._booster is None:
             import lightgbm
 
             self._booster = lightgbm.train(
-                self._settings,
+                self._settings | self._draws(),
                 self._train_set,
                 1,
                 valid_sets=[self._valid_set],
@@ -156,8 +159,17 @@ class _LightGBM:
                 keep_training_booster=True,
             )
         else:
+            if self.rounds % self._every == 0:
+                self._booster.reset_parameter(self._draws())
             self._booster.update()
         self.rounds += 1
+
+    def _draws(self) -> dict[str, Any]:
+        """Seeds of an epoch, from the seed and the epoch alone, so a resumed run draws the same rows and features. LightGBM takes a new
+        seed for rows only with a new share, which therefore goes up and down by a billionth."""
+        epoch = self.rounds // self._every
+        rows, features = (int(drawn) >> 1 for drawn in np.random.SeedSequence([self._seed, epoch]).generate_state(2))
+        return {"bagging_seed": rows, "feature_fraction_seed": features, "bagging_fraction": self._share * (1 - 1e-9 * (epoch % 2))}
 
     def outputs(self) -> tuple[Outputs, Outputs]:
         found: list[Outputs] = []

@@ -47,12 +47,7 @@ class Feed:
             return cls(datasets, rows, Shards())
         rows = {split: dataset.count() for split, dataset in datasets.items()}
         _refuse_too_few(rows, path, num_workers)
-        each = rows["train"] // num_workers
-        held = {
-            "train": _cut(datasets["train"], [each * rank for rank in range(1, num_workers + 1)])[:num_workers],
-            "valid": _cut(datasets["valid"], [rows["valid"] * rank // num_workers for rank in range(1, num_workers)]),
-        }
-        return cls(datasets, rows, Shards(held))
+        return cls(datasets, rows, Shards(rows))
 
 
 def _refuse_too_few(rows: Mapping[str, int], path: Place, num_workers: int) -> None:
@@ -132,7 +127,3 @@ def _files(path: Place, split: str) -> list[str]:
     if not files:
         raise DataError(f"{path} has no rows in the split '{split}'; expected some. Check the split.")
     return files
-
-
-def _cut(dataset: Any, indices: list[int]) -> list[Any]:
-    return list(dataset.split_at_indices(indices)) if indices else [dataset]

@@ -189,7 +189,7 @@ def _steps(config: Config, snapshot: Place, watch: pl.Callback, steps: int) -> i
         epochs = math.ceil(max(steps + 1, SCHEDULED) / (rows // config.train.batch_size))
         device = torch.device("cuda", 0) if config.train.gpu else torch.device("cpu")
         job = replace(job, config=with_overrides(config, {"train.epochs": epochs}))
-        loop.steps(job, held_source(splits["train"]), seat=loop.Seat(SingleDeviceStrategy(device)), watch=watch)
+        loop.steps(job, held_source(splits["train"]), seat=loop.Seat(strategy=SingleDeviceStrategy(device)), watch=watch)
     return rows
 
 

@@ -13,33 +13,39 @@ from typing import Any, TypeVar
 
 from ray.train import UserCallback
 
-from raymlp.core.errors import TrainingError
+from raymlp.core.errors import RaymlpError
 
 Result = TypeVar("Result")
 OnEpoch = Callable[[dict[str, float]], None]
 EPOCHS, STOP = "epochs.jsonl", "stop"
 POLL_S = 0.2
 STOP_S = 30.0
-"""Seconds that a run gets to end when its caller gives up."""
+"""Seconds that a run gets to be saved and to end when its caller gives up."""
 
 
 class EpochLog(UserCallback):
-    """Runs in the controller: writes each epoch to a file, and ends the run when its caller gave up."""
+    """Runs in the controller: writes each epoch to a file, and ends the run at an error that a new start would meet again."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        with (self._run_dir / EPOCHS).open("a") as file:
-            file.write(json.dumps(metrics[0]) + "\n")
-        if (self._run_dir / STOP).exists():
-            raise TrainingError("training was stopped by its caller.")
+        """`metrics` come one a worker; those without an epoch belong to a checkpoint in the middle of one."""
+        if "epoch" in metrics[0]:
+            with (self._run_dir / EPOCHS).open("a") as file:
+                file.write(json.dumps(metrics[0]) + "\n")
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """What raymlp raises on purpose is final; anything else is tried again, up to `train.max_failures`."""
+        for error in worker_exceptions.values():
+            if isinstance(error, RaymlpError):
+                raise error
 
 
 def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Result:
     """Run in a thread and hand the epochs over in this one, where the caller's state lives.
 
-    Raises what the run raises; what `on_epoch` raises stops the run and comes back.
+    Raises what the run raises. What `on_epoch` raises, or a signal, comes back when the workers have saved the run and ended.
     """
     results: list[Result] = []
     errors: list[BaseException] = []

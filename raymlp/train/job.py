@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,11 @@ from torch import nn
 
 from raymlp.config.model import Own
 from raymlp.config.schema import Config
+from raymlp.config.train import Train
 from raymlp.config.trees import Trees
 from raymlp.core.errors import ConfigError, TrainingError
-from raymlp.core.files import digest_of, to_json
-from raymlp.core.metrics import score
+from raymlp.core.files import to_json
+from raymlp.core.metrics import gain, score
 from raymlp.core.records import Task
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
@@ -27,11 +28,8 @@ from raymlp.model.nets import Edges, NetShape, build_net
 from raymlp.model.scorer import Scorer
 from raymlp.train.adversarial import Attacker
 from raymlp.train.imbalance import Resampler, balanced_weights
+from raymlp.train.pace import Pace
 from raymlp.train.private import Budget, budget_of, refuse_unfit
-
-FREE = ("finder", "max_failures", "checkpoint_every_epochs", "patience")
-"""Settings that may change between a checkpoint and the run that goes on from it."""
-
 
 SPENT = ("epsilon", "delta")
 """What all epochs together have spent, whichever of them was the best: all were looked at."""
@@ -140,62 +138,85 @@ class Job:
         rows = self.rows["valid"]
         return rows * rank // world_size, rows * (rank + 1) // world_size
 
-    def fingerprint(self, world_size: int) -> dict[str, Any]:
-        """What must be the same for a checkpoint to fit."""
-        config = self.config.model_dump(mode="json")
-        settings = {name: value for name, value in config["train"].items() if name not in FREE}
-        facts = [config["model"], settings, self.plan.model_dump(mode="json", exclude={"reasons"}), dict(self.rows), self.shuffle_labels]
-        return {"world_size": world_size, "strategy": config["train"]["strategy"], "digest": digest_of(facts)}
-
 
 @dataclass
 class Progress:
     """How far a run has come: saved with every checkpoint."""
 
-    fingerprint: dict[str, Any]
+    world_size: int
+    """Workers of the group that made the last step."""
+    pace: Pace
     epochs: int = 0
+    batch: int = 0
+    """Batches made of the epoch that is going on, by each worker; 0 between two epochs."""
+    batches: int = 0
+    """Batches of an epoch, by each worker."""
+    seconds: float = 0.0
+    """Training time, over all starts."""
     best_epoch: int = 0
-    best_loss: float = float("inf")
+    best_value: float | None = None
+    """Of the metric that is watched."""
+    risen_epoch: int = 0
+    """The last epoch that was better by `min_delta` or more than the one before it that was."""
+    risen_value: float | None = None
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, metrics: dict[str, float], *, patience: int, epochs: int) -> bool:
-        """Take in an epoch; true when its validation loss is the lowest so far.
+    def add(self, metrics: dict[str, float], settings: Train, *, over: bool) -> bool:
+        """Take in an epoch; true when it is the best so far. `over` says that a limit of the budget is reached.
 
         Raises TrainingError when the loss is no number.
         """
-        self.epochs += 1
-        loss = metrics["valid_loss"]
+        self.epochs, self.batch = self.epochs + 1, 0
+        loss, watched = metrics["valid_loss"], settings.stopping.metric
         if not np.isfinite([loss, metrics["train_loss"]]).all():
             raise TrainingError(
                 f"the loss is {metrics['train_loss']:g} in training and {loss:g} in validation after epoch {self.epochs}; "
                 "expected finite numbers. Lower train.learning_rate, or use features.scaling=quantile."
             )
         self.history.append(metrics)
-        better = loss < self.best_loss
+        value = metrics["valid_loss"] if watched == "valid_loss" else metrics[f"valid_{watched}"]
+        better = self.best_value is None or gain(watched, value, self.best_value) > 0
         if better:
-            self.best_epoch, self.best_loss = self.epochs, loss
-        self.finished = self.epochs >= epochs or self.epochs - self.best_epoch >= patience
+            self.best_epoch, self.best_value = self.epochs, value
+        if self.risen_value is None or gain(watched, value, self.risen_value) > settings.stopping.min_delta:
+            self.risen_epoch, self.risen_value = self.epochs, value
+        self.finished = over or self.epochs >= settings.epochs or self.epochs - self.risen_epoch >= settings.stopping.patience
         return better
+
+    def regroup(self, world_size: int, epoch_steps: int, *, accumulate: int = 1) -> bool:
+        """Go on with so many workers, each of which makes so many steps in an epoch; true when there were as many before.
+
+        In the middle of an epoch the same share of it counts as done: with another number of workers some of its rows are then seen
+        twice, and some not at all.
+        """
+        batches = epoch_steps * accumulate
+        same = (world_size, batches) == (self.world_size, self.batches)
+        if self.batch and not same:
+            self.batch = min(max(1, round(self.batch / self.batches * epoch_steps)), epoch_steps - 1) * accumulate
+        self.world_size, self.batches = world_size, batches
+        return same
+
+    def fit_schedule(self, settings: Train, epoch_steps: int, left_s: float | None = None) -> None:
+        """Let the schedule end with the steps that are still to come, as far as epochs, the budget and the seconds left tell.
+
+        An epoch has `epoch_steps` steps; the time of one is that of all so far.
+        """
+        steps = (settings.epochs - self.epochs) * epoch_steps - self.batch * epoch_steps / self.batches
+        if settings.budget.steps is not None:
+            steps = min(steps, settings.budget.steps - self.pace.steps)
+        if left_s is not None:
+            steps = min(steps, left_s * self.pace.steps / max(self.seconds, 1e-6))
+        self.pace.refit(steps)
 
     def save(self, folder: Path) -> None:
         (folder / "progress.json").write_text(to_json(asdict(self)))
 
     @classmethod
-    def load(cls, folder: Path, fingerprint: dict[str, Any]) -> Self:
-        """Raises TrainingError when the checkpoint belongs to another run, or to another number of ZeRO workers."""
+    def load(cls, folder: Path) -> Self:
         plain = json.loads((folder / "progress.json").read_text())
-        found = plain["fingerprint"]
-        if found["world_size"] != fingerprint["world_size"]:
-            raise TrainingError(
-                f"the checkpoint {folder} was written by {found['world_size']} workers ({found['strategy']['kind']}), and this run has "
-                f"{fingerprint['world_size']}; expected the same number, since each worker holds its own part of the rows and, under "
-                f"deepspeed, of the weights. Set train.num_workers={found['world_size']}, or start a new run."
-            )
-        if found != fingerprint:
-            raise TrainingError(f"the checkpoint {folder} was written with other settings or data; expected the same. Start a new run.")
         history = [{name: float("nan") if value is None else value for name, value in epoch.items()} for epoch in plain["history"]]
-        return cls(**{**plain, "history": history})
+        return cls(**{**plain, "history": history, "pace": Pace(**plain["pace"])})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from raymlp.train.groups import parameter_groups
 from raymlp.train.layers import prepare
 from raymlp.train.mixing import mixed
 from raymlp.train.optimizer import optimizer_of
+from raymlp.train.pace import Pace
 from raymlp.train.private import Budget, private_optimizer
 from raymlp.train.schedule import shares
 
@@ -88,7 +89,7 @@ class TableModule(pl.LightningModule):
         task: Task,
         settings: Train,
         *,
-        epoch_steps: int,
+        pace: Pace,
         fused: bool,
         class_weights: Sequence[float] = (),
         budget: Budget | None = None,
@@ -98,7 +99,7 @@ class TableModule(pl.LightningModule):
         """`class_weights` (K,) are those that training gives to classes, through the loss or through the choice of rows.
 
         Validation rows come as they are, so there the weights are always in the loss: both losses have the same minimum.
-        An epoch has `epoch_steps` steps of the optimizer; `losses` gives the validation losses of the epochs so far.
+        `pace` tells how far the schedule has come; `losses` gives the validation losses of the epochs so far.
         """
         super().__init__()
         self.averaged = averaged_net(net, settings.average, epochs=settings.epochs)
@@ -109,7 +110,8 @@ class TableModule(pl.LightningModule):
         self.train_weights = class_weights if settings.class_weights == "balanced" else ()
         self.augment = Augmentation(settings.augment) if settings.augment.is_on else None
         self.budget, self.attacker = budget, attacker
-        self.fused, self._share = fused, shares(settings, epoch_steps=epoch_steps, losses=losses)
+        self.pace, self.fused = pace, fused
+        self._share = shares(settings, epoch_steps=pace.total / settings.epochs, losses=losses)
         self.train_sums, self.valid_sums = Sums(), Sums()
         self.valid_outputs: list[NDArray[np.float32]] = []
         self.robust_outputs: list[NDArray[np.float32]] = []
@@ -191,3 +193,8 @@ class TableModule(pl.LightningModule):
             optimizer = private_optimizer(self.net, optimizer, self.budget)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Go along the schedule as far as the pace says: by one step, unless time or another number of workers sets it."""
+        scheduler.last_epoch = self.pace.ahead - 1
+        scheduler.step()

@@ -80,6 +80,12 @@ class OwnModule(TableModule):
     def logged(self, trainer: pl.Trainer) -> dict[str, float]:
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if is_overridden("configure_optimizers", self.net):
+            pl.LightningModule.lr_scheduler_step(self, scheduler, metric)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
+
     def configure_optimizers(self) -> Any:
         net: Any = self.net
         return net.configure_optimizers() if is_overridden("configure_optimizers", net) else super().configure_optimizers()

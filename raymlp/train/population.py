@@ -29,15 +29,12 @@ def note_settings(folder: Path, settings: Train) -> None:
 
 
 def adopted(checkpoint: Path, job: Job, folder: Path) -> Path:
-    """A copy of a checkpoint in `folder` that the job can go on from: its step size and weight decay, its fingerprint."""
+    """A copy of a checkpoint in `folder` that the job can go on from: its step size and weight decay."""
     shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
     old, new = json.loads((folder / SETTINGS).read_text()), job.config.train
     state = torch.load(folder / STATE, weights_only=True)
     rescale(state, ratio=new.learning_rate / old["learning_rate"], old_decay=old["weight_decay"], new_decay=new.weight_decay)
     torch.save(state, folder / STATE)
-    progress = json.loads((folder / "progress.json").read_text())
-    progress["fingerprint"] = job.fingerprint(1)
-    (folder / "progress.json").write_text(json.dumps(progress))
     return folder
 
 

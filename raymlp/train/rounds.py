@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymlp.config.budget import Budget
 from raymlp.config.trees import Trees, XGBoost
 from raymlp.core.metrics import METRICS
 from raymlp.core.records import Task
@@ -26,20 +27,13 @@ from raymlp.runtime import environment
 from raymlp.train.blocks import Source, joined
 from raymlp.train.boosting import Booster, Rows, booster
 from raymlp.train.job import Job, Outcome, Progress
-from raymlp.train.loop import Gather, Report
+from raymlp.train.pace import Pace
+from raymlp.train.pulse import Notice, Pulse
+from raymlp.train.team import Report, Stopped, Team, is_due
 
 BEST = "best.json"
 """The round and loss of the best, and its trees."""
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Team:
-    """A worker's rank among how many, and how rows of all are put together."""
-
-    rank: int = 0
-    world_size: int = 1
-    gather: Gather = lambda rows: rows
 
 
 @dataclass
@@ -67,13 +61,14 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
     """Add trees until the last epoch, or until validation stops getting better, from a checkpoint where one is given. The trees up to the
     round with the lowest validation loss are kept.
 
-    Every worker of the group calls it and gets the same trees. Rows are held in memory, as float32 (N, F). Raises TrainingError when the
-    loss is no number.
+    Every worker of the group calls it and gets the same trees. Rows are held in memory, as float32 (N, F). A step of the budget is a
+    round. Raises TrainingError when the loss is no number, Stopped when the run was saved and ended at its caller's wish.
     """
     model, settings, target = job.config.model, job.config.train, job.plan.target
     assert isinstance(model, Trees)
-    fingerprint = job.fingerprint(team.world_size)
-    progress = Progress.load(resume, fingerprint) if resume else Progress(fingerprint)
+    progress = Progress.load(resume) if resume else Progress(team.world_size, Pace(0))
+    pulse = Pulse(team.agree, team.hear, rank=team.rank, seconds=progress.seconds)
+    saved_s = progress.seconds
     started = time.perf_counter()
     rows, held = _rows(train, job.class_weights), _rows(valid, job.class_weights)
     waited = time.perf_counter() - started
@@ -104,10 +99,14 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
                 "data_wait_share": min(1.0, waited / (waited + took)),
             }
             waited = 0.0
-            progress.add(metrics, patience=settings.patience, epochs=job.epochs)
+            beat = pulse.beat(making.rounds, uploading=team.uploading())
+            progress.seconds = beat.seconds
+            progress.add(metrics, settings, over=_is_over(settings.budget, making.rounds, beat.seconds))
             if best.round > before:
                 best.text = making.text(best.round)
-            due = progress.finished or progress.epochs % settings.checkpoint_every_epochs == 0
+            stop = beat.notice is Notice.STOP and not progress.finished
+            due = progress.finished or stop or is_due(settings.checkpoint, progress.epochs, beat, saved_s=saved_s)
+            saved_s = beat.seconds if due else saved_s
 
             def save(folder: Path) -> None:
                 if team.rank == 0:
@@ -117,9 +116,17 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
 
             if report(metrics, save if due else None):
                 break
+            if stop:
+                raise Stopped
     scorer = TreeScorer.read(model.kind, best.text, job.plan, source="what was trained")
     outputs = team.gather(scorer.forest(held.x))
     return Outcome(scorer, _in_unit(target, outputs), _truth(target, answers), progress, environment.facts())
+
+
+def _is_over(budget: Budget, rounds: int, seconds: float) -> bool:
+    """Whether a limit is reached."""
+    by_rounds = budget.steps is not None and rounds >= budget.steps
+    return by_rounds or (budget.minutes is not None and seconds >= budget.minutes * 60)
 
 
 def _epoch(making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best) -> tuple[dict[str, float], Floats]:

@@ -13,7 +13,7 @@ CYCLE_START, CYCLE_END = 1 / 25, 1 / 25e4
 """Shares that a cycle begins and ends with, those of PyTorch's OneCycleLR."""
 
 
-def shares(settings: Train, *, epoch_steps: int, losses: Callable[[], Sequence[float]]) -> Callable[[int], float]:
+def shares(settings: Train, *, epoch_steps: float, losses: Callable[[], Sequence[float]]) -> Callable[[float], float]:
     """The share for each step, counted from 0, of a run of `train.epochs` times `epoch_steps` steps.
 
     `losses` gives the validation losses of the epochs so far: a plateau is read from them, so that nothing else need be saved.
@@ -21,7 +21,7 @@ def shares(settings: Train, *, epoch_steps: int, losses: Callable[[], Sequence[f
     schedule, average, steps = settings.schedule, settings.average, settings.epochs * epoch_steps
     held_from = first_averaged_epoch(average, settings.epochs) * epoch_steps if isinstance(average, Swa) else steps + 1
 
-    def share(step: int) -> float:
+    def share(step: float) -> float:
         if isinstance(average, Swa) and step >= held_from:
             return average.rate
         if isinstance(schedule, Plateau):
@@ -36,7 +36,7 @@ def first_averaged_epoch(average: Swa, epochs: int) -> int:
     return int(average.start * epochs)
 
 
-def planned(schedule: Schedule, step: int, steps: int) -> float:
+def planned(schedule: Schedule, step: float, steps: float) -> float:
     """The share of step `step`, from 0 to `steps` - 1, of a schedule that depends on nothing else. In (0, 1], or 0 at the end."""
     rise = schedule.warm_up * steps
     if isinstance(schedule, OneCycle):
@@ -63,7 +63,7 @@ def reductions(losses: Sequence[float], *, epochs: int) -> int:
     return count
 
 
-def _warmed(step: int, rise: float) -> float:
+def _warmed(step: float, rise: float) -> float:
     return min(1.0, (step + 1) / rise) if rise else 1.0
 
 

@@ -68,7 +68,7 @@ def compiler() -> str | None:
 
 def _stops_before(config: Config) -> bool:
     schedule = config.train.schedule
-    return isinstance(schedule, Plateau) and schedule.epochs >= config.train.patience
+    return isinstance(schedule, Plateau) and schedule.epochs >= config.train.stopping.patience
 
 
 def _beside_private(config: Config) -> str:
@@ -91,6 +91,7 @@ def _beside_trees(config: Config) -> str:
         "features.text": any(features.rules(name).text_encoding != "length" for name in features.text),
         "train.strategy": not isinstance(train.strategy, Ddp | Auto),
         "train.gpu": train.gpu,
+        "train.elastic": train.elastic is not None,
         "train.precision": train.precision != "32",
         "train.accumulate": train.accumulate > 1,
         "train.average": not isinstance(train.average, NoAverage),
@@ -223,8 +224,8 @@ RULES: tuple[Rule, ...] = (
     (
         _stops_before,
         lambda c: (
-            f"train.schedule.epochs is {getattr(c.train.schedule, 'epochs', 0)} and train.patience {c.train.patience}: training "
-            "stops before the step size shrinks; expected a larger patience. Set train.patience or train.schedule.epochs."
+            f"train.schedule.epochs is {getattr(c.train.schedule, 'epochs', 0)} and train.stopping.patience {c.train.stopping.patience}: "
+            "training stops before the step size shrinks; expected a larger patience. Set train.stopping.patience or train.schedule.epochs."
         ),
     ),
 )

@@ -33,13 +33,15 @@ from raymlp.data.snapshot import load_contract, load_profile
 from raymlp.data.target import Target
 from raymlp.features.on_ray import count_files
 from raymlp.features.plan import FeaturePlan
-from raymlp.model.bundle import Bundle, save_bundle
+from raymlp.model.bundle import Bundle, load_bundle, save_bundle
 from raymlp.model.huggingface import start_of
 from raymlp.model.nets import NetShape, number_edges, parameters_of, require
+from raymlp.train.cause import explained, root
 from raymlp.train.choice import choose
 from raymlp.train.distil import teacher_of
 from raymlp.train.feed import HOLD_SHARE, Feed, may_hold
 from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
+from raymlp.train.identity import identity, require_same
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
 from raymlp.train.support import refusals
@@ -53,15 +55,19 @@ def train(
 ) -> TrainedModel:
     """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
 
-    `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `rows_per_s`
-    (over all workers) and `data_wait_share` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it
-    is started again with the same `run_dir`. `shuffle_labels` trains on permuted answers: a model that must not pass the gate.
+    `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `workers`,
+    `rows_per_s` (over all workers), the figures of `raymlp.train.figures.epoch_figures` and, where the peak of the device is known,
+    `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started again with the same `run_dir`; what
+    interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels` trains on permuted answers: a model
+    that must not pass the gate.
 
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
-    cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number.
+    cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number, a disk is full, or the run
+    in `run_dir` was begun with other settings.
     """
     check(config)
     require(config.model)
+    same = identity(config, snapshot.digest, shuffle_labels=shuffle_labels)
     if (run_dir / "bundle").exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
@@ -77,7 +83,7 @@ def train(
     model = start.model if start else config.model
     if not isinstance(model, Trees):
         config = settled(config, NetShape.of(model, plan, edges))
-    make_folder(run_dir)
+    require_same(make_folder(run_dir), same)
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold, distil=config.train.distil)
         job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile), edges, start)
@@ -86,6 +92,15 @@ def train(
         raise explained(error) from error
     bundle, metrics = bundle_of(job, outcome, snapshot, profile, run_id)
     return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
+
+
+def finished(config: Config, snapshot: Snapshot, *, run_dir: Path) -> TrainedModel | None:
+    """The model of a run that came to its end, or None. Raises TrainingError when it was begun with other settings or data."""
+    if not (run_dir / "bundle").exists():
+        return None
+    require_same(run_dir, identity(config, snapshot.digest))
+    bundle = load_bundle(run_dir / "bundle")
+    return TrainedModel(run_dir / "bundle", bundle.metrics, bundle.run_id)
 
 
 def fit_in_process(config: Config, snapshot_path: Place, report: OnEpoch) -> dict[str, float]:
@@ -114,7 +129,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     try:
         result: Found = ray.get(work.remote(config, snapshot.path, what, make_folder(folder)))
     except RayError as error:
-        cause = _root(error)
+        cause = root(error)
         raise cause if isinstance(cause, RaymlpError) else explained(error) from error
     return result
 
@@ -152,13 +167,14 @@ def _gpu_bytes() -> int:
 
 def wait_for_room(settings: Train, *, streams: bool) -> None:
     """Raise ConfigError with the arithmetic when the workers do not fit the cluster, at once or after others had time to finish."""
-    needed = {"CPU": settings.num_workers * settings.cpus_per_worker + (1 if streams else 0)}
+    workers = settings.elastic.min_workers if settings.elastic else settings.num_workers
+    needed = {"CPU": workers * settings.cpus_per_worker + (1 if streams else 0)}
     if settings.gpu:
-        needed["GPU"] = float(settings.num_workers)
-    sums = f"{settings.num_workers} workers x {settings.cpus_per_worker:g} CPUs" + (" + 1 CPU to read" if streams else "")
+        needed["GPU"] = float(workers)
+    sums = f"{workers} workers x {settings.cpus_per_worker:g} CPUs" + (" + 1 CPU to read" if streams else "")
     for kind, amount in needed.items():
         total = ray.cluster_resources().get(kind, 0.0)
-        asked = f"{sums} = {amount:g} CPUs" if kind == "CPU" else f"{settings.num_workers} workers x 1 GPU = {amount:g} GPUs"
+        asked = f"{sums} = {amount:g} CPUs" if kind == "CPU" else f"{workers} workers x 1 GPU = {amount:g} GPUs"
         if amount > total:
             raise ConfigError(f"training needs {asked}; the cluster has {total:g}. Set train.num_workers or train.cpus_per_worker.")
         deadline = time.monotonic() + WAIT_FOR_CPUS_S
@@ -182,17 +198,21 @@ def _worker(settings: dict[str, Any]) -> Any:
     from raymlp.train.worker import run
 
     job: Job = ray.get(settings["job"])
-    return run(job)
+    return run(job, Path(settings["run_dir"]), settings["watch_nodes"])
 
 
 def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     settings, verbose = job.config.train, job.config.runtime.verbose
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.gpu else {})
+    scaling: dict[str, Any] = {"num_workers": settings.num_workers}
+    if settings.elastic:
+        workers = (settings.elastic.min_workers, settings.num_workers)
+        scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": settings.elastic.look_every_s}
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": ray.put(job)},
+        train_loop_config={"job": ray.put(job), "run_dir": str(run_dir.resolve()), "watch_nodes": _has_many_nodes()},
         torch_config=_network(job),
-        scaling_config=ray.train.ScalingConfig(num_workers=settings.num_workers, use_gpu=settings.gpu, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(**scaling, use_gpu=settings.gpu, resources_per_worker=resources),
         datasets=dict(feed.datasets),
         dataset_config=feed.shards,
         run_config=ray.train.RunConfig(
@@ -206,8 +226,8 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     )
     with _ray_train_settings():
         result = trainer.fit()
-    if isinstance(result.return_value, TrainingError):
-        raise result.return_value
+    if result.return_value is None:
+        raise TrainingError("training was saved and stopped by its caller.")
     assert isinstance(result.return_value, Outcome)
     return result.return_value
 
@@ -226,7 +246,7 @@ def _ray_train_settings() -> Iterator[None]:
     """Ray Train's controller looks at its workers every 2 s by default, which short epochs would wait for. It also keeps a process
     that watches for nodes about to be taken away; one node alone is never."""
     wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S)}
-    if len(ray.nodes()) == 1:
+    if not _has_many_nodes():
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
@@ -237,35 +257,8 @@ def _ray_train_settings() -> Iterator[None]:
             del os.environ[name]
 
 
-def explained(error: BaseException) -> TrainingError:
-    """The root cause first: that of the worker that raised, rather than of those that lost touch with it."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    if not failures:
-        cause = _root(error)
-        return TrainingError(f"{type(cause).__name__}: {_first_line(cause)}")
-    rank, failure = min(failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
-    cause = _root(failure)
-    return TrainingError(f"{type(cause).__name__}: {_first_line(cause)} (worker {rank}). Ray's log of the worker has the traceback.")
-
-
-def _root(error: BaseException) -> BaseException:
-    """What Ray's own exceptions are wrapped around."""
-    while True:
-        inner = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None) or getattr(error, "cause", None)
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner
-
-
-def _is_echo(error: BaseException) -> bool:
-    """Whether a worker only noticed that another one was gone."""
-    text = str(error).lower()
-    return any(word in text for word in ("connection closed", "connection reset", "gloo", "nccl", "barrier", "timed out"))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
+def _has_many_nodes() -> bool:
+    return len(ray.nodes()) > 1
 
 
 def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:

@@ -38,7 +38,7 @@ def fit_held(
     config: Config, snapshot: Snapshot, shelf: Shelf, report: Report, resume: Path | None = None, *, latency: bool = False
 ) -> dict[str, float]:
     """Train in this process on the rows of the shelf, as one worker on the CPU. `report` hears each epoch, and its checkpoint where
-    `train.checkpoint_every_epochs` makes one; true ends training. `resume` is such a checkpoint, perhaps of other settings.
+    `train.checkpoint` makes one; true ends training. `resume` is such a checkpoint, perhaps of other settings.
 
     Gives the metrics on the validation split, `interval_low` and `interval_high` of the main metric, and `latency_ms` where asked.
     """

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 from numpy.typing import NDArray
-from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
 from raymlp.config.trees import Trees
-from raymlp.core.errors import DataError, TrainingError
+from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
@@ -30,39 +29,57 @@ from raymlp.model.huggingface import start_of
 from raymlp.model.nets import number_edges
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source, local_blocks, shard_source
+from raymlp.train.follow import STOP
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
-from raymlp.train.loop import Report, Save, Seat, alone, fit, quiet
-from raymlp.train.rounds import Team, fit_trees
+from raymlp.train.loop import Seat, alone, fit, quiet
+from raymlp.train.pulse import Notice
+from raymlp.train.rounds import fit_trees
 from raymlp.train.strategy import strategy_of
+from raymlp.train.team import Report, Save, Stopped, Team
+from raymlp.train.upload import Uploads
 
 Splits = Mapping[str, Sequence[Block]]
 """Transformed rows in memory, by split."""
 
 
-def run(job: Job) -> Outcome | TrainingError | None:
-    """Train as one worker of a Ray Train group; rank 0 gives the outcome back.
+def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
+    """Train as one worker of a Ray Train group; rank 0 gives the outcome back, unless the run was saved and stopped.
 
-    A TrainingError is given back, too, rather than raised: all workers come to it together, and a new start would not help.
+    `watch_nodes` asks now and then whether a node is about to be taken away. What the worker raises names its node in a note.
     """
     quiet(job.config.runtime.verbose)
-    context = ray.train.get_context()
+    context, uploads = ray.train.get_context(), Uploads()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    gather = _gather if world_size > 1 else lambda rows: rows
+    device = ray.train.torch.get_device() if not job.has_trees else torch.device("cpu")
+
+    def agree(values: list[float]) -> list[float]:
+        return _agree(values, device)
+
+    def hear() -> Notice:
+        leaving = watch_nodes and ray.train.get_preemption_info() is not None
+        return Notice.STOP if rank == 0 and (run_dir / STOP).exists() else Notice.SAVE if leaving else Notice.NONE
+
+    team = Team(rank, world_size, hear=hear, uploading=uploads.pending)
+    if world_size > 1:
+        team = replace(team, gather=_gather, agree=agree)
     first, last = job.valid_range(rank, world_size)
-    train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
-    valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
     checkpoint = ray.train.get_checkpoint()
     try:
+        train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
+        valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             resume = Path(folder) if folder else None
             if job.has_trees:
-                outcome = fit_trees(job, train, valid, Team(rank, world_size, gather), report=_report, resume=resume)
+                outcome = fit_trees(job, train, valid, team, report=uploads.report, resume=resume)
             else:
-                strategy = strategy_of(job.config.train, world_size=world_size, device=ray.train.torch.get_device())
-                outcome = fit(job, train, valid, seat=Seat(strategy, rank, world_size, gather), report=_report, resume=resume)
-    except TrainingError as error:
-        return error
+                strategy = strategy_of(job.config.train, world_size=world_size, device=device)
+                outcome = fit(job, train, valid, seat=Seat(strategy=strategy, **vars(team)), report=uploads.report, resume=resume)
+    except Stopped:
+        return None
+    except Exception as error:
+        error.add_note(f"node {ray.util.get_node_ip_address()}")
+        raise
     return outcome if rank == 0 else None
 
 
@@ -98,12 +115,16 @@ def job_of(config: Config, plan: FeaturePlan, splits: Splits, profile: Profile, 
 
 
 def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None = None) -> Outcome:
-    """Train in this process on rows in memory, from a checkpoint where one is given."""
+    """Train in this process on rows in memory, from a checkpoint where one is given. `report` hears whole epochs alone."""
     quiet(job.config.runtime.verbose)
     train, valid = held_source(splits["train"]), held_source(splits["valid"])
+
+    def of_epochs(metrics: dict[str, float], save: Save | None) -> bool | None:
+        return report(metrics, save) if "epoch" in metrics else None
+
     if job.has_trees:
         return fit_trees(job, train, valid, Team(), report=report, resume=resume)
-    return fit(job, train, valid, seat=alone(), report=report, resume=resume)
+    return fit(job, train, valid, seat=alone(), report=of_epochs, resume=resume)
 
 
 @lru_cache(maxsize=1)
@@ -112,21 +133,11 @@ def _splits(path: Place, plan: str, distil: Distil | None) -> Splits:
     return {split: list(local_blocks(path, FeaturePlan.from_json(plan), split, distil)) for split in ("train", "valid")}
 
 
-def _report(metrics: dict[str, float], save: Save | None) -> None:
-    """Give an epoch's metrics to Ray Train; a checkpoint is written to one folder a node and uploaded once from each."""
-    if save is None:
-        ray.train.report(metrics)
-        return
-    context = ray.train.get_context()
-    mine = tempfile.mkdtemp(prefix="raymlp-checkpoint-") if context.get_world_rank() == 0 else ""
-    folder = Path(broadcast_from_rank_zero(mine))
-    folder.mkdir(exist_ok=True)
-    save(folder)
-    barrier()
-    uploads = context.get_local_rank() == 0
-    ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if uploads else None)
-    if uploads:
-        shutil.rmtree(folder, ignore_errors=True)
+def _agree(values: list[float], device: torch.device) -> list[float]:
+    together = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+    agreed: list[float] = together.tolist()
+    return agreed
 
 
 def _gather(rows: NDArray[Any]) -> NDArray[Any]:

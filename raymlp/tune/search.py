@@ -101,7 +101,7 @@ def trial_config(config: Config, draw: Mapping[str, Any]) -> Config:
         if config.train.precision == "16":
             fixed["train.precision"] = "32"
     if config.tune.searcher.kind == "pbt":
-        fixed["train.checkpoint_every_epochs"] = 1
+        fixed["train.checkpoint.every_epochs"] = 1
     return with_overrides(config, {**fixed, **draw})
 
 

@@ -70,7 +70,14 @@ def planted(rows: int, seed: int, task: str) -> pa.Table:
 
 
 def config_of(task: str = "binary", **train: Any) -> Config:
-    settings = {"epochs": 5, "batch_size": 16, "learning_rate": 0.005, "shuffle_rows": 700, "patience": 9, "max_failures": 0} | train
+    settings = {
+        "epochs": 5,
+        "batch_size": 16,
+        "learning_rate": 0.005,
+        "shuffle_rows": 700,
+        "stopping": {"patience": 9},
+        "max_failures": 0,
+    } | train
     return Config(
         problem=Problem(name="planted", task=task, target="y"),
         data=Data(source=ParquetSource(path="unused"), split=RandomSplit()),

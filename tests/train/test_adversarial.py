@@ -88,7 +88,7 @@ def test_pgd_with_enough_steps_ends_at_the_corner_that_one_step_reaches() -> Non
 def test_a_net_that_learned_from_moved_rows_withstands_them_better(attack: dict[str, Any], snapshots: Snapshots) -> None:
     """`noise` says nothing, so a net that leans on it is misled by it. Weak training (a share of almost 0) is what it is compared with."""
     settings = [{**attack, "epsilon": 0.5, "share": share} for share in (1e-6, 1.0)]
-    config = config_of(epochs=8, batch_size=32, patience=9)
+    config = config_of(epochs=8, batch_size=32, stopping={"patience": 9})
     plain, robust = (
         fit_in_process(with_overrides(config, {"train.adversarial": given}), snapshots("binary").path, lambda _: None) for given in settings
     )

@@ -95,7 +95,7 @@ def test_soft_targets_are_the_scores_of_the_teacher_row_by_row_through_every_shu
 def test_a_teacher_takes_the_noise_out_of_few_answers(teachers: Callable[[str], Path], tmp_path: Path) -> None:
     """A hundred rows tell a net little by themselves. Mean of three seeds, since one is chance."""
     few = write_snapshot(tmp_path, {"train": planted(100, 5, "binary"), "valid": planted(2_000, 6, "binary")})
-    alone = config_of(epochs=30, batch_size=16, patience=30)
+    alone = config_of(epochs=30, batch_size=16, stopping={"patience": 30})
     taught = with_overrides(alone, {"train.distil": {"teacher": str(teachers("binary")), "weight": 0.9}})
     losses = [
         np.mean([fit_in_process(with_overrides(config, {"train.seed": seed}), few.path, lambda _: None)["log_loss"] for seed in range(3)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raymlp.core.errors import RaymlpError, TrainingError
-from raymlp.train.follow import EpochLog, follow
+from raymlp.train.follow import STOP, EpochLog, follow
 
 
 def written(folder: Path, epochs: list[int], result: str = "done") -> str:
@@ -36,22 +36,32 @@ def test_an_error_of_the_listener_stops_the_run_and_comes_back(tmp_path: Path) -
     ended: list[str] = []
 
     def run() -> str:
-        try:
-            for epoch in range(1_000):
-                written(tmp_path, [epoch])
-                time.sleep(0.01)
-        except TrainingError as error:
-            ended.append(str(error))
-            raise
-        return "never"
+        written(tmp_path, [0])
+        while not (tmp_path / STOP).exists():
+            time.sleep(0.01)
+        ended.append("saved")
+        return "stopped"
 
     def on_epoch(_: dict[str, float]) -> None:
         raise RaymlpError("the tracking server is gone")
 
     with pytest.raises(RaymlpError, match="the tracking server is gone"):
         follow(run, tmp_path, on_epoch)
-    assert ended == ["training was stopped by its caller."]
-    assert follow(lambda: "again", tmp_path, lambda _: None) == "again", "a stop must not outlive its run"
+    assert ended == ["saved"]
+    assert follow(lambda: "again", tmp_path, lambda _: None) == "again"
+    assert not (tmp_path / STOP).exists(), "a stop must not outlive its run"
+
+
+def test_an_error_made_on_purpose_is_final_and_others_are_tried_again(tmp_path: Path) -> None:
+    log = EpochLog(tmp_path)
+    log.after_exception(None, {0: OSError("the store does not answer")})
+    with pytest.raises(TrainingError, match="no number"):
+        log.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: TrainingError("the loss is no number")})
+
+
+def test_a_checkpoint_within_an_epoch_is_no_epoch(tmp_path: Path) -> None:
+    EpochLog(tmp_path).after_report(None, [{"step": 3.0}], None)
+    assert not (tmp_path / "epochs.jsonl").exists()
 
 
 def test_an_error_of_the_run_comes_back_as_it_is(tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_a_step_clips_each_row_and_adds_noise_of_the_right_size() -> None:
 
 def test_a_run_stops_within_its_budget_and_the_bundle_says_what_it_spent(snapshots: Snapshots) -> None:
     snapshot = snapshots("binary")
-    config = with_overrides(config_of(batch_size=64, epochs=30, patience=30), {"train.private": {"max_epsilon": 3.0, "noise": 1.0}})
+    config = with_overrides(
+        config_of(batch_size=64, epochs=30, stopping={"patience": 30}), {"train.private": {"max_epsilon": 3.0, "noise": 1.0}}
+    )
     heard: list[dict[str, float]] = []
     job, outcome = outcome_alone(config, snapshot.path, heard.append)
     bundle, metrics = bundle_of(job, outcome, snapshot, load_profile(snapshot.path), "run")

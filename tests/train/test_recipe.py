@@ -240,7 +240,10 @@ def test_the_whole_product_is_refused_or_not_as_it_should_be() -> None:
     [
         ({"label_smoothing": 0.1, "loss": {"kind": "focal"}}, r"train.label_smoothing is 0.1 with train.loss.kind=focal"),
         ({"mix": {"kind": "cutmix"}}, r"train.mix.kind is cutmix.*features.image names none"),
-        ({"schedule": {"kind": "plateau", "epochs": 4}, "patience": 4}, r"train.schedule.epochs is 4 and train.patience 4"),
+        (
+            {"schedule": {"kind": "plateau", "epochs": 4}, "stopping": {"patience": 4}},
+            r"train.schedule.epochs is 4 and train.stopping.patience 4",
+        ),
     ],
 )
 def test_what_cannot_be_had_together_is_refused_in_one_line(settings: dict[str, Any], line: str) -> None:

@@ -75,7 +75,8 @@ def runs(ray_runtime: Runtime, snapshots: Snapshots, tmp_path_factory: pytest.Te
             train, valid = source("train", rank * size, (rank + 1) * size), source("valid", *job.valid_range(rank, 2))
 
             def run(job: Job, report: Any, resume: Path | None = None, train: Any = train, valid: Any = valid) -> Any:
-                seat = Seat(strategy_of(job.config.train, world_size=2, device=get_device()), rank, 2, _gather)
+                strategy = strategy_of(job.config.train, world_size=2, device=get_device())
+                seat = Seat(strategy=strategy, rank=rank, world_size=2, gather=_gather)
                 return fit(job, train, valid, seat=seat, report=report, resume=resume)
 
             def save_first(metrics: dict[str, float], save: Any, place: Path = folder / name) -> None:

@@ -57,7 +57,7 @@ def config_of(features: Features, **train: Any) -> Config:
         data=Data(source=ParquetSource(path="unused"), split=RandomSplit(), images=images),
         features=features,
         model=Mlp(hidden=(64,)),
-        train=Train(**{"batch_size": 32, "learning_rate": 0.003, "epochs": 4, "patience": 9, **train}),
+        train=Train(**{"batch_size": 32, "learning_rate": 0.003, "epochs": 4, "stopping": {"patience": 9}, **train}),
         tune=Tune(space={"train.learning_rate": Choice(values=(0.01,))}),
     )
 

@@ -113,7 +113,7 @@ def test_one_ray_worker_gives_exactly_what_one_process_gives(solo: TrainedModel,
 
 
 def test_two_workers_give_the_same_model_again_though_one_is_killed(pair: TrainedModel, snapshots: Snapshots, tmp_path: Path) -> None:
-    model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, kill_at=1, max_failures=1, checkpoint_every_epochs=2)
+    model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, kill_at=1, max_failures=1, checkpoint={"every_epochs": 2})
     assert same(model, pair)
     assert heard == [0, 1, 2, 3, 4]
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
@@ -149,7 +149,7 @@ def test_a_worker_that_fails_is_explained_by_its_root_cause(
         return Job(config, plan.model_copy(update={"steps": plan.steps[1:]}), *rest)
 
     monkeypatch.setattr(trainer, "Job", with_another_plan)
-    with pytest.raises(TrainingError, match=r"^ValueError: cannot reshape array .*\(worker 0\)") as caught:
+    with pytest.raises(TrainingError, match=r"^ValueError: cannot reshape array .*\(worker 0 on node [\d.]+\)") as caught:
         trained(snapshots("binary"), tmp_path)
     assert isinstance(caught.value.__cause__, WorkerGroupError)
     assert not (tmp_path / "bundle").exists()

@@ -111,7 +111,7 @@ def test_the_flat_arrays_give_what_the_library_gives(kind: str, task: str, snaps
 @pytest.mark.parametrize("kind", KINDS)
 def test_trees_are_those_of_the_library_on_the_same_tensors(kind: str, snapshots: Snapshots) -> None:
     whole = {"subsample": 1.0, "feature_share": 1.0}
-    job, splits = job_alone(config_for(kind, "regression", model=whole, epochs=2, patience=9), snapshots("regression").path)
+    job, splits = job_alone(config_for(kind, "regression", model=whole, epochs=2, stopping={"patience": 9}), snapshots("regression").path)
     outcome = fit_alone(job, splits, lambda *_: None)
     x, v = (np.concatenate([matrix(block.tensors) for block in splits[split]]) for split in ("train", "valid"))
     y, truth = (np.concatenate([block.target for block in splits[split]]) for split in ("train", "valid"))
@@ -143,7 +143,7 @@ def test_the_loss_of_a_row_by_hand() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_stops_after_patience_and_keeps_the_best_round(kind: str, snapshots: Snapshots) -> None:
     greedy = {"rounds_per_epoch": 5, "learning_rate": 1.0}
-    _, outcome, epochs = fitted(snapshots("binary"), config_for(kind, "binary", model=greedy, epochs=40, patience=2))
+    _, outcome, epochs = fitted(snapshots("binary"), config_for(kind, "binary", model=greedy, epochs=40, stopping={"patience": 2}))
     assert len(epochs) == outcome.progress.best_epoch + 2 < 40
     best = min(epoch["valid_loss"] for epoch in epochs)
     known = np.mean(loss_of("binary", outcome.outputs[:, None], outcome.answers))
