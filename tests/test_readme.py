@@ -1,4 +1,4 @@
-"""The README is true line by line: its commands are parsed, composed or run."""
+"""The README and docs/training.md are true line by line: their commands are parsed, composed or run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from raymlp.config.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+TRAINING = (ROOT / "docs" / "training.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
@@ -23,7 +24,11 @@ VERBS = {command.callback.__name__ for command in app.registered_commands if com
 def commands() -> list[str]:
     """Commands in bash blocks and inline code, without trailing comments."""
     lines = [line.split("   #")[0].split("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-    inline = [code for code in re.findall(r"`([^`\n]+)`", README) if code.startswith(("raymlp ", "ray job", "make "))]
+    inline = [
+        " ".join(code.split())
+        for code in re.findall(r"`([^`]+)`", f"{README}\n{TRAINING}")
+        if code.startswith(("raymlp ", "ray job", "make "))
+    ]
     return [line for line in [*lines, *inline] if line.startswith(("raymlp ", "ray job", "make "))]
 
 
@@ -50,8 +55,21 @@ def test_the_verbs_are_those_of_the_command_line() -> None:
 
 
 def test_every_path_and_picture_it_names_exists() -> None:
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"`((?:raymlp|conf|docs|jobs)/[\w/.]*)`", README):
-        assert (ROOT / path).exists(), path
+    for text, base in ((README, ROOT), (TRAINING, ROOT / "docs")):
+        for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+            assert (base / path).exists(), path
+        for path in re.findall(r"`((?:raymlp|conf|docs|jobs)/[\w/.]*)`", text):
+            assert (ROOT / path).exists(), path
+
+
+def test_every_setting_that_is_named_composes() -> None:
+    """Those of `docs/training.md` that stand alone as `group.key=value`, without the settings of others beside them."""
+    words = [word for code in re.findall(r"`([^`]+)`", TRAINING) for word in code.split() if re.fullmatch(r"[a-z_.]+\.[a-z_]+=\S+", word)]
+    assert len(words) > 20
+    known = load_config("flights").model_dump()
+    for word in words:
+        section, key = word.partition("=")[0].split(".")[:2]
+        assert key in known[section] or section == "model", word
 
 
 @pytest.mark.ray
