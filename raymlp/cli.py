@@ -323,6 +323,9 @@ def run(overrides: Overrides = None, verbose: Verbose = False) -> None:
     _tell(config, summary, story)
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: errors of ours in one line, root causes of others, and the exit code."""
     sys.exit(run_command(sys.argv[1:]))
@@ -334,16 +337,15 @@ def run_command(words: Iterable[str]) -> int:
 
     words = list(words)
     try:
-        app(words, standalone_mode=False)
+        if app(words, standalone_mode=False) == INTERRUPTED:  # Typer makes an exit code of Ctrl-C
+            _complain("Interrupted.")
+            return INTERRUPTED
     except RaymlpError as error:
         _complain(f"{type(error).__name__}: {error}")
         return error.exit_code
     except Terminated:
         _complain("Terminated.")
         return 143
-    except KeyboardInterrupt:
-        _complain("Interrupted.")
-        return 130
     except typer.Exit as stop:
         return stop.exit_code
     except Exception as error:
@@ -406,7 +408,7 @@ def _placed(overrides: list[str] | None, verbose: bool) -> Iterator[tuple[Site, 
         yield site, story
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(SystemExit):
     """SIGTERM: what Ctrl-C is, with an exit code of its own."""
 
 
@@ -420,7 +422,7 @@ def _until_interrupted(endpoint: Endpoint) -> None:
     Console(highlight=False).print(
         f"\n{endpoint.url}/v1/models/{endpoint.name}:predict answers until Ctrl-C. Page: {endpoint.url}/docs", markup=False
     )
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, Terminated):
         signal.pause()
 
 

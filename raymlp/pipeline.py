@@ -150,7 +150,7 @@ def train(
                 model = trainer.train(
                     config, snapshot, run_dir=runs / run.id, run_id=run.id, on_epoch=on_epoch, shuffle_labels=shuffle_labels
                 )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 if name:
                     step.note(f"the run '{name}' goes on from here when the same command is given again")
                 raise

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raymlp.cli import app, run_command
+from raymlp.cli import Terminated, app, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = [command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -96,3 +96,15 @@ def test_broken_rules_are_a_table_and_exit_code_1(
     assert "breaks 1 rules of c.yaml" in shown.err
     broken.clear()
     assert run_command(words) == 0
+
+
+@pytest.mark.parametrize(("stop", "code", "said"), [(Terminated(), 143, "Terminated."), (KeyboardInterrupt(), 130, "Interrupted.")])
+def test_a_command_that_is_stopped_says_so_by_its_exit_code(
+    stop: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise stop
+
+    monkeypatch.setattr("raymlp.pipeline.prepare", stopped)
+    assert run_command(["prepare", "experiment=flights", f"runtime.storage={tmp_path}"]) == code
+    assert said in capsys.readouterr().err
