@@ -67,10 +67,11 @@ class Job:
                 f"model.kind is {self.config.model.kind}, and the features hold {'a text' if self.plan.texts else 'an image'}; expected "
                 "numbers and categories alone. Choose a net, such as model=mlp, or leave the column out by features.drop."
             )
-        assert self.attacker is None or self.attacker.share
-        if self.config.train.private:
+        if self.config.train.adversarial:
+            Attacker(self.config.train.adversarial, self.plan)
+        if self.budget is not None:
             refuse_unfit(build_net(self.shape), self.config.model.kind)
-            assert self.epochs
+            _ = self.budget.epochs
         if isinstance(self.config.model, Own):
             from raymlp.train.own import check
 

@@ -221,7 +221,7 @@ class EpochWatch(pl.Callback):
         self._progress.seconds = beat.seconds
         if minutes := self._settings.budget.minutes:
             left_s = minutes * 60 - beat.seconds - beat.reserve_s
-            self._over = left_s <= 0
+            self._over = self._over or left_s <= 0
             self._progress.fit_schedule(self._settings, _epoch_steps(self._job, self._batches), left_s)
         return beat
 

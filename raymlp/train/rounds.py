@@ -26,6 +26,7 @@ from raymlp.model.trees import FILES, TreeScorer, matrix
 from raymlp.runtime import environment
 from raymlp.train.blocks import Source, joined
 from raymlp.train.boosting import Booster, Rows, booster
+from raymlp.train.figures import Figures, epoch_figures
 from raymlp.train.job import Job, Outcome, Progress
 from raymlp.train.pace import Pace
 from raymlp.train.pulse import Notice, Pulse
@@ -68,7 +69,7 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
     assert isinstance(model, Trees)
     progress = Progress.load(resume) if resume else Progress(team.world_size, Pace(0))
     pulse = Pulse(team.agree, team.hear, rank=team.rank, seconds=progress.seconds)
-    saved_s = progress.seconds
+    saved_s, figures = progress.seconds, Figures()
     started = time.perf_counter()
     rows, held = _rows(train, job.class_weights), _rows(valid, job.class_weights)
     waited = time.perf_counter() - started
@@ -86,17 +87,19 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
                 seed=settings.seed, threads=max(1, int(settings.cpus_per_worker)), network=_machines(model, team), resume=text,
             )  # fmt: skip
         while not progress.finished:
-            started, before = time.perf_counter(), best.round
-            losses, outputs = _epoch(making, model.rounds_per_epoch, rows, held, target.task, team, best)
-            took = max(time.perf_counter() - started, 1e-9)
+            before = best.round
+            figures.start()
+            losses, outputs = _epoch(making, model.rounds_per_epoch, rows, held, target.task, team, best, figures)
+            took = figures.seconds
             metric = job.config.problem.main_metric
             scores = Calibration.undoing(target.task, job.class_weights).apply(_in_unit(target, team.gather(outputs)))
             metrics = {
                 "epoch": float(progress.epochs),
                 **losses,
                 f"valid_{metric}": METRICS[target.task][metric](_truth(target, answers), scores),
+                "workers": float(team.world_size),
                 "rows_per_s": job.rows["train"] * model.rounds_per_epoch / took,
-                "data_wait_share": min(1.0, waited / (waited + took)),
+                **epoch_figures(team.gather(figures.row(train_s=waited + took, waited_s=waited))),
             }
             waited = 0.0
             beat = pulse.beat(making.rounds, uploading=team.uploading())
@@ -129,8 +132,11 @@ def _is_over(budget: Budget, rounds: int, seconds: float) -> bool:
     return by_rounds or (budget.minutes is not None and seconds >= budget.minutes * 60)
 
 
-def _epoch(making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best) -> tuple[dict[str, float], Floats]:
-    """Some rounds; the losses at the best of them, and this worker's validation outputs there. Notes in `best` the best round of all."""
+def _epoch(
+    making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best, figures: Figures
+) -> tuple[dict[str, float], Floats]:
+    """Some rounds; the losses at the best of them, and this worker's validation outputs there. Notes in `best` the best round of all.
+    A round is a step of the figures."""
     lowest, kept = float("inf"), np.zeros(0)
     losses: dict[str, float] = {}
     for _ in range(rounds):
@@ -143,6 +149,7 @@ def _epoch(making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, t
             lowest, kept, losses = loss, outputs[1], {"train_loss": train_sum / train_rows, "valid_loss": loss}
         if loss < best.loss:
             best.round, best.loss = making.rounds, float(loss)
+        figures.step()
     return losses, kept
 
 

@@ -97,7 +97,7 @@ def trial_config(config: Config, draw: Mapping[str, Any]) -> Config:
     """The config of one trial: the drawn values, for `tune.epochs` epochs, on one CPU unless trials have the workers of `train`."""
     fixed: dict[str, Any] = {"train.epochs": config.tune.epochs}
     if config.tune.workers == "one":
-        fixed |= {"train.num_workers": 1, "train.cpus_per_worker": 1, "train.gpu": False}
+        fixed |= {"train.num_workers": 1, "train.elastic": None, "train.cpus_per_worker": 1, "train.gpu": False}
         if config.train.precision == "16":
             fixed["train.precision"] = "32"
     if config.tune.searcher.kind == "pbt":
@@ -281,9 +281,7 @@ def as_trial(
     final = dict(result.get("final") or {})
     bounds = [final.pop(name, None) for name in ("interval_low", "interval_high")]
     main = config.problem.main_metric
-    known = {LOSS: result.get("lowest"), main: result.get("main"), **final}
-    if result.get("lowest") is not None:
-        known[LOSS] = result["lowest"]
+    known = {main: result.get("main"), **final} | ({LOSS: result["lowest"]} if "lowest" in result else {})
     error = death or result.get("error")
     if not error and not result.get("epochs") and not final:
         error = "the time was over before the first epoch ended"

@@ -133,6 +133,11 @@ def test_a_budget_of_steps_ends_in_the_middle_of_an_epoch_with_the_schedule_at_i
     assert drill.heard[1]["valid_loss"] < drill.heard[0]["valid_loss"], "the cut epoch was validated"
 
 
+def test_the_limit_that_is_met_first_ends_training(snapshots: Snapshots) -> None:
+    drill = Drill(snapshots("binary"), **SETTINGS, budget={"steps": 20, "minutes": 60})
+    assert (drill.run().progress.pace.steps, len(drill.heard)) == (20, 2)
+
+
 def test_a_budget_of_time_ends_training_with_the_schedule_at_its_end(snapshots: Snapshots, clock: None) -> None:
     """Thirty seconds, of which each step takes one and the validation is kept out of the count."""
     drill = Drill(snapshots("binary"), **(SETTINGS | {"epochs": 100}), budget={"minutes": 0.5})
