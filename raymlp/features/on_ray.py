@@ -44,7 +44,9 @@ def hold_files(files: Sequence[str], work: Work, **options: Any) -> Any:
     """
     import ray.data
 
-    return ray.data.from_arrow_refs([ref for made in _started(files, work, options) for ref in made])
+    held = ray.data.from_arrow_refs([ref for made in _started(files, work, options) for ref in made])
+    held.context.execution_options.preserve_order = True  # else `iter_batches`, whose threads overtake one another, gives any order
+    return held
 
 
 def gather_files(files: Sequence[str], work: Work, **options: Any) -> Iterator[pa.Table]:
