@@ -179,7 +179,7 @@ def _worker(settings: dict[str, Any]) -> Any:
     from raymlp.train.worker import run
 
     job: Job = ray.get(settings["job"])
-    return run(job, Path(settings["run_dir"]), settings["watch_nodes"])
+    return run(job, Path(settings["run_dir"]), settings["held"], watch_nodes=settings["watch_nodes"])
 
 
 def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
@@ -200,7 +200,7 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     )
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": ray.put(job), "run_dir": str(run_dir), "watch_nodes": watch_nodes},
+        train_loop_config={"job": ray.put(job), "held": feed.held, "run_dir": str(run_dir), "watch_nodes": watch_nodes},
         torch_config=_network(job),
         scaling_config=ray.train.ScalingConfig(**scaling, use_gpu=settings.gpu, resources_per_worker=resources),
         datasets=dict(feed.datasets),
