@@ -292,7 +292,7 @@ model: {{kind: mlp, hidden: [16]}}
 train: {{epochs: 25, batch_size: 16, learning_rate: 0.005, stopping: {{patience: 30}}}}
 tune:
   space:
-    train.learning_rate: {{kind: log_uniform, low: 0.001, high: 0.1}}
+    train.learning_rate: {{kind: loguniform, low: 0.001, high: 0.1}}
 runtime: {{storage: {folder}/artifacts, num_cpus: 4, object_store_mb: 200}}
 """
 
