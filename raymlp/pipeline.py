@@ -123,6 +123,7 @@ def train(
     """
     from raymlp.runtime.tracking import tracked
     from raymlp.train import named, trainer
+    from raymlp.train.support import unused
 
     snapshot, config = snapshot or prepare(config, story=story), with_teacher(config)
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
@@ -157,6 +158,8 @@ def train(
             run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
             run.file(model.bundle / "environment.json")
         step.result(f"{metric} {model.metrics[metric]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
+        if ignored := unused(config):
+            step.note(f"without effect were {ignored}")
     return model
 
 

@@ -18,7 +18,7 @@ from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
 from raymlp.runtime.session import storage_root
 from raymlp.train.choice import foretold
-from raymlp.train.support import refusals
+from raymlp.train.support import refusals, unused
 
 GROWTH = 3
 """Free disk asked for, as a multiple of the source files."""
@@ -96,7 +96,7 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
 
 
 def _model(config: Config, problem: Say) -> dict[str, str]:
-    """Whether the model's package, or a net of the user's own, is there, and whether the endpoint may run it."""
+    """Whether the model's package, or a net of the user's own, is there, goes with the recipe, and whether the endpoint may run it."""
     from raymlp.config.model import Own
     from raymlp.core.trust import TRUSTED, serves
     from raymlp.model.nets import require
@@ -104,7 +104,13 @@ def _model(config: Config, problem: Say) -> dict[str, str]:
     require(config.model)
     if not isinstance(config.model, Own):
         return {}
-    path = config.model.target
+    from raymlp.model.own import class_of
+
+    path, kind = config.model.target, class_of(config.model)
+    if hasattr(kind, "training_step"):
+        from raymlp.train.own import refuse_hooks
+
+        refuse_hooks(kind, config.train)
     if not serves(path):
         problem(
             f"model._target_ is {path}, which the endpoint would refuse; expected its module in {TRUSTED}. "
@@ -151,8 +157,10 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     how = f"{strategy.kind}{detail}, {workers}, precision {_precision(train)}, {rows:,} rows a step"
     if isinstance(config.model, Trees):
         how = f"{workers}, {config.model.rounds_per_epoch} rounds an epoch"
+    ignored = unused(config)
     return {
         "training": f"{config.model.kind}, {how}, at most {train.epochs} epochs",
+        **({"not used": ignored} if ignored else {}),
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 

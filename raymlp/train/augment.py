@@ -43,8 +43,8 @@ class Augmentation(nn.Module):
         self.steps = nn.Sequential(*steps)
 
     def forward(self, batch: Batch) -> Batch:
-        """The same batch with other pixels: `image` uint8 (B, 3, H, V)."""
+        """The same batch with other pixels: `image` uint8 (B, 3, H, V). What a teacher said of a row stays what it was."""
         image = batch.tensors["image"]
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             changed: Tensor = self.steps(image.float() / 255)
-        return Batch({**batch.tensors, "image": (changed * 255).round().clamp(0, 255).to(torch.uint8)}, batch.target)
+        return Batch({**batch.tensors, "image": (changed * 255).round().clamp(0, 255).to(torch.uint8)}, batch.target, batch.soft)

@@ -27,7 +27,7 @@ from raymlp.train.layers import prepare
 from raymlp.train.mixing import mixed
 from raymlp.train.optimizer import optimizer_of
 from raymlp.train.pace import Pace
-from raymlp.train.private import Budget, private_optimizer
+from raymlp.train.private import Budget, empty_step, private_optimizer
 from raymlp.train.schedule import shares
 
 SURE = 1e-7
@@ -129,6 +129,8 @@ class TableModule(pl.LightningModule):
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.budget is not None and not len(batch):
+            return empty_step(self.net)
         if self.augment is not None:
             batch = self.augment(batch)
         batch, answers = mixed(batch, self.settings.mix)

@@ -222,5 +222,7 @@ def test_a_config_keeps_the_settings_of_a_net_and_preflight_looks_for_it(
     assert any(words in problem for problem in preflight(config).problems)
     monkeypatch.setenv(TRUSTED, "mypackage")
     assert not any("mypackage" in problem for problem in preflight(config).problems)
+    own_steps = load_config("flights", ["model=wide", "model._target_=mypackage.nets.Robust", "train.label_smoothing=.1"])
+    assert any("where train.label_smoothing does nothing" in problem for problem in preflight(own_steps).problems)
     gone = load_config("flights", ["model=wide", "model._target_=mypackage.nets.Gone"])
     assert any("model._target_: mypackage.nets.Gone does not exist" in problem for problem in preflight(gone).problems)
