@@ -168,6 +168,11 @@ def reproduce(
     rows = [(item.name, item.recorded, item.again, "same" if item.same else "differs") for item in result.facts]
     _columns(("", "recorded", "again", ""), rows)
     if result.differences:
+        if result.unrepeatable:
+            raise TrainingError(
+                f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}, as they must: "
+                f"{'; '.join(result.unrepeatable)}."
+            )
         moved = [f"{item.name} was {item.recorded} and is {item.again}" for item in result.environment if not item.same]
         told = "; ".join(moved) or ("the environment is the same" if result.environment else "the bundle does not say where it was made")
         raise TrainingError(f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}: {told}.")

@@ -270,18 +270,25 @@ def find(config: Config, what: Literal["learning-rate", "batch-size"], *, story:
 def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Reproduction:
     """Make a recorded run again, of a bundle's path, `NAME@ALIAS` or a run's id, and compare what comes out, bit by bit.
 
-    Config, snapshot and seed are those that were recorded; a snapshot that is gone is prepared again from its source.
+    Config, snapshot and seed are those that were recorded; a snapshot that is gone is prepared again from its source. A run that
+    cannot come out the same, such as a private one, is made again, too, and the story and the result say why it differs.
     Raises DataError when the source no longer gives it, RegistryError when there is no such model or run.
     """
     from raymlp.data.origin import with_digest
     from raymlp.lineage import recorded_bundle, recorded_config
     from raymlp.model.bundle import load_bundle
     from raymlp.model.comparison import compare, environments
+    from raymlp.train.support import unrepeatable
 
     story = story or SilentStory()
     first = load_bundle(recorded_bundle(reference, site))
     assert first.path is not None
     config = recorded_config(first.config_yaml, site)
+    if reasons := unrepeatable(config):
+        with story.step("look up") as step:
+            step.result(f"run {first.run_id} cannot be made again bit by bit")
+            for reason in reasons:
+                step.note(reason)
     snapshot = with_digest(snapshot_root(config.runtime) / config.problem.name, first.snapshot) or prepare(config, story=story)
     if snapshot.digest != first.snapshot:
         raise DataError(
@@ -291,7 +298,7 @@ def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Repr
     shuffled = "labels_shuffled" in first.metrics
     model = train(config, snapshot=snapshot, story=story, shuffle_labels=shuffled, title="reproduce")
     facts = compare(first.path, model.bundle)
-    return Reproduction(first.run_id, model, facts, environments(first.path, model.bundle))
+    return Reproduction(first.run_id, model, facts, environments(first.path, model.bundle), reasons)
 
 
 def trace(reference: str, site: Site) -> Trace:

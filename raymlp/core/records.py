@@ -244,12 +244,13 @@ class Compared:
 @dataclass(frozen=True)
 class Reproduction:
     """A recorded run made again. `facts` are the digests of the bundle's files and the metrics; `environment` has what may explain
-    a difference: versions, processor, threads."""
+    a difference: versions, processor, threads. `unrepeatable` has the settings of a run that cannot come out the same, with the reason."""
 
     run_id: str
     model: TrainedModel
     facts: tuple[Compared, ...]
     environment: tuple[Compared, ...]
+    unrepeatable: tuple[str, ...] = ()
 
     @property
     def differences(self) -> tuple[Compared, ...]:

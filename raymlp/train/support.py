@@ -52,6 +52,17 @@ def unused(config: Config) -> str:
     return f"{', '.join(f'train.{name}' for name in NETS_ALONE if name in changed)}: {why}" if changed else ""
 
 
+def unrepeatable(config: Config) -> tuple[str, ...]:
+    """Settings that keep a run from being made again bit by bit, each with the reason."""
+    train = config.train
+    reasons = {
+        "train.private draws batches and noise from the operating system, since a seed that is known takes the noise away": train.private,
+        "train.budget.minutes ends training by the clock": train.budget.minutes,
+        "train.elastic goes by the nodes that were there": train.elastic,
+    }
+    return tuple(reason for reason, asked in reasons.items() if asked is not None)
+
+
 def _zero(config: Config) -> bool:
     return isinstance(config.train.strategy, DeepSpeed)
 

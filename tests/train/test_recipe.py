@@ -189,7 +189,8 @@ RECIPES: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_learns_what_was_planted(recipe: dict[str, Any], snapshots: Snapshots) -> None:
-    assert fit_in_process(config_of(epochs=3, **recipe), snapshots("binary").path, lambda _: None)["auc"] > 0.85
+    settings = {"epochs": 3, "batch_size": 64, "learning_rate": 0.02} | recipe
+    assert fit_in_process(config_of(**settings), snapshots("binary").path, lambda _: None)["auc"] > 0.85
 
 
 def test_gradients_of_several_batches_are_one_step(snapshots: Snapshots) -> None:

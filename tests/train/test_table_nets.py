@@ -190,6 +190,11 @@ def test_a_net_that_is_not_sound_is_explained(name: str, error: Any, words: str,
         trained(tmp_path, Own.model_validate({"_target_": f"mypackage.nets.{name}"}), "regression", plain=True)
 
 
+def test_a_net_without_blocks_is_told_before_workers_start(page: dict[str, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.activation_checkpointing is true, and Wide has no repeated blocks"):
+        trained(tmp_path, Own.model_validate({"_target_": "mypackage.nets.Wide"}), "regression", plain=True, activation_checkpointing=True)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
