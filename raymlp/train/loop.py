@@ -338,7 +338,8 @@ def _trainer(job: Job, seat: Seat, watch: pl.Callback, *, steps: int) -> pl.Trai
 
 def _can_fuse(job: Job, seat: Seat) -> bool:
     """The fused AdamW is quicker; DeepSpeed and Lightning's mixed precisions, which clip gradients themselves, need the plain one."""
-    return job.config.train.precision == "32" and type(seat.strategy).__name__ in ("SingleDeviceStrategy", "RayDDPStrategy")
+    settings = job.config.train
+    return settings.precision == "32" and (isinstance(seat.strategy, SingleDeviceStrategy) or settings.strategy.kind == "ddp")
 
 
 def _seed_epoch(seed: int, epoch: int, rank: int) -> None:

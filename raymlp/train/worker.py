@@ -73,7 +73,8 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
             if job.has_trees:
                 outcome = fit_trees(job, train, valid, team, report=uploads.report, resume=resume)
             else:
-                strategy = strategy_of(job.config.train, world_size=world_size, device=device)
+                own = job.config.model.kind == "own"
+                strategy = strategy_of(job.config.train, world_size=world_size, device=device, own=own)
                 outcome = fit(job, train, valid, seat=Seat(strategy=strategy, **vars(team)), report=uploads.report, resume=resume)
     except Stopped:
         return None
