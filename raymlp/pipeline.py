@@ -37,6 +37,7 @@ from raymlp.core.records import (
     TrainedModel,
     TuneResult,
     Version,
+    needs_target,
 )
 from raymlp.data.place import snapshot_root
 from raymlp.runtime.progress import SilentStory, Story, epoch_row
@@ -174,6 +175,11 @@ def crossvalidate(config: Config, *, story: Story | None = None) -> CrossValidat
     from raymlp.train.trainer import at_once
 
     count, story = config.data.split.folds, story or SilentStory()
+    if not needs_target(config.problem.task):
+        raise ConfigError(
+            f"problem.task is {config.problem.task}, whose models of several folds have no common answers; expected a task with a target. "
+            "Compare runs by raymlp evaluate."
+        )
     if count is None:
         raise ConfigError("data.split.folds is not set; expected the number of folds. Set data.split.folds, for example to 5.")
     parts = [with_overrides(config, {"data.split.fold": fold}) for fold in range(count)]
@@ -417,7 +423,8 @@ def retrain(
     story = story or SilentStory()
     seen = seen or monitor(config, story=story)
     folder = storage_root(config.runtime) / "retrain" / config.problem.name
-    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), seen.labelled, lock.seconds_since_last(folder), lock.is_held(folder))
+    new_rows = seen.labelled if needs_target(config.problem.task) else seen.rows
+    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), new_rows, lock.seconds_since_last(folder), lock.is_held(folder))
     decision = decide(facts, config.retrain)
     if decision.action != "retrain":
         return RetrainResult(decision)

@@ -64,9 +64,10 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
     if isinstance(place, Path) and (free := shutil.disk_usage(_existing(place)).free) < GROWTH * size:
         problem(f"{free / 1e9:.1f} GB are free at {place}; expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB.")
     target = config.problem
+    on = f" on '{target.target}'" if target.target else f", no target{f', known anomalies in {target.label!r}' if target.label else ''}"
     kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
     return {
-        "problem": f"{target.name}: {target.task} on '{target.target}', judged by {target.main_metric}",
+        "problem": f"{target.name}: {target.task}{on}, judged by {target.main_metric}",
         "source": f"{len(parts)} part{'s' * (len(parts) != 1)}, {size / 1e6:,.1f} MB, {len(config.data.joins)} joins"
         + (f"; the fallback {data.source.name}, since {config.data.source.name} is unavailable" if data != config.data else ""),
         "columns": f"{len(columns)} ({kinds})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
@@ -9,6 +10,8 @@ from pydantic import ConfigDict, Field, model_serializer, model_validator
 from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.section import ImportPath, Section
 from raymlp.config.trees import LightGBM, XGBoost
+from raymlp.config.unsupervised import IsolationForest, KMeans
+from raymlp.core.records import WITH_TARGET, Task
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -234,6 +237,14 @@ class Own(Section):
 
 Net = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Decoder | Own, Field(discriminator="kind")]
 Model = Annotated[
-    Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Decoder | Own | XGBoost | LightGBM,
+    Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Decoder | Own
+    | XGBoost | LightGBM | KMeans | IsolationForest,
     Field(discriminator="kind"),
-]
+]  # fmt: skip
+TASKS: Mapping[str, tuple[Task, ...]] = {"kmeans": ("clustering",), "isolation_forest": ("anomaly",), "decoder": ("language",)}
+"""Tasks of the kinds of model that do not learn a target."""
+
+
+def tasks_of(kind: str) -> tuple[Task, ...]:
+    """The tasks that a kind of model is for."""
+    return TASKS.get(kind, WITH_TARGET)

@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 from raymlp.core.files import Place
 
-Task = Literal["binary", "multiclass", "regression"]
+Task = Literal["binary", "multiclass", "regression", "clustering", "anomaly"]
+WITH_TARGET: tuple[Task, ...] = ("binary", "multiclass", "regression")
+
+
+def needs_target(task: Task) -> bool:
+    """Whether there is an answer to learn; the other tasks learn from the rows alone."""
+    return task in WITH_TARGET
+
+
+def has_classes(task: Task) -> bool:
+    """Whether the answer is one of several classes."""
+    return task in ("binary", "multiclass")
 
 
 @dataclass(frozen=True)

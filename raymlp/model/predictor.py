@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.core.errors import DataError, RequestError
-from raymlp.core.records import Task
+from raymlp.core.records import Task, has_classes
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.contract_row import Row, row_checker, table_of
@@ -27,27 +27,35 @@ BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers of N rows. `scores` float64: (N,) probability of the positive class or value, (N, K) class probabilities."""
+    """Answers of N rows. `scores` float64: (N,) probability of the positive class, value or anomaly score (higher for what is more
+    unusual); (N, K) class probabilities, or distances to the K clusters."""
 
     task: Task
     classes: tuple[str, ...]
     scores: NDArray[np.float64]
+    threshold: float = 0.5
+    """Anomaly: the score from which on a row is flagged."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @property
     def labels(self) -> list[str] | None:
-        """Most likely class of each row (binary: threshold .5); None for regression."""
-        if self.task == "regression":
+        """Most likely class of each row (binary: threshold .5); None without classes."""
+        if not has_classes(self.task):
             return None
         picks = self.scores.argmax(axis=1) if self.task == "multiclass" else (self.scores >= 0.5).astype(int)
         return [self.classes[pick] for pick in picks]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}` or `{"value"}`."""
+        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}`, `{"value"}`, `{"cluster", "distance"}` or
+        `{"score", "flagged"}`."""
         if self.task == "regression":
             return [{"value": float(value)} for value in self.scores]
+        if self.task == "clustering":
+            return [{"cluster": int(row.argmin()), "distance": float(row.min())} for row in self.scores]
+        if self.task == "anomaly":
+            return [{"score": float(score), "flagged": bool(score >= self.threshold)} for score in self.scores]
         labels = self.labels or []
         if self.task == "binary":
             return [{"probability": float(p), "label": label} for p, label in zip(self.scores, labels, strict=True)]
@@ -55,6 +63,13 @@ class Prediction:
             {"probabilities": dict(zip(self.classes, map(float, row), strict=True)), "label": label}
             for row, label in zip(self.scores, labels, strict=True)
         ]
+
+    @property
+    def summary(self) -> NDArray[np.float64]:
+        """One number a row, float64 (N,), as the prediction log keeps it: the score, or the place of the class or cluster."""
+        if self.task == "multiclass":
+            return np.asarray(self.scores.argmax(axis=1), dtype=np.float64)
+        return np.asarray(self.scores.argmin(axis=1), dtype=np.float64) if self.task == "clustering" else self.scores
 
 
 class Predictor:
@@ -89,7 +104,7 @@ class Predictor:
     def predict_typed(self, row: Row) -> Prediction:
         """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
         tensors = {name: np.array(values, TAKEN[name])[None] for name, values in self._row(row).items()}
-        return self._answer(self._shape(self.bundle.scorer(tensors)))
+        return self._answer(self.bundle.plan.target.in_unit(self.bundle.scorer(tensors).astype(np.float64)))
 
     def scores(self, table: pa.Table) -> NDArray[np.float64]:
         """Calibrated scores of rows of a snapshot: privacy rules are applied to them already, and ranges and closed categories are left
@@ -101,20 +116,14 @@ class Predictor:
         return self.bundle.calibration.apply(self.outputs(typed))
 
     def outputs(self, table: pa.Table) -> NDArray[np.float64]:
-        """Raw outputs of a typed table: (N,) or, for several classes, (N, K)."""
+        """Raw outputs of a typed table: (N,) or, for several classes or clusters, (N, K)."""
         plan = self.bundle.plan
         rows = plan.rows_within(BATCH_BYTES, BATCH_ROWS)
         starts = range(0, table.num_rows, rows)
         parts = [self.bundle.scorer(plan.transform(table.slice(start, rows))) for start in starts]
-        return self._shape(np.concatenate(parts) if parts else np.zeros((0, plan.target.outputs)))
-
-    def _shape(self, out: NDArray[Any]) -> NDArray[np.float64]:
-        values = out.astype(np.float64)
-        target = self.bundle.plan.target
-        if target.task == "multiclass":
-            return values
-        return values[:, 0] * target.scale + target.mean
+        out = np.concatenate(parts) if parts else np.zeros((0, plan.target.outputs))
+        return plan.target.in_unit(out.astype(np.float64))
 
     def _answer(self, outputs: NDArray[np.float64]) -> Prediction:
-        target = self.bundle.plan.target
-        return Prediction(target.task, target.classes, self.bundle.calibration.apply(outputs))
+        target, calibration = self.bundle.plan.target, self.bundle.calibration
+        return Prediction(target.task, target.classes, calibration.apply(outputs), calibration.threshold)

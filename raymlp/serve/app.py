@@ -229,8 +229,7 @@ class ModelServer:
 
     def _note(self, prediction_id: str, label: str, key: str, typed: list[Row], answer: Prediction, took_ms: float) -> None:
         now = time.time()
-        scores = answer.scores.argmax(axis=1) if answer.task == "multiclass" else answer.scores
-        for place, (row, score) in enumerate(zip(typed, scores.tolist(), strict=True)):
+        for place, (row, score) in enumerate(zip(typed, answer.summary.tolist(), strict=True)):
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row))
 
     # ------------------------------------------------------------------ background

@@ -22,6 +22,8 @@ ANSWERS: dict[Task, Json] = {
     "binary": {"probability": {"type": "number", "minimum": 0, "maximum": 1}, "label": {"type": "string"}},
     "multiclass": {"probabilities": {"type": "object", "additionalProperties": {"type": "number"}}, "label": {"type": "string"}},
     "regression": {"value": {"type": "number"}},
+    "clustering": {"cluster": {"type": "integer", "minimum": 0}, "distance": {"type": "number", "minimum": 0}},
+    "anomaly": {"score": {"type": "number", "description": "Higher for what is more unusual"}, "flagged": {"type": "boolean"}},
 }
 
 

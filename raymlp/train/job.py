@@ -17,6 +17,7 @@ from raymlp.config.model import Own
 from raymlp.config.schema import Config
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import to_json
 from raymlp.core.metrics import gain, score
@@ -117,7 +118,7 @@ class Job:
     def shape(self) -> NetShape:
         """That of the net."""
         model = self.start.model if self.start else self.config.model
-        assert not isinstance(model, Trees)
+        assert not isinstance(model, Trees | KMeans | IsolationForest)
         return NetShape.of(model, self.plan, self.edges)
 
     def net(self) -> nn.Module:

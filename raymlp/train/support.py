@@ -15,6 +15,7 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
 from raymlp.config.train import Focal
 from raymlp.config.trees import Trees
+from raymlp.core.records import has_classes, needs_target
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
@@ -109,7 +110,25 @@ def _beside_trees(config: Config) -> str:
     return ", ".join(name for name, asked in parts.items() if asked)
 
 
+def _encodes_target(config: Config) -> bool:
+    features = config.features
+    return features.encoding == "target" or any(rules.encoding == "target" for rules in features.columns.values())
+
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: not needs_target(c.problem.task) and _encodes_target(c),
+        lambda c: (
+            f"features.encoding is target with problem.task={c.problem.task}, which has none; expected another encoding. "
+            "Set features.encoding=auto."
+        ),
+    ),
+    (
+        lambda c: not needs_target(c.problem.task) and c.train.distil is not None,
+        lambda c: (
+            f"train.distil has a teacher of answers, and problem.task={c.problem.task} has none; expected null. Set train.distil=null."
+        ),
+    ),
     (
         lambda c: isinstance(c.model, Trees) and _missing(c.model.kind),
         lambda c: f"model.kind is {c.model.kind}, which is not installed. Run: pip install 'raymlp[gbdt]'.",
@@ -201,9 +220,9 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     (
-        lambda c: c.train.label_smoothing > 0 and c.problem.task == "regression",
+        lambda c: c.train.label_smoothing > 0 and not has_classes(c.problem.task),
         lambda c: (
-            f"train.label_smoothing is {c.train.label_smoothing:g} with problem.task=regression, which has no classes; "
+            f"train.label_smoothing is {c.train.label_smoothing:g} with problem.task={c.problem.task}, which has no classes; "
             "expected 0. Set train.label_smoothing=0."
         ),
     ),

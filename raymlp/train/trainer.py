@@ -24,6 +24,7 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
 from raymlp.core.records import Found, Snapshot, TrainedModel
@@ -81,7 +82,7 @@ def train(
     wait_for_room(config.train, streams=not hold)
     edges = number_edges(config.model, plan, profile)
     model = start.model if start else config.model
-    if not isinstance(model, Trees):
+    if not isinstance(model, Trees | KMeans | IsolationForest):
         config = settled(config, NetShape.of(model, plan, edges))
     require_same(make_folder(run_dir), same)
     try:
@@ -267,7 +268,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
     calibration, scores, metrics = outcome.scored(plan.target.task, job.class_weights)
     if job.shuffle_labels:
         metrics["labels_shuffled"] = 1.0
-    columns = {name: profile.columns[name] for name in [*plan.inputs, plan.target.column]}
+    columns = {name: profile.columns[name] for name in dict.fromkeys([*plan.inputs, *plan.target.columns])}
     bundle = Bundle(
         name=config.problem.name,
         run_id=run_id,
@@ -286,8 +287,10 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
 
 
 def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
-    """Profile of the validation predictions: probability of the positive class, value, or most likely label."""
-    if target.task == "multiclass":
+    """Profile of the validation predictions: probability of the positive class, value, score, most likely label, or cluster."""
+    if target.task == "clustering":
+        column = pa.array([str(place) for place in scores.argmin(axis=1)], pa.string())
+    elif target.task == "multiclass":
         column = pa.array([target.classes[index] for index in scores.argmax(axis=1)], pa.string())
     else:
         column = pa.array(scores, pa.float64())
