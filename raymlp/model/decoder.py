@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raymlp.config.model import Decoder
+from raymlp.core.errors import ConfigError
 from raymlp.features.ids import FIRST, MISSING
 from raymlp.features.text import PADDING
 
@@ -65,9 +66,15 @@ class DecoderNet(nn.Module):
 
     def __init__(self, model: Decoder, shape: NetShape) -> None:
         super().__init__()
-        ((size, _),) = shape.texts
+        if len(shape.texts) != 1 or shape.texts[0][1] > model.context:
+            found = f"{len(shape.texts)} texts" if len(shape.texts) != 1 else f"a text of {shape.texts[0][1]} pieces"
+            raise ConfigError(
+                f"model.kind is decoder with model.context={model.context}, and the features hold {found}; expected one text within it. "
+                "Set features.text, features.text_length or model.context."
+            )
+        size = shape.texts[0][0]
         self.dropout = model.dropout
-        self.tokens = nn.Embedding(size - FIRST + 1, model.width)
+        self.tokens = nn.Embedding(num_tokens(size), model.width)
         self.places = nn.Embedding(model.context, model.width)
         self.blocks = nn.ModuleList(Block(model.width, model.heads, model.dropout) for _ in range(model.layers))
         self.norm = nn.LayerNorm(model.width)
@@ -85,7 +92,7 @@ class DecoderNet(nn.Module):
         were thought most likely. The last is 0 in training, where nobody asks for it. A missing text has no tokens."""
         ids = tensors["text"]
         if not len(ids):  # attention takes no empty batch, and under ZeRO 3 every worker must pass the net
-            return self({"text": ids.new_full((1, 1), MISSING)})[:0]
+            return self.forward({"text": ids.new_full((1, 1), MISSING)})[:0]
         if ids.device.type == "cpu" and not torch.compiler.is_compiling():
             longest = int((ids != PADDING).sum(dim=1).max()) + 1
             ids = ids[:, : -(-longest // TOGETHER) * TOGETHER]
@@ -102,6 +109,11 @@ class DecoderNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         return functional.linear(self.norm(x), self.tokens.weight)
+
+
+def num_tokens(size: int) -> int:
+    """V, of a text step with so many ids: its pieces and the mark."""
+    return size - FIRST + 1
 
 
 def shifted(ids: Tensor) -> tuple[Tensor, Tensor]:

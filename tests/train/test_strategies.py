@@ -101,9 +101,8 @@ def runs(ray_runtime: Runtime, snapshots: Snapshots, tmp_path_factory: pytest.Te
         results = {}
         for name, job in settings["jobs"].items():
 
-            def source(split: str, start: int, stop: int) -> Any:
-                parts = blocks[name][split]
-                return lambda _: clipped(iter(parts), start, stop)
+            def source(split: str, start: int, stop: int, blocks: Any = blocks[name]) -> Any:
+                return lambda _: clipped(iter(blocks[split]), start, stop)
 
             size = job.train_rows(2)
             train, valid = source("train", rank * size, (rank + 1) * size), source("valid", *job.valid_range(rank, 2))
