@@ -13,6 +13,8 @@ import pytest
 
 from raymlp.config.encoder import Lora, TextEncoder, Transfer
 from raymlp.config.features import Features
+from raymlp.config.model import Decoder
+from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.core.records import Snapshot
 from raymlp.data.place import split_files
@@ -53,8 +55,13 @@ RUNS: dict[str, dict[str, Any]] = {
     "ddp frozen": {},
     "fsdp frozen": {"strategy": FSDP},
     "zero3 frozen": {"strategy": ZERO3},
+    "ddp language": {},
+    "fsdp language": {"strategy": FSDP},
+    "zero2 language": {"strategy": ZERO2},
+    "zero3 language": {"strategy": ZERO3},
 }
-MODELS = {"lora": LORA, "frozen": FROZEN}
+DECODER = Decoder(layers=2, width=8, heads=2, context=12, dropout=0)
+MODELS = {"lora": LORA, "frozen": FROZEN, "language": DECODER}
 """Of the runs that look at texts, by the last part of their name; the others have a perceptron and numbers."""
 
 
@@ -82,6 +89,8 @@ def runs(ray_runtime: Runtime, snapshots: Snapshots, tmp_path_factory: pytest.Te
         config, snapshot = config_of(**(common | settings)), snapshots("binary")
         if model := MODELS.get(name.split()[-1]):
             config, snapshot = config.model_copy(update={"features": TEXTS, "model": model}), said
+        if model is DECODER:
+            config = config.model_copy(update={"problem": Problem(name="said", task="language")})
         plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot.path), files=split_files(snapshot.path, "train"))
         blocks[name] = {split: list(local_blocks(snapshot.path, plan, split)) for split in ("train", "valid")}
         rows = {split: sum(map(len, parts)) for split, parts in blocks[name].items()}
