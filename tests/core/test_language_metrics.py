@@ -38,7 +38,7 @@ def test_a_model_that_foretells_more_gains() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 30, 400)
     old = np.stack([-2.0 * tokens + rng.normal(size=400), tokens, tokens // 4], axis=1)
-    new = old + [[5.0, 0, 0]]
+    new = old + np.array([5.0, 0, 0])
     gained = paired_gain("perplexity", "language", np.full(400, np.nan), new, old, samples=50, seed=0)
     assert gained.low > 0
     found = resample_all("language", np.full(400, np.nan), old, samples=50, seed=0)["token_loss"]
