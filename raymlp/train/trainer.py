@@ -59,9 +59,9 @@ def train(
 
     `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `workers`,
     `rows_per_s` (over all workers), of a language model `tokens_per_s` too, the figures of `raymlp.train.figures.epoch_figures` and,
-    where the peak of the device is known, `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started again with the same `run_dir`; what
-    interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels` trains on permuted answers: a model
-    that must not pass the gate.
+    where the peak of the device is known, `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started
+    again with the same `run_dir`; what interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels`
+    trains on permuted answers: a model that must not pass the gate.
 
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number, a disk is full, or the run
