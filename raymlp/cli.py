@@ -36,7 +36,10 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output 
 @app.command()
 def init(
     data_file: Annotated[Path, typer.Argument(help="A CSV or Parquet file.")],
-    target: Annotated[str, typer.Option(help="Column to predict. Columns of a file without header are column_0, column_1, ...")],
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict. Columns of a file without header are column_0, column_1, ...")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="In place of a target: clustering or anomaly, which learn from the rows alone.")] = None,
     name: Annotated[str, typer.Option(help="Name of the experiment; empty takes the file's.")] = "",
     force: Annotated[bool, typer.Option(help="Overwrite an existing experiment.")] = False,
 ) -> None:
@@ -45,11 +48,11 @@ def init(
 
     from raymlp.data.suggest import write_experiment
 
-    written = write_experiment(data_file, target, name=name, folder=Path.cwd() / "conf" / "experiment", force=force)
+    written = write_experiment(data_file, target, task=task, name=name, folder=Path.cwd() / "conf" / "experiment", force=force)
     console = Console(highlight=False)
     for line in written.remarks:
         console.print(f"  {line}", markup=False)
-    console.print(f"Wrote {written.path}. Next: raymlp run experiment={written.path.stem}", markup=False)
+    console.print(f"Wrote {written.path}. Next: raymlp {'run' if target else 'train'} experiment={written.path.stem}", markup=False)
 
 
 @app.command()

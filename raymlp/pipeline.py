@@ -157,7 +157,9 @@ def train(
                 raise
             run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
             run.file(model.bundle / "environment.json")
-        step.result(f"{metric} {model.metrics[metric]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
+        rows = model.metrics.get("sampled_rows")
+        how = f"after {int(model.metrics['epochs'])} epochs" if rows is None else f"from {int(rows):,} of {snapshot.rows['train']:,} rows"
+        step.result(f"{metric} {model.metrics[metric]:.4f} on validation {how}")
     return model
 
 

@@ -13,6 +13,7 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, DeepSpeed
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
@@ -152,8 +153,12 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     how = f"{strategy.kind}{detail}, {workers}, precision {_precision(train)}, {rows:,} rows a step"
     if isinstance(config.model, Trees):
         how = f"{workers}, {config.model.rounds_per_epoch} rounds an epoch"
+    length = f"at most {train.epochs} epochs"
+    if isinstance(config.model, KMeans | IsolationForest):
+        how = f"{workers}, by scikit-learn on at most {config.model.sample_rows:,} evenly spaced training rows"
+        length = "in one go"
     return {
-        "training": f"{config.model.kind}, {how}, at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {how}, {length}",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 

@@ -105,7 +105,7 @@ def weighted_calinski_harabasz(x: Array, p: Array) -> Weighted:
     def value(weights: Array) -> float:
         inside = float(weights @ within)
         between = float(weights @ whole) - inside
-        return between / (num - 1) / (inside / (weights.sum() - num)) if inside > 0 else float("nan")
+        return float(between / (num - 1) / (inside / (weights.sum() - num))) if inside > 0 else float("nan")
 
     return value
 

@@ -121,7 +121,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         calibration=Calibration.model_validate_json((folder / "calibration.json").read_text()),
         profile=Profile.from_dict(profiles["columns"]),
         predictions=Profile.from_dict(profiles["predictions"]),
-        metrics=json.loads((folder / "metrics.json").read_text()),
+        metrics={name: math.nan if value is None else value for name, value in json.loads((folder / "metrics.json").read_text()).items()},
         config_yaml=(folder / "config.yaml").read_text(),
         snapshot=manifest["snapshot"],
         environment=environment_of(folder),
@@ -146,7 +146,8 @@ def card(bundle: Bundle) -> str:
         f"# {bundle.name}\n\n{_purpose(target, bundle.calibration)} "
         f"Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
         f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
-        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n" + _privacy(bundle)
+        f"## Training data\n\n{bundle.profile.rows:,} rows{_sampled(bundle)}. Use outside the ranges above has not been measured.\n"
+        + _privacy(bundle)
     )
 
 
@@ -160,6 +161,11 @@ def _purpose(target: Target, calibration: Calibration) -> str:
         judge = f", which `{target.column}` ({target.classes[1]}) judges" if target.column else ""
         return f"Gives an anomaly score, higher for what is more unusual, and flags rows from {calibration.threshold:.4g} on{judge}."
     return f"Predicts `{target.column}` ({target.task}{', positive: ' + target.classes[1] if target.task == 'binary' else ''})."
+
+
+def _sampled(bundle: Bundle) -> str:
+    rows = bundle.metrics.get("sampled_rows")
+    return "" if rows is None else f", of which {rows:,.0f} evenly spaced ones were learned from; the feature plan knows all"
 
 
 def _privacy(bundle: Bundle) -> str:

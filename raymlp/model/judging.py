@@ -73,13 +73,9 @@ def coordinates(plan: FeaturePlan, tensors: Mapping[str, NDArray[Any]]) -> NDArr
     numbers, ids = tensors["numeric"], tensors["categorical"]
     found = np.zeros((len(numbers), plan.num_numeric + sum(plan.cardinalities)), np.float32)
     found[:, : plan.num_numeric] = numbers
-    found[np.arange(len(numbers))[:, None], category_starts(plan) + ids] = CATEGORY
+    starts = plan.num_numeric + np.cumsum([0, *plan.cardinalities])[:-1].astype(np.int64)
+    found[np.arange(len(numbers))[:, None], starts + ids] = CATEGORY
     return found
-
-
-def category_starts(plan: FeaturePlan) -> NDArray[np.int64]:
-    """The first column of each category among the coordinates, (C,)."""
-    return plan.num_numeric + np.cumsum([0, *plan.cardinalities])[:-1].astype(np.int64)
 
 
 # ---------------------------------------------------------------- anomalies

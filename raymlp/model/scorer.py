@@ -1,7 +1,9 @@
-"""What a bundle scores with: a net, or boosted trees. Tensors in, outputs out; each kind knows its own files.
+"""What a bundle scores with: a net, trees, or clusters. Tensors in, outputs out; each kind knows its own files.
 
 net.json, weights.safetensors     a net
 xgboost.json, or lightgbm.txt     trees, as their library writes them (`raymlp.model.trees`)
+clusters.safetensors              the centres of k-means (`raymlp.model.clusters`)
+isolation_forest.safetensors      an isolation forest (`raymlp.model.isolation`)
 
 Legend: B rows, O outputs.
 """
@@ -24,6 +26,9 @@ from torch import Tensor, nn
 
 from raymlp.core.errors import BundleError
 from raymlp.features.plan import FeaturePlan
+from raymlp.model import clusters, isolation
+from raymlp.model.clusters import ClusterScorer
+from raymlp.model.isolation import IsolationScorer
 from raymlp.model.nets import NetShape, build_net
 from raymlp.model.trees import FILES, TreeScorer
 
@@ -34,8 +39,14 @@ TAKEN: dict[str, np.dtype[Any]] = {
 NET, WEIGHTS = "net.json", "weights.safetensors"
 
 
+def taken(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors of a row or more in the types that a scorer takes."""
+    return {name: values.astype(TAKEN[name], copy=False) for name, values in tensors.items()}
+
+
 class Scorer(Protocol):
-    """From the plan's tensors to one logit (binary), K logits (multiclass), or one standardised value (regression)."""
+    """From the plan's tensors to one logit (binary), K logits (multiclass), one standardised value (regression), distances to K clusters
+    (clustering), or one score (anomaly)."""
 
     def __call__(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Floats (B, O) of B rows, one row included; the types are those of `TAKEN`."""
@@ -90,6 +101,10 @@ class NetScorer:
 
 def load_scorer(folder: Path, plan: FeaturePlan) -> Scorer:
     """The scorer whose files are in the folder. Raises BundleError naming the file when it cannot be read, or does not fit the plan."""
+    others: dict[str, type[ClusterScorer] | type[IsolationScorer]] = {clusters.FILE: ClusterScorer, isolation.FILE: IsolationScorer}
+    for name, kind in others.items():
+        if (folder / name).is_file():
+            return kind.load(folder / name, plan)
     for library, name in FILES.items():
         if (folder / name).is_file():
             return TreeScorer.load(library, folder / name, plan)

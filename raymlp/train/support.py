@@ -16,6 +16,7 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
 from raymlp.config.train import Focal
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.records import has_classes, needs_target
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
@@ -85,8 +86,17 @@ def _beside_private(config: Config) -> str:
     return ", ".join(f"train.{name}" for name, asked in parts.items() if asked)
 
 
-def _beside_trees(config: Config) -> str:
-    """Settings that boosted trees have no use for, and that change what a net learns or how it is divided."""
+WITHOUT_NET = {
+    "xgboost": "boosted trees",
+    "lightgbm": "boosted trees",
+    "kmeans": "clusters that scikit-learn finds in a sample",
+    "isolation_forest": "trees that scikit-learn grows on a sample",
+}
+"""Kinds of model that are no net, in words."""
+
+
+def _beside_no_net(config: Config) -> str:
+    """Settings that a model without a net has no use for, and that change what a net learns or how it is divided."""
     train, features = config.train, config.features
     parts = {
         "features.image": features.image is not None,
@@ -189,11 +199,22 @@ RULES: tuple[Rule, ...] = (
         lambda c: f"model.kind is {c.model.kind}, which is not installed. Run: pip install 'raymlp[gbdt]'.",
     ),
     (
-        lambda c: isinstance(c.model, Trees) and bool(_beside_trees(c)),
+        lambda c: c.model.kind in WITHOUT_NET and bool(_beside_no_net(c)),
         lambda c: (
-            f"model.kind is {c.model.kind}, and boosted trees do not go with {_beside_trees(c)}; expected numbers, categories, "
-            "CPUs, and no part of a net's recipe (for rare classes there is train.class_weights). "
-            "Leave that out, or choose a net, such as model=mlp."
+            f"model.kind is {c.model.kind}, and {WITHOUT_NET[c.model.kind]} do not go with {_beside_no_net(c)}; expected numbers, "
+            "categories, CPUs, and no part of a net's recipe"
+            + (
+                " (for rare classes there is train.class_weights). Leave that out, or choose a net, such as model=mlp."
+                if isinstance(c.model, Trees)
+                else ". Leave that out."
+            )
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, KMeans | IsolationForest) and c.train.num_workers > 1,
+        lambda c: (
+            f"train.num_workers is {c.train.num_workers}, and scikit-learn fits model.kind={c.model.kind} in one process, on "
+            f"model.sample_rows rows; expected 1. Set train.num_workers=1."
         ),
     ),
     (

@@ -122,7 +122,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
     """
     check(config)
-    if isinstance(config.model, Trees):
+    if isinstance(config.model, Trees | KMeans | IsolationForest):
         raise ConfigError(
             f"model.kind is {config.model.kind}, whose step size and batch nobody looks for; expected a net. Choose model=mlp."
         )

@@ -28,9 +28,9 @@ def check(config: Config) -> None:
             "change while a net is trained. Set tune.space or tune.searcher.kind."
         )
     kinds = {config.model.kind, *(getattr(settings.space.get("model.kind"), "values", ()))}
-    if settings.searcher.kind == "pbt" and (trees := sorted(kinds & {"xgboost", "lightgbm"})):
+    if settings.searcher.kind == "pbt" and (others := sorted(kinds & {"xgboost", "lightgbm", "kmeans", "isolation_forest"})):
         raise ConfigError(
-            f"tune.searcher.kind is pbt with model.kind={trees[0]}, whose trees are not weights that another trial goes on from; expected "
+            f"tune.searcher.kind is pbt with model.kind={others[0]}, which has no weights that another trial goes on from; expected "
             "a net. Set tune.searcher.kind=random."
         )
     if settings.searcher.kind == "grid" and settings.num_samples is not None:
