@@ -38,6 +38,16 @@ def losses(p: Array) -> Array:
     return np.asarray(np.where(p[:, TOKENS] > 0, -p[:, LIKELIHOOD] / np.maximum(p[:, TOKENS], 1), np.nan), dtype=np.float64)
 
 
+def on_common_tokens(new: Array, old: Array, whole: Array) -> tuple[Array, Array]:
+    """Two models with tokenizers of their own, on the same texts: the likelihood of each text as `p` has it, spread over the tokens of the
+    new one, so that losses can be compared. Texts that one of them did not read to the end (`whole`, bool (N,)) count for nothing."""
+    tokens = np.where(whole, new[:, TOKENS], 0.0)
+    common = [np.where(whole[:, None], p, 0.0) for p in (new, old)]
+    for p in common:
+        p[:, TOKENS] = tokens
+    return common[0], common[1]
+
+
 # ---------------------------------------------------------------- as functions of how often each text counts
 
 Weighted = Callable[[Array], float]

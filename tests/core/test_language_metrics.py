@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from raymlp.core.language import losses, perplexity, token_accuracy, token_loss
+from raymlp.core.language import losses, on_common_tokens, perplexity, token_accuracy, token_loss
 from raymlp.core.metrics import METRICS, paired_gain, resample_all, score, weighted
 
 Y = np.full(3, np.nan)
@@ -32,6 +32,16 @@ def test_whole_weights_are_repeated_rows(name: str) -> None:
     metric, counts = METRICS["language"][name], np.array([2, 1, 3])
     repeated = np.repeat(P, counts, axis=0)
     assert weighted(metric, Y, P)(counts.astype(float)) == pytest.approx(metric(np.repeat(Y, counts), repeated))
+
+
+def test_tokenizers_are_compared_by_whole_texts() -> None:
+    """The old model takes twice as many tokens, and says the same of the first text; the second it did not read to the end."""
+    new = np.array([[-6.0, 3, 1], [-4.0, 2, 1]])
+    old = np.array([[-6.0, 6, 2], [-1.0, 1, 1]])
+    assert token_loss(Y[:2], old) < token_loss(Y[:2], new), "per token of its own it looks better"
+    left, right = on_common_tokens(new, old, np.array([True, False]))
+    assert token_loss(Y[:2], left) == token_loss(Y[:2], right) == 2
+    assert new[1].tolist() == [-4, 2, 1], "the scores are left as they are"
 
 
 def test_a_model_that_foretells_more_gains() -> None:
