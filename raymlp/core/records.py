@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from raymlp.core.files import Place
 
-Task = Literal["binary", "multiclass", "regression", "clustering", "anomaly"]
+Task = Literal["binary", "multiclass", "regression", "clustering", "anomaly", "language"]
 WITH_TARGET: tuple[Task, ...] = ("binary", "multiclass", "regression")
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.core.errors import DataError, RequestError
+from raymlp.core.language import losses
 from raymlp.core.records import Task, has_classes
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
@@ -25,10 +26,14 @@ BATCH_BYTES = 4 << 20
 """Bytes of text ids and pixels that are scored at a time."""
 
 
+LARGEST_LOSS = 700.0
+"""Loss of a token, in nats, whose perplexity is still a finite number."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Answers of N rows. `scores` float64: (N,) probability of the positive class, value or anomaly score (higher for what is more
-    unusual); (N, K) class probabilities, or distances to the K clusters."""
+    unusual); (N, K) class probabilities, or distances to the K clusters; (N, 3) of texts, as `raymlp.core.language` has them."""
 
     task: Task
     classes: tuple[str, ...]
@@ -48,14 +53,16 @@ class Prediction:
         return [self.classes[pick] for pick in picks]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}`, `{"value"}`, `{"cluster", "distance"}` or
-        `{"score", "flagged"}`."""
+        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}`, `{"value"}`, `{"cluster", "distance"}`,
+        `{"score", "flagged"}` or `{"log_likelihood", "tokens", "token_loss", "perplexity"}`, the last two null without tokens."""
         if self.task == "regression":
             return [{"value": float(value)} for value in self.scores]
         if self.task == "clustering":
             return [{"cluster": int(row.argmin()), "distance": float(row.min())} for row in self.scores]
         if self.task == "anomaly":
             return [{"score": float(score), "flagged": bool(score >= self.threshold)} for score in self.scores]
+        if self.task == "language":
+            return [_told(*row) for row in self.scores.tolist()]
         labels = self.labels or []
         if self.task == "binary":
             return [{"probability": float(p), "label": label} for p, label in zip(self.scores, labels, strict=True)]
@@ -66,10 +73,23 @@ class Prediction:
 
     @property
     def summary(self) -> NDArray[np.float64]:
-        """One number a row, float64 (N,), as the prediction log keeps it: the score, or the place of the class or cluster."""
+        """One number a row, float64 (N,), as the prediction log keeps it: the score, the place of the class or cluster, or the loss a
+        token."""
         if self.task == "multiclass":
             return np.asarray(self.scores.argmax(axis=1), dtype=np.float64)
+        if self.task == "language":
+            return losses(self.scores)
         return np.asarray(self.scores.argmin(axis=1), dtype=np.float64) if self.task == "clustering" else self.scores
+
+
+def _told(log_likelihood: float, tokens: float, _: float) -> dict[str, Any]:
+    loss = -log_likelihood / tokens if tokens else None
+    return {
+        "log_likelihood": log_likelihood,
+        "tokens": int(tokens),
+        "token_loss": loss,
+        "perplexity": None if loss is None else float(np.exp(min(loss, LARGEST_LOSS))),
+    }
 
 
 class Predictor:

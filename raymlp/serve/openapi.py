@@ -24,6 +24,12 @@ ANSWERS: dict[Task, Json] = {
     "regression": {"value": {"type": "number"}},
     "clustering": {"cluster": {"type": "integer", "minimum": 0}, "distance": {"type": "number", "minimum": 0}},
     "anomaly": {"score": {"type": "number", "description": "Higher for what is more unusual"}, "flagged": {"type": "boolean"}},
+    "language": {
+        "log_likelihood": {"type": "number", "maximum": 0, "description": "Of all tokens together, in nats"},
+        "tokens": {"type": "integer", "minimum": 0},
+        "token_loss": {"type": ["number", "null"], "minimum": 0, "description": "Negative log-likelihood of a token, in nats"},
+        "perplexity": {"type": ["number", "null"], "minimum": 1},
+    },
 }
 
 

@@ -66,6 +66,11 @@ def full_weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _full(parameter: nn.Parameter) -> Tensor:
+    if hasattr(parameter, "ds_id") and not parameter.requires_grad:  # divided, and without a copy in 32 bits
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_get_full_fp32_param
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from raymlp.config.average import NoAverage
 from raymlp.config.encoder import Transfer
 from raymlp.config.mix import NoMix
+from raymlp.config.model import Decoder
 from raymlp.config.schedule import Plateau
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
@@ -125,7 +126,61 @@ def _encodes_target(config: Config) -> bool:
     return features.encoding == "target" or any(rules.encoding == "target" for rules in features.columns.values())
 
 
+def _texts_to_foretell(config: Config) -> str:
+    """What a language model would not find among the features, or would not look at; empty when all is right."""
+    features = config.features
+    others = {
+        "numeric": features.numeric,
+        "categorical": features.categorical,
+        "dates": features.dates,
+        "image": features.image,
+        "crosses": features.crosses,
+        "steps": features.steps,
+    }
+    if named := [f"features.{name}" for name, given in others.items() if given]:
+        return f"{', '.join(named)} beside the text; expected none of them, since it reads one text alone. Leave that out."
+    if len(features.text) != 1:
+        found = "no text" if not features.text else f"{len(features.text)} texts"
+        return f"{found} in features.text; expected the name of one column. Set features.text=[NAME] and features.text_encoding=subword."
+    encoding = features.rules(features.text[0]).text_encoding
+    if encoding != "subword":
+        return f"features.text_encoding={encoding}; expected the pieces of a tokenizer. Set features.text_encoding=subword."
+    return ""
+
+
+def _too_long(config: Config) -> int:
+    """Pieces of the text where they are more than the context of a decoder; else 0."""
+    if not isinstance(config.model, Decoder) or len(config.features.text) != 1:
+        return 0
+    length = config.features.rules(config.features.text[0]).text_length
+    return length if length > config.model.context else 0
+
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.problem.task == "language" and bool(_texts_to_foretell(c)),
+        lambda c: f"problem.task is language with {_texts_to_foretell(c)}",
+    ),
+    (
+        lambda c: _too_long(c) > 0,
+        lambda c: (
+            f"features.text_length is {_too_long(c)}, and model.context is {getattr(c.model, 'context', 0)}; expected no longer texts than "
+            "the net has places for. Set model.context or features.text_length."
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, Decoder) and c.train.private is not None,
+        lambda c: (
+            "train.private does not go with model.kind=decoder, whose embedding is its output layer, too, so that the gradient of one row "
+            "cannot be told; expected null. Set train.private=null."
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, Decoder) and c.train.adversarial is not None,
+        lambda c: (
+            "train.adversarial moves numbers and pixels, and model.kind=decoder reads text; expected null. Set train.adversarial=null."
+        ),
+    ),
     (
         lambda c: not needs_target(c.problem.task) and _encodes_target(c),
         lambda c: (

@@ -26,6 +26,7 @@ from raymlp.config.trees import Trees
 from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
+from raymlp.core.language import losses
 from raymlp.core.records import Found, Snapshot, TrainedModel
 from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
@@ -59,10 +60,10 @@ def train(
     """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
 
     `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `workers`,
-    `rows_per_s` (over all workers), the figures of `raymlp.train.figures.epoch_figures` and, where the peak of the device is known,
-    `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started again with the same `run_dir`; what
-    interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels` trains on permuted answers: a model
-    that must not pass the gate.
+    `rows_per_s` (over all workers), of a language model `tokens_per_s` too, the figures of `raymlp.train.figures.epoch_figures` and,
+    where the peak of the device is known, `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started
+    again with the same `run_dir`; what interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels`
+    trains on permuted answers: a model that must not pass the gate.
 
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number, a disk is full, or the run
@@ -276,8 +277,10 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
 
 
 def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
-    """Profile of the validation predictions: probability of the positive class, value, score, most likely label, or cluster."""
-    if target.task == "clustering":
+    """Profile of the validation predictions: probability of the positive class, value, score, label, cluster, or loss a token."""
+    if target.task == "language":
+        column = pa.array(losses(scores), from_pandas=True)
+    elif target.task == "clustering":
         column = pa.array([str(place) for place in scores.argmin(axis=1)], pa.string())
     elif target.task == "multiclass":
         column = pa.array([target.classes[index] for index in scores.argmax(axis=1)], pa.string())
