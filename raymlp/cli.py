@@ -268,6 +268,21 @@ def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or NAME/VERSION.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Answer all rows of a source into Parquet files; the same command goes on where it was cut off. Needs no experiment."""
+    from raymlp import pipeline
+
+    config = pipeline.config_of(model, [*(overrides or ()), *(["runtime.verbose=true"] if verbose else ())])
+    with _running(config) as story:
+        result = pipeline.predict(config, model, story=story)
+    _done({"answers": result.output, "quarantine": result.quarantine if result.quarantined else "none"})
+
+
+@app.command()
 def monitor(overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Compare the champion's prediction log and late labels with training."""
     from raymlp import pipeline

@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlp.config.loader import to_yaml, with_overrides
+from raymlp.config.loader import load_config, load_site, to_yaml, with_overrides
 from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
 from raymlp.core.errors import ConfigError, DataError, GateRefused
 from raymlp.core.records import (
+    BatchPrediction,
     CrossValidation,
     DataReport,
     Decision,
@@ -379,6 +380,38 @@ def load_predictor(reference: str | Path, *, config: Config | None = None) -> Pr
         return Predictor.load(reference)
     store = _store(config) if config else Store(Registry(), Runtime())
     return Predictor.load(store.get(str(reference)).bundle)
+
+
+def predict(config: Config, model: str | Path = "", *, story: Story | None = None) -> BatchPrediction:
+    """Answer every row of `data.source` by a bundle, `NAME@ALIAS` or `NAME/VERSION` (the problem's champion by default), into Parquet files
+    at `predict.output`. A job that was cut off goes on when it is given again. `config_of` has the config that suits a model."""
+    from raymlp.predict import prediction
+
+    with (story or SilentStory()).step("predict") as step:
+        result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
+        speed = f", {result.rows_per_s:,.0f} a second" if result.chunks else ""
+        before = f"; {result.resumed:,} of {result.chunks + result.resumed:,} files were finished before" if result.resumed else ""
+        step.result(f"{result.rows:,} rows by {result.version.label}{speed}; {result.quarantined:,} in quarantine{before}")
+        for note in result.notes:
+            step.note(note)
+    return result
+
+
+def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config to predict with a model: problem and data as its bundle records them, where the overrides choose no others, and Hydra
+    overrides as `data.source.path=new.csv predict.output=scores`. Raises RegistryError, BundleError or ConfigError."""
+    import yaml
+
+    from raymlp.model.bundle import load_bundle
+    from raymlp.registry.store import Store
+
+    if Path(model).is_dir():
+        bundle = Path(model)
+    else:
+        site = load_site([word for word in overrides if word.startswith(("runtime.", "registry."))])
+        bundle = Store(site.registry, site.runtime).get(str(model)).bundle
+    recorded = yaml.safe_load(load_bundle(bundle).config_yaml) or {}
+    return load_config(overrides=overrides, base={name: recorded[name] for name in ("problem", "data") if name in recorded})
 
 
 def monitor(config: Config, *, window: str = "all", since: datetime | None = None, story: Story | None = None) -> MonitorReport:

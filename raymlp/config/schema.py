@@ -11,6 +11,7 @@ from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
 from raymlp.config.model import Mlp, Model
 from raymlp.config.monitor import Monitor
+from raymlp.config.predict import Predict
 from raymlp.config.problem import Problem
 from raymlp.config.registry import Registry
 from raymlp.config.replay import Replay
@@ -52,6 +53,8 @@ class Config(Section):
     """Where runs and versions are recorded."""
     serve: Serve = Serve()
     """How the endpoint runs."""
+    predict: Predict = Predict()
+    """How a whole source is predicted."""
     monitor: Monitor = Monitor()
     """When live traffic counts as different."""
     retrain: Retrain = Retrain()
