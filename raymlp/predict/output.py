@@ -96,12 +96,7 @@ class Output:
                 f"{self.place} holds answers of {model.get('name')} {model.get('version')}, of other settings or another source; expected "
                 "a new place. Set predict.output, or predict.overwrite=true to replace them."
             )
-        if (
-            other is None
-            and isinstance(self.place, Path)
-            and self.place.exists()
-            and (not self.place.is_dir() or any(self.place.iterdir()))
-        ):
+        if other is None and isinstance(place, Path) and _is_taken(place):
             raise ConfigError(f"{self.place} exists and holds no answers of raymlp; expected a new folder. Set predict.output.")
 
     def others(self) -> list[str]:
@@ -169,6 +164,10 @@ class Output:
 def written(folder: Place, *writers: parquet.Writer) -> dict[str, tuple[str, int]]:
     """Digest and rows of the files that were written, by their path below the folder."""
     return {str(item.path.relative_to(folder)): (item.sha256, item.rows) for item in writers if item.rows}
+
+
+def _is_taken(place: Path) -> bool:
+    return place.exists() and not (place.is_dir() and not any(place.iterdir()))
 
 
 def _name(part: int, number: int) -> str:
