@@ -104,7 +104,7 @@ class Output:
         if isinstance(self.place, StorePlace):
             found = {file.parent.parent.name for file in self.place.glob(f"_working-*/{FACTS}/*.json")}
         else:
-            found = {file.name for file in self.place.parent.glob(f".{self.place.name}.*") if (file / FACTS).is_dir()}
+            found = {file.name for file in self.place.parent.glob(f".{self.place.name}.*") if (file / FACTS).exists()}
         return sorted(found - {self.working.name})
 
     @contextmanager
