@@ -40,6 +40,7 @@ from raymlp.core.records import (
     Version,
 )
 from raymlp.data.place import snapshot_root
+from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story, epoch_row
 from raymlp.runtime.session import ray_session, storage_root
 
@@ -337,6 +338,7 @@ def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | N
         changes = promotion.decide("register", version, store.aliases(name))[1] if aliases is None else dict.fromkeys(aliases, version)
         store.set_aliases(name, changes)
         registration = store.get(f"{name}/{version}")
+        record(config.runtime, "register", model=name, version=f"v{version}", aliases=dict(changes), run=load_bundle(bundle).run_id)
         step.result(f"{name} version {version} as {', '.join(registration.aliases) or 'no alias'}")
     return registration
 
@@ -347,7 +349,9 @@ def deploy(config: Config, model: str | Path = "", *, story: Story | None = None
 
     with (story or SilentStory()).step("deploy") as step:
         step.say("starting replicas")
-        endpoint = serving.deploy(config, resolve(config, model or config.serve.model))
+        version = resolve(config, model or config.serve.model)
+        endpoint = serving.deploy(config, version)
+        record(config.runtime, "deploy", model=endpoint.name, version=version.label, url=endpoint.url)
         step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")
     return endpoint
 
@@ -389,6 +393,8 @@ def predict(config: Config, model: str | Path = "", *, story: Story | None = Non
 
     with (story or SilentStory()).step("predict") as step:
         result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
+        place = result.output.partition("?")[0]
+        record(config.runtime, "predict", model=config.problem.name, version=result.version.label, rows=result.rows, output=place)
         speed = f", {result.rows_per_s:,.0f} a second" if result.chunks else ""
         before = f"; {result.resumed:,} of {result.chunks + result.resumed:,} files were finished before" if result.resumed else ""
         step.result(f"{result.rows:,} rows by {result.version.label}{speed}; {result.quarantined:,} in quarantine{before}")
@@ -526,6 +532,7 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
         serving.set_versions(config, name, {winner.label: winner.bundle}, {winner.label: 1.0})
         event: promotion.Event = "promote" if winner is challenger else "rollback"
         store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
+        record(config.runtime, event, model=name, version=challenger.label, champion=champion.label, reason=decision.reason)
         requests = evidence.champion.requests + evidence.challenger.requests
         step.result(
             f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, "
@@ -569,6 +576,7 @@ def forget(
         for note in found.notes:
             step.note(note)
         if key is not None and not dry_run:
+            record(config.runtime, "forget", model=name, version="", rows=rows, column=key[0])
             step.note(f"listed, without the value, in {snapshots / LIST}: `prepare` leaves such rows out from now on")
     return ForgetResult(found.snapshots, found.log_rows, found.labels, models, found.notes, dry_run)
 
@@ -578,6 +586,7 @@ def undeploy(config: Config) -> None:
     from raymlp.serve import deploy as serving
 
     serving.undeploy(config.problem.name)
+    record(config.runtime, "undeploy", model=config.problem.name, version="")
 
 
 def prediction_log(config: Config, *, version: str | None = None, since: datetime | None = None) -> pa.Table:
