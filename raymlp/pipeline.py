@@ -393,10 +393,12 @@ def predict(config: Config, model: str | Path = "", *, story: Story | None = Non
 
     with (story or SilentStory()).step("predict") as step:
         result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
-        place = result.output.partition("?")[0]
-        record(config.runtime, "predict", model=config.problem.name, version=result.version.label, rows=result.rows, output=place)
+        if not result.reused:
+            facts = {"rows": result.rows, "output": result.output.partition("?")[0]}
+            record(config.runtime, "predict", model=config.problem.name, version=result.version.label, **facts)
         speed = f", {result.rows_per_s:,.0f} a second" if result.chunks else ""
         before = f"; {result.resumed:,} of {result.chunks + result.resumed:,} files were finished before" if result.resumed else ""
+        before = "; all of it was there" if result.reused else before
         step.result(f"{result.rows:,} rows by {result.version.label}{speed}; {result.quarantined:,} in quarantine{before}")
         for note in result.notes:
             step.note(note)

@@ -162,7 +162,8 @@ class Finding:
 class BatchPrediction:
     """Answers of a model for all rows of a source, as Parquet files in `output`. `quarantined` rows have none, for reasons that are told
     in `quarantine`; `suppressed` ones belong to people who were forgotten. `rows_per_s` is that of the chunks answered in this run,
-    whose number is `chunks`; `resumed` were finished before. `notes` say what was noticed."""
+    whose number is `chunks`; `resumed` were finished before, and with `reused` all of it was there already. `notes` say what was
+    noticed."""
 
     output: str
     quarantine: str
@@ -176,6 +177,7 @@ class BatchPrediction:
     seconds: float
     rows_per_s: float
     notes: tuple[str, ...] = ()
+    reused: bool = False
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,16 @@ def _unreadable(chunk: Chunk, schema: pa.Schema) -> pa.Table:
     return pa.table({**columns, REASON: pa.array(chunk.unreadable, pa.string())})
 
 
+class Hired(Worker):
+    """A worker as an actor. It gets the job in a box: what an actor that may be started anew is given openly must not be in the object
+    store, or Ray warns on the screen. The driver holds the job for as long as workers live."""
+
+    def __init__(self, box: list[Any]) -> None:
+        import ray
+
+        super().__init__(ray.get(box[0]))
+
+
 def _first(quarantined: pa.Table, where: str) -> str:
     """The first of some rows in quarantine, in words; empty when there is none."""
     if not quarantined.num_rows:
@@ -177,7 +187,7 @@ def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chu
         return
     count = num_workers(job)
     shared = ray.put(job)
-    pool = [_worker(job.settings).remote(shared) for _ in range(count)]
+    pool = [_worker(job.settings).remote([shared]) for _ in range(count)]
     # Reading waits for a worker more often than it works: it takes no CPU from them, and cannot be kept out by them.
     reader = ray.remote(num_returns="streaming", num_cpus=0, scheduling_strategy="SPREAD", _generator_backpressure_num_objects=1)(read)
     readers: deque[Any] = deque()
@@ -262,7 +272,7 @@ def _worker(settings: Predict) -> Any:
     import ray
 
     trusted = {name: os.environ[name] for name in (trust.TRUSTED,) if os.environ.get(name)}
-    return ray.remote(Worker).options(
+    return ray.remote(Hired).options(
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker,
         max_restarts=RESTARTS,

@@ -58,7 +58,7 @@ def _predict(config: Config, version: Version, snapshots: Place, say: Callable[[
         notes.append("data.source.where leaves rows out: it is in the model's settings unless you set it")
     found = output.manifest()
     if found is not None and found.get("key") == output.key:
-        return _result(output, version, bundle, found, Tally(len(parts), done=found["chunks"]), 0.0, [*notes, "all of it was there"])
+        return _result(output, version, bundle, found, None, 0.0, notes)
     output.require_free(overwrite=settings.overwrite)
     with output.alone(), ray_session(config.runtime):
         tally, done = Tally(len(parts)), output.finished()
@@ -125,8 +125,10 @@ def _hold_budget(config: Config, tally: Tally, output: Output) -> None:
 
 
 def _result(
-    output: Output, version: Version, bundle: Bundle, manifest: dict[str, Any], tally: Tally, seconds: float, notes: list[str]
+    output: Output, version: Version, bundle: Bundle, manifest: dict[str, Any], tally: Tally | None, seconds: float, notes: list[str]
 ) -> BatchPrediction:
+    """What came of it; without a tally it was there already."""
+    new, done = (tally.new_files, tally.done) if tally else (0, manifest["chunks"])
     return BatchPrediction(
         output=str(output.place),
         quarantine=str(output.place / QUARANTINE),
@@ -135,9 +137,10 @@ def _result(
         rows=manifest["rows"],
         quarantined=manifest["quarantined"],
         suppressed=manifest["suppressed"],
-        chunks=tally.new_files,
-        resumed=tally.done,
+        chunks=new,
+        resumed=done,
         seconds=round(seconds, 2),
-        rows_per_s=tally.new_rows / seconds if seconds else 0.0,
+        rows_per_s=tally.new_rows / seconds if tally and seconds else 0.0,
         notes=tuple(notes),
+        reused=tally is None,
     )

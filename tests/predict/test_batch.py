@@ -103,7 +103,7 @@ def test_answers_of_two_workers_equal_the_predictors_though_one_is_killed(
         """Once, a worker of this test's own Ray, which has answered a chunk."""
         if "rows" in words and not killed:
             workers = [
-                process for process in psutil.Process().children(recursive=True) if "".join(process.cmdline()).startswith("ray::Worker")
+                process for process in psutil.Process().children(recursive=True) if "".join(process.cmdline()).startswith("ray::Hired")
             ]
             killed.extend(workers[:1])
             workers[0].send_signal(signal.SIGKILL)
@@ -132,7 +132,7 @@ def test_the_same_job_is_found_again_and_another_needs_a_place_of_its_own(here: 
     config = config_for(Runtime(storage=str(tmp_path)), source, tmp_path / "out")
     first, again = (pipeline.predict(config, bundle) for _ in range(2))
     assert (first.chunks, first.resumed) == (10, 0)
-    assert (again.rows, again.chunks, again.resumed) == (ROWS, 0, 10)
+    assert (again.rows, again.chunks, again.resumed, again.reused) == (ROWS, 0, 10, True)
     other = with_overrides(config, {"predict.keep": ["row", "carrier"]})
     with pytest.raises(ConfigError, match=r"holds answers of flights .*predict.overwrite=true"):
         pipeline.predict(other, bundle)
