@@ -392,7 +392,11 @@ def predict(config: Config, model: str | Path = "", *, story: Story | None = Non
     from raymlp.predict import prediction
 
     with (story or SilentStory()).step("predict") as step:
-        result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
+        try:
+            result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
+        except (KeyboardInterrupt, SystemExit):
+            step.note("finished files are kept: the same command goes on from here")
+            raise
         if not result.reused:
             facts = {"rows": result.rows, "output": result.output.partition("?")[0]}
             record(config.runtime, "predict", model=config.problem.name, version=result.version.label, **facts)

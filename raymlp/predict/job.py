@@ -30,8 +30,10 @@ from raymlp.predict.rows import ROW, Chunk, Rows
 log = logging.getLogger(__name__)
 BYTES_PER_WORKER = 16 << 20
 """Bytes of the source, as they are stored, for which a worker is worth its start."""
-RESTARTS = 3
-"""Times that a worker, and a chunk on it, is tried again after a process died."""
+RETRIES = 3
+"""Times that a chunk is given to another worker after the one that had it died."""
+CHUNKS_PER_WORKER = 2
+"""Chunks that a worker has at a time: one that it works on, and the next."""
 DEVICE = {False: "cpu", True: "cuda"}
 """Where a net runs, by whether its worker has a GPU."""
 KAFKA_CPUS = 2
@@ -133,16 +135,6 @@ def _unreadable(chunk: Chunk, schema: pa.Schema) -> pa.Table:
     return pa.table({**columns, REASON: pa.array(chunk.unreadable, pa.string())})
 
 
-class Hired(Worker):
-    """A worker as an actor. It gets the job in a box: what an actor that may be started anew is given openly must not be in the object
-    store, or Ray warns on the screen. The driver holds the job for as long as workers live."""
-
-    def __init__(self, box: list[Any]) -> None:
-        import ray
-
-        super().__init__(ray.get(box[0]))
-
-
 def _first(quarantined: pa.Table, where: str) -> str:
     """The first of some rows in quarantine, in words; empty when there is none."""
     if not quarantined.num_rows:
@@ -174,6 +166,46 @@ def _told(work: Callable[[], Any]) -> Any:
         return "RaymlpError", f"predicting failed: {type(error).__name__}: {error}"
 
 
+class Pool:
+    """Workers, and the chunks that each has. One that died is replaced, and its chunks are given out again.
+
+    Not by Ray's own restarts: with them Ray warns on the screen of every actor that is made from what lies in the object store.
+    """
+
+    def __init__(self, start: Callable[[], Any], count: int) -> None:
+        self.start = start
+        self.workers = [start() for _ in range(count)]
+        self.free = deque(list(range(count)) * CHUNKS_PER_WORKER)
+        """Places among the workers that can take a chunk."""
+        self.busy: dict[Any, tuple[int, Any, Any, int]] = {}
+        """Of what each worker will tell: its place, the worker itself, the chunk, and how often that was tried before."""
+
+    def give(self, chunk: Any, tries: int = 0) -> None:
+        """Give a chunk to a worker that is free."""
+        place = self.free.popleft()
+        worker = self.workers[place]
+        self.busy[worker.answer.remote(chunk)] = place, worker, chunk, tries
+
+    def end(self, told: Any) -> tuple[Any, ...] | None:
+        """What a worker told; None when it died, and another has its chunk now. Raises RayError when that was tried too often."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        place, worker, chunk, tries = self.busy.pop(told)
+        self.free.append(place)
+        try:
+            found: tuple[Any, ...] = ray.get(told)
+        except RayActorError as error:
+            if tries == RETRIES:
+                raise
+            log.warning("a worker died, and its chunk is given to another: %s", _root(error))
+            if self.workers[place] is worker:
+                self.workers[place] = self.start()
+            self.give(chunk, tries + 1)
+            return None
+        return found
+
+
 def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chunk: Callable[[Tally], None]) -> None:
     """Answer every chunk that is not done. `on_chunk` hears the tally after each, and may raise to stop the job.
 
@@ -187,36 +219,34 @@ def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chu
         return
     count = num_workers(job)
     shared = ray.put(job)
-    pool = [_worker(job.settings).remote([shared]) for _ in range(count)]
+    pool = Pool(lambda: _worker(job.settings).remote(shared), count)
     # Reading waits for a worker more often than it works: it takes no CPU from them, and cannot be kept out by them.
     reader = ray.remote(num_returns="streaming", num_cpus=0, scheduling_strategy="SPREAD", _generator_backpressure_num_objects=1)(read)
     readers: deque[Any] = deque()
-    free: deque[Any] = deque(pool * 2)
-    busy: dict[Any, Any] = {}
     try:
-        while todo or readers or busy:
+        while todo or readers or pool.busy:
             while todo and len(readers) < max(1, count // 2):
                 part, skip = todo.popleft()
                 readers.append(reader.remote(shared, part, skip))
-            ready, _ = ray.wait([*busy, *(readers if free else ())], num_returns=1, fetch_local=False)
+            ready, _ = ray.wait([*pool.busy, *(readers if pool.free else ())], num_returns=1, fetch_local=False)
             found = ready[0]
-            if found in busy:
-                free.append(busy.pop(found))
-                _take(ray.get(found), tally)
-                on_chunk(tally)
+            if found in pool.busy:
+                told = pool.end(found)
+                if told is not None:
+                    _take(told, tally)
+                    on_chunk(tally)
                 continue
             readers.remove(found)
             chunk = next(found, None)
             if chunk is not None:
-                worker = free.popleft()
-                busy[worker.answer.remote(chunk)] = worker
+                pool.give(chunk)
                 readers.append(found)
     except RayError as error:
         raise RaymlpError(f"predicting failed: {_root(error)}. Ray's logs have more; finished files are kept.") from error
     finally:
         for left in readers:
             ray.cancel(left, force=False)
-        for worker in pool:
+        for worker in pool.workers:
             ray.kill(worker)
 
 
@@ -272,11 +302,9 @@ def _worker(settings: Predict) -> Any:
     import ray
 
     trusted = {name: os.environ[name] for name in (trust.TRUSTED,) if os.environ.get(name)}
-    return ray.remote(Hired).options(
+    return ray.remote(Worker).options(
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
         scheduling_strategy="SPREAD",
         runtime_env={"env_vars": trusted} if trusted else None,
     )

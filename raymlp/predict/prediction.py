@@ -53,7 +53,7 @@ def _predict(config: Config, version: Version, snapshots: Place, say: Callable[[
     require_apart(rows.kept, names_of(target.task, target.classes, settings.prefix))
     source = sources.fingerprint(data.source, parts)
     output = Output.at(settings.output, _key(config, rows, bundle, version, source, suppressed))
-    notes = list(warnings)
+    notes = [*warnings, *suppressed.warnings(rows.types)]
     if getattr(data.source, "where", ()):
         notes.append("data.source.where leaves rows out: it is in the model's settings unless you set it")
     found = output.manifest()

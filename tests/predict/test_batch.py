@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +29,11 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
 from raymlp.core.errors import BundleError, ConfigError, ContractError, DataError
 from raymlp.core.records import BatchPrediction
+from raymlp.data import parquet
+from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
+from raymlp.model.scorer import placed
+from raymlp.model.trees import TreeScorer
 from raymlp.predict import prediction
 from raymlp.predict.job import Job, Tally, Worker, _left, _take, read
 from raymlp.predict.output import Facts
@@ -103,7 +107,7 @@ def test_answers_of_two_workers_equal_the_predictors_though_one_is_killed(
         """Once, a worker of this test's own Ray, which has answered a chunk."""
         if "rows" in words and not killed:
             workers = [
-                process for process in psutil.Process().children(recursive=True) if "".join(process.cmdline()).startswith("ray::Hired")
+                process for process in psutil.Process().children(recursive=True) if "".join(process.cmdline()).startswith("ray::Worker")
             ]
             killed.extend(workers[:1])
             workers[0].send_signal(signal.SIGKILL)
@@ -234,6 +238,28 @@ def test_rows_that_the_model_fails_on_and_lines_that_are_none(
     found = {row["raymlp_row"]: row["raymlp_reason"] for row in quarantine(result)}
     assert found[4] == "the model fails: ZeroDivisionError: by chance"
     assert "has 2 columns" in found[None] or "has 2 fields" in found[None]
+
+
+def test_with_encrypted_snapshots_the_quarantine_is_encrypted_too(
+    here: None, bundle: Path, bad_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYMLP_SNAPSHOT_KEY", "s" * 40)
+    config = config_for(Runtime(storage=str(tmp_path)), bad_source, tmp_path / "out", max_bad_share=0.015)
+    result = pipeline.predict(with_overrides(config, {"data.privacy.encrypt_snapshots": True}), bundle)
+    files = list(Path(result.quarantine).glob("*.parquet"))
+    assert [parquet.is_encrypted(file) for file in files] == [True] * 2
+    assert sum(parquet.read(file).num_rows for file in files) == 3
+    assert answers(result).num_rows == 197
+
+
+def test_a_net_on_a_device_gives_the_same_answers_and_trees_have_none(bundle: Path) -> None:
+    here, there = Predictor.load(bundle), Predictor.of(load_bundle(bundle), device="cpu:0", key=None)
+    assert there.bundle.scorer.device == "cpu:0"  # type: ignore[attr-defined]
+    assert here.predict(json_rows(30)).scores.tolist() == there.predict(json_rows(30)).scores.tolist()
+    trees = TreeScorer("xgboost", "", cast(Any, None))
+    assert placed(trees, "cpu") is trees
+    with pytest.raises(ConfigError, match=r"trees, which are scored on CPUs.*predict.gpus_per_worker=0"):
+        placed(trees, "cuda")
 
 
 # ---------------------------------------------------------------------- what is refused

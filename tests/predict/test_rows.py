@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from raymlp.config.data import Data
 from raymlp.config.predict import Predict
@@ -16,7 +19,8 @@ from raymlp.core.errors import ConfigError, DataError
 from raymlp.data import sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.suppression import Sieve, Suppressed
-from raymlp.predict.rows import Rows, rows_of, without_target
+from raymlp.predict import rows as reading
+from raymlp.predict.rows import Rows, _cut, rows_of, without_target
 
 MODEL = Contract(
     columns={"zip": ColumnContract(type="string"), "n": ColumnContract(type="int", maximum=9), "size": ColumnContract(type="float")}
@@ -98,6 +102,20 @@ def test_a_value_of_another_type_turns_one_row_away_and_chunks_stay_the_same() -
     some = list(rows.chunks(part, 0, {0, 2}))
     assert [chunk.number for chunk in some] == [1]
     assert some[0].table == whole[1].table
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7), st.integers(1, 40))
+def test_rows_are_cut_in_order_and_never_into_more_than_was_asked(sizes: list[int], rows: int, most: int) -> None:
+    starts = np.cumsum([0, *sizes])
+    tables = [pa.table({"x": np.arange(start, start + size)}) for start, size in zip(starts, sizes, strict=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "CHUNK_BYTES", most)
+        found = list(_cut(iter(tables), rows))
+    assert [x for table in found for x in table.column("x").to_pylist()] == list(range(starts[-1]))
+    assert all(0 < table.num_rows <= rows for table in found)
+    full = [table.num_rows == rows or table.nbytes >= most for table in found]
+    assert all(full[:-1])
 
 
 def test_a_part_without_rows_has_one_empty_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
