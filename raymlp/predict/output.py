@@ -126,7 +126,11 @@ class Output:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                if self.working.exists() and not (self.working / FACTS).exists():  # nothing was finished: nothing to go on from
+                    shutil.rmtree(self.working)
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
         """Let the finished files be seen, in the place of what is there. Nothing else is left of the working place."""

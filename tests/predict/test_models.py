@@ -17,6 +17,7 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, RegistryError
 from raymlp.core.records import TrainedModel
 from raymlp.model.predictor import Predictor
+from raymlp.runtime.audit import audit_file, entries
 from tests.predict.test_batch import here  # noqa: F401 (a fixture)
 from tests.train.planted import config_of, planted, trained, write_snapshot
 
@@ -54,7 +55,7 @@ def rows(home: Path) -> pa.Table:
 
 @pytest.mark.usefixtures("here")
 def test_the_command_needs_a_model_a_source_and_a_place(
-    model: TrainedModel, home: Path, rows: pa.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: TrainedModel, config: Config, home: Path, rows: pa.Table, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [f"runtime.storage={home / 'artifacts'}", f"data.source.path={home / 'new.csv'}", "predict.keep=[row]"]
     expected = Predictor.load(model.bundle).predict(rows)
@@ -74,6 +75,11 @@ def test_the_command_needs_a_model_a_source_and_a_place(
     shown = capsys.readouterr().out
     assert "50 rows by v1, " in shown
     assert "0 in quarantine" in shown
+    assert run_command(["predict", "planted@champion", *words, f"predict.output={tmp_path / 'v1' / 'planted@champion'}"]) == 0
+    assert "all of it was there" in " ".join(capsys.readouterr().out.split())
+    audited = [(entry["what"], entry["model"], entry["version"]) for entry in entries(audit_file(config.runtime))]
+    assert audited[0] == ("register", "planted", "v1")
+    assert audited[1:] == [("predict", "planted", version) for version in ("v1", "v1", Predictor.load(model.bundle).bundle.digest[:12])]
 
 
 @pytest.mark.usefixtures("model")

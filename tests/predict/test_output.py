@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +94,8 @@ with Output.at({str(tmp_path / "out")!r}, {KEY!r}).alone():
         other.kill()
         other.wait()
     with output.alone():
-        assert os.getpid()
+        assert [file.name for file in tmp_path.iterdir()] == [f".out.{KEY[:12]}"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unfinished_work_of_other_settings_is_named(tmp_path: Path) -> None:
