@@ -95,7 +95,7 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
             train_sum, train_rows = team.total(np.array([_total(target.task, making.outputs("train"), rows), len(rows.y)]))
             took = figures.seconds
             metric = job.config.problem.main_metric
-            scores = Calibration.undoing(target.task, job.class_weights).apply(_in_unit(target, team.gather(outputs)))
+            scores = Calibration.undoing(target.task, job.class_weights).apply(target.in_unit(team.gather(outputs)))
             metrics = {
                 "epoch": float(progress.epochs),
                 "train_loss": train_sum / train_rows,
@@ -127,7 +127,7 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
                 raise Stopped
     scorer = TreeScorer.read(model.kind, best.text, job.plan, source="what was trained")
     outputs = team.gather(scorer.forest(held.x))
-    return Outcome(scorer, _in_unit(target, outputs), _truth(target, answers), progress, environment.facts())
+    return Outcome(scorer, target.in_unit(outputs), _truth(target, answers), progress, environment.facts())
 
 
 def _is_over(budget: Budget, rounds: int, seconds: float) -> bool:
@@ -170,11 +170,6 @@ def _training_rows(job: Job, source: Source, team: Team) -> Rows:
 def _rows(block: Block, class_weights: Sequence[float]) -> Rows:
     weights = np.array(class_weights, np.float32)[block.target.astype(np.int64)] if class_weights else np.ones(len(block), np.float32)
     return Rows(matrix(block.tensors), np.array(block.target), weights)
-
-
-def _in_unit(target: Target, outputs: Floats) -> Floats:
-    """Outputs (N, O) as (N,) or (N, K), in the unit of the target."""
-    return outputs if target.task == "multiclass" else outputs[:, 0] * target.scale + target.mean
 
 
 def _truth(target: Target, answers: NDArray[Any]) -> Floats:
