@@ -170,6 +170,28 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class BatchPrediction:
+    """Answers of a model for all rows of a source, as Parquet files in `output`. `quarantined` rows have none, for reasons that are told
+    in `quarantine`; `suppressed` ones belong to people who were forgotten. `rows_per_s` is that of the chunks answered in this run,
+    whose number is `chunks`; `resumed` were finished before, and with `reused` all of it was there already. `notes` say what was
+    noticed."""
+
+    output: str
+    quarantine: str
+    version: Version
+    digest: str
+    rows: int
+    quarantined: int
+    suppressed: int
+    chunks: int
+    resumed: int
+    seconds: float
+    rows_per_s: float
+    notes: tuple[str, ...] = ()
+    reused: bool = False
+
+
+@dataclass(frozen=True)
 class MonitorReport:
     """What one window of live traffic looks like beside training."""
 

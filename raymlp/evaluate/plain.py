@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymlp.evaluate.baselines import leading, one_hot
+from raymlp.evaluate.baselines import PARTS, leading, one_hot
 from raymlp.features.plan import FeaturePlan
 
 Floats = NDArray[np.float64]
@@ -50,10 +50,12 @@ def _same_score(plan: FeaturePlan, train: pa.Table, scored: pa.Table, clusters: 
 
 
 def _mahalanobis(plan: FeaturePlan, train: pa.Table, scored: pa.Table, clusters: int, seed: int) -> Floats:
-    """Squared distance (M,) from the mean by a shrunk covariance (Ledoit and Wolf 2004) of the leading components."""
+    """Squared distance (M,) from the mean by a shrunk covariance (Ledoit and Wolf 2004), of the leading components where there are many."""
     from sklearn.covariance import LedoitWolf
 
-    learned, found = leading(*_centred(plan, train, scored), seed=seed)
+    learned, found = _centred(plan, train, scored)
+    if learned.shape[1] > PARTS:
+        learned, found = leading(learned, found, seed=seed)
     return np.asarray(LedoitWolf().fit(learned).mahalanobis(found))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,9 @@ from raymlp.core.records import Task, has_classes
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.contract_row import Row, row_checker, table_of
-from raymlp.data.privacy import routing_key_hider
+from raymlp.data.privacy import PrivacyKey, routing_key_hider
 from raymlp.model.bundle import Bundle, load_bundle
-from raymlp.model.scorer import TAKEN
+from raymlp.model.scorer import TAKEN, placed
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 4 << 20
@@ -95,9 +95,10 @@ def _told(log_likelihood: float, tokens: float, _: float) -> dict[str, Any]:
 class Predictor:
     """Predicts from rows (a list of dicts, as JSON has them) or from an Arrow table."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, key: PrivacyKey | None = None) -> None:
+        """`key` is the environment's when it is needed and not given."""
         self.bundle = bundle
-        key = bundle.contract.key()
+        key = bundle.contract.key(key)
         self.check: Callable[[Any, str], Row] = row_checker(bundle.contract, key=key)
         self.hide_routing_key: Callable[[str], str] = routing_key_hider(key)
         self._row = bundle.plan.row_executor()
@@ -106,6 +107,11 @@ class Predictor:
     def load(cls, path: str | Path) -> Self:
         """Load a verified bundle. Raises BundleError, and ConfigError when its privacy rules need a key that is not there."""
         return cls(load_bundle(path))
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, device: str, key: PrivacyKey | None) -> Self:
+        """The predictor of a loaded bundle with its net on a device. Raises ConfigError for trees on a GPU."""
+        return cls(replace(bundle, scorer=placed(bundle.scorer, device)), key=key)
 
     def predict(self, rows: Sequence[Row] | pa.Table) -> Prediction:
         """Predict every row. Columns that are not inputs are ignored in a table and refused in a row.
@@ -119,6 +125,10 @@ class Predictor:
                 raise RequestError("table", broken.column(REASON)[0].as_py(), "rows that keep the contract")
         else:
             typed = table_of([self.check(row, f"instances[{i}]") for i, row in enumerate(rows)], contract)
+        return self.predict_checked(typed)
+
+    def predict_checked(self, typed: pa.Table) -> Prediction:
+        """Predict the rows of a table that keep the contract, in its types, privacy rules applied. Other columns are ignored."""
         return self._answer(self.outputs(typed))
 
     def predict_typed(self, row: Row) -> Prediction:

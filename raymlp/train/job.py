@@ -190,7 +190,7 @@ class Progress:
         """Go on with so many workers, each of which makes so many steps in an epoch; true when there were as many before.
 
         In the middle of an epoch the same share of it counts as done: with another number of workers some of its rows are then seen
-        twice, and some not at all.
+        twice, and some not at all. An epoch of a single step begins anew.
         """
         batches = epoch_steps * accumulate
         same = (world_size, batches) == (self.world_size, self.batches)

@@ -151,7 +151,7 @@ class EpochWatch(pl.Callback):
     def __init__(self, job: Job, seat: Seat, batches: TrainBatches, progress: Progress, report: Report, resume: Path | None) -> None:
         self._job, self._seat, self._batches, self._progress, self._report = job, seat, batches, progress, report
         self._settings = _settings(job)
-        self._resume = resume
+        self._midway = resume if resume and midway.is_midway(resume) else None
         self.best = load_file(resume / BEST) if resume and progress.best_epoch else {}
         """Full weights of the best epoch so far."""
         self._pulse = Pulse(seat.agree, seat.hear, rank=seat.rank, seconds=progress.seconds)
@@ -162,7 +162,7 @@ class EpochWatch(pl.Callback):
         self._saved_s, self._saved_for_notice, self._over = progress.seconds, False, False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._progress.batch:
+        if self._midway:
             midway.moved(checkpoint["loops"], self._progress.batch)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -170,10 +170,10 @@ class EpochWatch(pl.Callback):
         self._pulse.start(self._progress.pace.steps)
         if self._peak:
             self._flops = flops_per_row(lambda: build_net(self._job.shape), self._job.plan.shapes)
-        if not (self._resume and self._progress.batch):
+        if not self._midway:
             return
         _seed_epoch(self._settings.seed, self._progress.epochs, self._seat.rank)
-        sums = midway.load(self._resume, self._seat.rank)
+        sums = midway.load(self._midway, self._seat.rank) if self._progress.batch else None
         if sums is not None:
             pl_module.train_sums.loss, pl_module.train_sums.rows = sums["loss"].to(pl_module.device), sums["rows"]
             pl_module.train_sums.tokens = sums["tokens"].to(pl_module.device)
@@ -342,7 +342,8 @@ def _trainer(job: Job, seat: Seat, watch: pl.Callback, *, steps: int) -> pl.Trai
 
 def _can_fuse(job: Job, seat: Seat) -> bool:
     """The fused AdamW is quicker; DeepSpeed and Lightning's mixed precisions, which clip gradients themselves, need the plain one."""
-    return job.config.train.precision == "32" and type(seat.strategy).__name__ in ("SingleDeviceStrategy", "RayDDPStrategy")
+    settings = job.config.train
+    return settings.precision == "32" and (isinstance(seat.strategy, SingleDeviceStrategy) or settings.strategy.kind == "ddp")
 
 
 def _seed_epoch(seed: int, epoch: int, rank: int) -> None:

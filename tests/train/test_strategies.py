@@ -117,7 +117,7 @@ def runs(ray_runtime: Runtime, snapshots: Snapshots, tmp_path_factory: pytest.Te
             train, valid = source("train", rank * size, (rank + 1) * size), source("valid", *job.valid_range(rank, 2))
 
             def run(job: Job, report: Any, resume: Path | None = None, train: Any = train, valid: Any = valid) -> Any:
-                strategy = strategy_of(job.config.train, world_size=2, device=get_device())
+                strategy = strategy_of(job.config.train, world_size=2, device=get_device(), own=False)
                 seat = Seat(strategy=strategy, rank=rank, world_size=2, gather=_gather)
                 return fit(job, train, valid, seat=seat, report=report, resume=resume)
 
