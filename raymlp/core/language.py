@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 LIKELIHOOD, TOKENS, RIGHT = 0, 1, 2
 """Places in a row of `p`."""
+LARGEST_LOSS = 700.0
+"""Loss of a token, in nats, whose perplexity is still a finite number."""
 
 
 def token_loss(y: Array, p: Array) -> float:
@@ -36,6 +38,17 @@ def token_accuracy(y: Array, p: Array) -> float:
 def losses(p: Array) -> Array:
     """`token_loss` of each text by itself, float64 (N,); NaN for one without tokens."""
     return np.asarray(np.where(p[:, TOKENS] > 0, -p[:, LIKELIHOOD] / np.maximum(p[:, TOKENS], 1), np.nan), dtype=np.float64)
+
+
+def told(p: Array) -> dict[str, Array]:
+    """What is said of each text: `log_likelihood`, `tokens` (int64), `token_loss` and `perplexity`, the last two NaN without tokens."""
+    loss = losses(p)
+    return {
+        "log_likelihood": p[:, LIKELIHOOD],
+        "tokens": p[:, TOKENS].astype(np.int64),
+        "token_loss": loss,
+        "perplexity": np.exp(np.minimum(loss, LARGEST_LOSS)),
+    }
 
 
 def on_common_tokens(new: Array, old: Array, whole: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.core.errors import DataError, RequestError
-from raymlp.core.language import losses
+from raymlp.core.language import losses, told
 from raymlp.core.records import Task, has_classes
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
@@ -24,10 +24,6 @@ from raymlp.model.scorer import TAKEN, placed
 BATCH_ROWS = 8_192
 BATCH_BYTES = 4 << 20
 """Bytes of text ids and pixels that are scored at a time."""
-
-
-LARGEST_LOSS = 700.0
-"""Loss of a token, in nats, whose perplexity is still a finite number."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,11 @@ class Prediction:
         if self.task == "anomaly":
             return [{"score": float(score), "flagged": bool(score >= self.threshold)} for score in self.scores]
         if self.task == "language":
-            return [_told(*row) for row in self.scores.tolist()]
+            parts = {name: values.tolist() for name, values in told(self.scores).items()}
+            return [
+                {name: None if value != value else value for name, value in zip(parts, row, strict=True)}
+                for row in zip(*parts.values(), strict=True)
+            ]
         labels = self.labels or []
         if self.task == "binary":
             return [{"probability": float(p), "label": label} for p, label in zip(self.scores, labels, strict=True)]
@@ -80,16 +80,6 @@ class Prediction:
         if self.task == "language":
             return losses(self.scores)
         return np.asarray(self.scores.argmin(axis=1), dtype=np.float64) if self.task == "clustering" else self.scores
-
-
-def _told(log_likelihood: float, tokens: float, _: float) -> dict[str, Any]:
-    loss = -log_likelihood / tokens if tokens else None
-    return {
-        "log_likelihood": log_likelihood,
-        "tokens": int(tokens),
-        "token_loss": loss,
-        "perplexity": None if loss is None else float(np.exp(min(loss, LARGEST_LOSS))),
-    }
 
 
 class Predictor:

@@ -160,8 +160,10 @@ def rows_of(
     return rows, tuple(warnings)
 
 
-def without_target(data: Data, target: str) -> Data:
-    """The settings for rows that have no answer: the source is not asked for the target."""
+def without_target(data: Data, target: str | None) -> Data:
+    """The settings for rows that have no answer: the source is not asked for the target, where the model has one."""
+    if target is None:
+        return data
     source = data.source
     changes: dict[str, Any] = {}
     if source.kind in ("parquet", "delta", "iceberg") and target in source.columns:  # a CSV file's are names by place

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.data.contract_batch import REASON
 from raymlp.model.predictor import Prediction
-from raymlp.predict.answers import MOST_FAILURES, answered, columns_of, names_of, require_apart
+from raymlp.predict.answers import DIGEST, MOST_FAILURES, VERSION, answered, columns_of, names_of, require_apart
+
+AT = [VERSION, DIGEST]
 
 
 def test_columns_of_each_task() -> None:
@@ -29,6 +31,31 @@ def test_columns_of_each_task() -> None:
         {"score": 0.7, "label": "b", "score_a": 0.1, "score_b": 0.7, "score_c": 0.2}
     ]
     assert tuple(several.column_names) == names_of("multiclass", ("a", "b", "c"), "")
+
+
+def test_columns_of_tasks_without_a_target() -> None:
+    clusters = columns_of(Prediction("clustering", (), np.array([[3.0, 0.5], [1.0, 4.0]])), "", "v3", "abc").drop_columns(AT)
+    assert clusters.to_pydict() == {"cluster": [1, 0], "distance": [0.5, 1.0]}
+    unusual = columns_of(Prediction("anomaly", (), np.array([0.4, 0.7]), threshold=0.6), "", "v3", "abc").drop_columns(AT)
+    assert unusual.to_pydict() == {"score": [0.4, 0.7], "flagged": [False, True]}
+    texts = columns_of(Prediction("language", (), np.array([[-4.0, 2.0, 1.0], [0.0, 0.0, 0.0]])), "", "v3", "abc").drop_columns(AT)
+    assert texts.to_pydict() == {
+        "log_likelihood": [-4.0, 0.0],
+        "tokens": [2, 0],
+        "token_loss": [2.0, None],
+        "perplexity": [pytest.approx(np.exp(2.0)), None],
+    }
+    for task, table in (("clustering", clusters), ("anomaly", unusual), ("language", texts)):
+        assert (*table.column_names, *AT) == names_of(task, (), "")
+
+
+def test_a_threshold_outlives_rows_without_an_answer() -> None:
+    def predict(part: pa.Table) -> Prediction:
+        return Prediction("anomaly", (), part.column("x").to_numpy(), threshold=0.9)
+
+    _, prediction, _ = answered(predict, pa.table({"x": [0.95, np.nan, 0.6]}))
+    assert prediction is not None
+    assert prediction.rows() == [{"score": 0.95, "flagged": True}, {"score": 0.6, "flagged": False}]
 
 
 def test_a_kept_column_with_the_name_of_an_answer_is_refused() -> None:
