@@ -352,6 +352,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["plain", *STRATEGIES], choices=["plain", *STRATEGIES])
     options = vars(parser.parse_args())
     options["size"] = {name: options.pop(name) or value for name, value in SIZES[options.pop("preset")].items()}
+    if options["size"]["steps"] < 4:
+        parser.error(f"--steps is {options['size']['steps']}; expected 4 at least: bytes are counted in the first half, time in the second")
 
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
