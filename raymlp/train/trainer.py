@@ -23,8 +23,10 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
+from raymlp.core.language import losses
 from raymlp.core.records import Found, Snapshot, TrainedModel
 from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
@@ -58,10 +60,10 @@ def train(
     """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
 
     `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `workers`,
-    `rows_per_s` (over all workers), the figures of `raymlp.train.figures.epoch_figures` and, where the peak of the device is known,
-    `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started again with the same `run_dir`; what
-    interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels` trains on permuted answers: a model
-    that must not pass the gate.
+    `rows_per_s` (over all workers), of a language model `tokens_per_s` too, the figures of `raymlp.train.figures.epoch_figures` and,
+    where the peak of the device is known, `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started
+    again with the same `run_dir`; what interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels`
+    trains on permuted answers: a model that must not pass the gate.
 
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number, a disk is full, or the run
@@ -83,7 +85,7 @@ def train(
     room.wait_for_room(room.needs_of(config.train, streams=not hold))
     edges = number_edges(config.model, plan, profile)
     model = start.model if start else config.model
-    if not isinstance(model, Trees):
+    if not isinstance(model, Trees | KMeans | IsolationForest):
         config = settled(config, NetShape.of(model, plan, edges))
     require_same(make_folder(run_dir), same)
     try:
@@ -123,7 +125,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
     """
     check(config)
-    if isinstance(config.model, Trees):
+    if isinstance(config.model, Trees | KMeans | IsolationForest):
         raise ConfigError(
             f"model.kind is {config.model.kind}, whose step size and batch nobody looks for; expected a net. Choose model=mlp."
         )
@@ -256,7 +258,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
     calibration, scores, metrics = outcome.scored(plan.target.task, job.class_weights)
     if job.shuffle_labels:
         metrics["labels_shuffled"] = 1.0
-    columns = {name: profile.columns[name] for name in [*plan.inputs, plan.target.column]}
+    columns = {name: profile.columns[name] for name in dict.fromkeys([*plan.inputs, *plan.target.columns])}
     bundle = Bundle(
         name=config.problem.name,
         run_id=run_id,
@@ -275,8 +277,12 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
 
 
 def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
-    """Profile of the validation predictions: probability of the positive class, value, or most likely label."""
-    if target.task == "multiclass":
+    """Profile of the validation predictions: probability of the positive class, value, score, label, cluster, or loss a token."""
+    if target.task == "language":
+        column = pa.array(losses(scores), from_pandas=True)
+    elif target.task == "clustering":
+        column = pa.array([str(place) for place in scores.argmin(axis=1)], pa.string())
+    elif target.task == "multiclass":
         column = pa.array([target.classes[index] for index in scores.argmax(axis=1)], pa.string())
     else:
         column = pa.array(scores, pa.float64())

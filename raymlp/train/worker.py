@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.data.place import split_files
@@ -35,6 +36,7 @@ from raymlp.train.job import Job, Outcome
 from raymlp.train.loop import Seat, alone, fit, quiet
 from raymlp.train.pulse import Notice
 from raymlp.train.rounds import fit_trees
+from raymlp.train.sampled import fit_sampled
 from raymlp.train.strategy import strategy_of
 from raymlp.train.team import Report, Save, Stopped, Team
 from raymlp.train.upload import Uploads
@@ -52,7 +54,7 @@ def run(job: Job, run_dir: Path, held: Mapping[str, Sequence[Part]], *, watch_no
     quiet(job.config.runtime.verbose)
     context, uploads = ray.train.get_context(), Uploads()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if not job.has_trees else torch.device("cpu")
+    device = ray.train.torch.get_device() if job.has_net else torch.device("cpu")
 
     def agree(values: list[float]) -> list[float]:
         return _agree(values, device)
@@ -63,16 +65,19 @@ def run(job: Job, run_dir: Path, held: Mapping[str, Sequence[Part]], *, watch_no
 
     team = Team(rank, world_size, hear=hear, uploading=uploads.pending)
     if world_size > 1:
-        team = replace(team, gather=_gather, agree=agree)
+        team = replace(team, gather=_gather, total=_total, agree=agree)
     checkpoint = ray.train.get_checkpoint()
     try:
         train, valid = _sources(job, held, rank, world_size)
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             resume = Path(folder) if folder else None
-            if job.has_trees:
+            if isinstance(job.config.model, KMeans | IsolationForest):
+                outcome = fit_sampled(job, train, valid, team, report=uploads.report)
+            elif isinstance(job.config.model, Trees):
                 outcome = fit_trees(job, train, valid, team, report=uploads.report, resume=resume)
             else:
-                strategy = strategy_of(job.config.train, world_size=world_size, device=device)
+                own = job.config.model.kind == "own"
+                strategy = strategy_of(job.config.train, world_size=world_size, device=device, own=own)
                 outcome = fit(job, train, valid, seat=Seat(strategy=strategy, **vars(team)), report=uploads.report, resume=resume)
     except Stopped:
         return None
@@ -131,7 +136,9 @@ def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None =
     def of_epochs(metrics: dict[str, float], save: Save | None) -> bool | None:
         return report(metrics, save) if "epoch" in metrics else None
 
-    if job.has_trees:
+    if isinstance(job.config.model, KMeans | IsolationForest):
+        return fit_sampled(job, train, valid, Team(), report=report)
+    if isinstance(job.config.model, Trees):
         return fit_trees(job, train, valid, Team(), report=report, resume=resume)
     return fit(job, train, valid, seat=alone(), report=of_epochs, resume=resume)
 
@@ -147,6 +154,12 @@ def _agree(values: list[float], device: torch.device) -> list[float]:
     torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
     agreed: list[float] = together.tolist()
     return agreed
+
+
+def _total(numbers: NDArray[Any]) -> NDArray[Any]:
+    together = torch.tensor(numbers, dtype=torch.float64)
+    torch.distributed.all_reduce(together)
+    return together.numpy()
 
 
 def _gather(rows: NDArray[Any]) -> NDArray[Any]:
