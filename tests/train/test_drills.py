@@ -293,7 +293,7 @@ train: {{epochs: 25, batch_size: 16, learning_rate: 0.005, stopping: {{patience:
 tune:
   space:
     train.learning_rate: {{kind: loguniform, low: 0.001, high: 0.1}}
-runtime: {{storage: {folder}/artifacts, num_cpus: 4, object_store_mb: 200}}
+runtime: {{num_cpus: 4, object_store_mb: 200}}
 """
 
 
@@ -302,7 +302,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an experiment on a planted table, as a user has it."""
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     pq.write_table(planted(3_000, 1, "binary"), tmp_path / "rows.parquet")
-    experiment = EXPERIMENT.format(rows=tmp_path / "rows.parquet", folder=tmp_path)
+    experiment = EXPERIMENT.format(rows=tmp_path / "rows.parquet")
     (tmp_path / "conf" / "experiment" / "planted.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
     return tmp_path
