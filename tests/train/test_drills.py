@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_goes_on(
     model, _ = trained(snapshots("binary"), tmp_path / "whole")
     folder = tmp_path / "whole" / CHECKPOINTS / next(iter(saves(tmp_path / "whole")))
     pages = sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
-    run_dir = small_disk((pages + pages // 2 + 8) * 4096) / "run"
+    run_dir = small_disk((pages + pages // 2 + 5) * 4096) / "run"
     with pytest.raises(
         TrainingError, match=rf"^a checkpoint could not be written to {run_dir}/\S+ on node [\d.]+: No space left on device"
     ) as told:
