@@ -13,12 +13,13 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, DeepSpeed
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
 from raymlp.runtime.session import storage_root
 from raymlp.train.choice import foretold
-from raymlp.train.support import refusals
+from raymlp.train.support import refusals, unused
 
 GROWTH = 3
 """Free disk asked for, as a multiple of the source files."""
@@ -64,9 +65,10 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
     if isinstance(place, Path) and (free := shutil.disk_usage(_existing(place)).free) < GROWTH * size:
         problem(f"{free / 1e9:.1f} GB are free at {place}; expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB.")
     target = config.problem
+    on = f" on '{target.target}'" if target.target else f", no target{f', known anomalies in {target.label!r}' if target.label else ''}"
     kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
     return {
-        "problem": f"{target.name}: {target.task} on '{target.target}', judged by {target.main_metric}",
+        "problem": f"{target.name}: {target.task}{on}, judged by {target.main_metric}",
         "source": f"{len(parts)} part{'s' * (len(parts) != 1)}, {size / 1e6:,.1f} MB, {len(config.data.joins)} joins"
         + (f"; the fallback {data.source.name}, since {config.data.source.name} is unavailable" if data != config.data else ""),
         "columns": f"{len(columns)} ({kinds})",
@@ -96,7 +98,7 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
 
 
 def _model(config: Config, problem: Say) -> dict[str, str]:
-    """Whether the model's package, or a net of the user's own, is there, and whether the endpoint may run it."""
+    """Whether the model's package, or a net of the user's own, is there, goes with the recipe, and whether the endpoint may run it."""
     from raymlp.config.model import Own
     from raymlp.core.trust import TRUSTED, serves
     from raymlp.model.nets import require
@@ -104,7 +106,13 @@ def _model(config: Config, problem: Say) -> dict[str, str]:
     require(config.model)
     if not isinstance(config.model, Own):
         return {}
-    path = config.model.target
+    from raymlp.model.own import class_of
+
+    path, kind = config.model.target, class_of(config.model)
+    if hasattr(kind, "training_step"):
+        from raymlp.train.own import refuse_hooks
+
+        refuse_hooks(kind, config.train)
     if not serves(path):
         problem(
             f"model._target_ is {path}, which the endpoint would refuse; expected its module in {TRUSTED}. "
@@ -151,8 +159,14 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     how = f"{strategy.kind}{detail}, {workers}, precision {_precision(train)}, {rows:,} rows a step"
     if isinstance(config.model, Trees):
         how = f"{workers}, {config.model.rounds_per_epoch} rounds an epoch"
+    ignored = unused(config)
+    length = f"at most {train.epochs} epochs"
+    if isinstance(config.model, KMeans | IsolationForest):
+        how = f"{workers}, by scikit-learn on at most {config.model.sample_rows:,} evenly spaced training rows"
+        length = "in one go"
     return {
-        "training": f"{config.model.kind}, {how}, at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {how}, {length}",
+        **({"not used": ignored} if ignored else {}),
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlp.core.metrics import losses
+from raymlp.core.records import needs_target
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout import Evidence, Paired, Traffic, misranking
@@ -19,8 +20,12 @@ from raymlp.serve.rollout import Evidence, Paired, Traffic, misranking
 def gather(
     log: pa.Table, labels: pa.Table | None, champion_label: str, challenger_label: str, champion: Predictor, challenger: Predictor
 ) -> Evidence:
-    """Evidence of the rows in the log. `labels` has `prediction_id` and `label`, the raw value of the target column."""
-    return Evidence(_traffic(log, champion_label), _traffic(log, challenger_label), *_paired(log, labels, champion, challenger))
+    """Evidence of the rows in the log. `labels` has `prediction_id` and `label`, the raw value of the target column. Without a target
+    there are errors and latency alone: a label of anomalies comes for few rows, and says little of a loss."""
+    traffic = (_traffic(log, champion_label), _traffic(log, challenger_label))
+    if not needs_target(champion.bundle.plan.target.task):
+        return Evidence(*traffic, has_answers=False)
+    return Evidence(*traffic, *_paired(log, labels, champion, challenger))
 
 
 def _traffic(log: pa.Table, label: str) -> Traffic:

@@ -84,13 +84,15 @@ class Evidence:
     loss: Paired = Paired()
     ranking: Paired | None = None
     """Differences of `misranking` (binary problems): a model that separates nothing can have a fair loss by luck."""
+    has_answers: bool = True
+    """Whether true answers may come; a task without a target is judged by errors and latency alone."""
 
 
 def decide(evidence: Evidence, settings: Rollout) -> Decision:
     """`promote`, `rollback` or `hold`, with the numbers behind it.
 
     The chance of a false rollback of an equal challenger through errors or quality, or of a false promotion of one that
-    is worse by more than the margin, is at most `settings.alpha` over the whole rollout.
+    is worse by more than the margin, is at most `settings.alpha` over the whole rollout. Without answers nothing is known of quality.
     """
     champion, challenger = evidence.champion, evidence.challenger
     total = champion.requests + challenger.requests
@@ -120,7 +122,7 @@ def decide(evidence: Evidence, settings: Rollout) -> Decision:
         if check.low > check.allowed:
             return Decision("rollback", f"{check}: worse", facts)
     if len(known) == len(checks) and all(check.high < check.allowed for check in checks) and challenger.requests >= settings.min_requests:
-        return Decision("promote", f"{words}: no worse", facts)
+        return Decision("promote", f"{words or 'errors and latency alone, since the task has no answers'}: no worse", facts)
     if total >= settings.max_requests:
         return Decision("rollback", f"no verdict after {total:,} requests ({words or f'{evidence.loss.rows:,} labelled rows'})", facts)
     if challenger.requests < settings.min_requests:
@@ -162,6 +164,8 @@ class Check:
 
 def _questions(evidence: Evidence, settings: Rollout) -> list[Question]:
     loss, ranking = evidence.loss, evidence.ranking
+    if not evidence.has_answers:
+        return []
     alpha = settings.alpha / 2 / (1 if ranking is None else 2)
     target = max(BURN_IN, settings.max_requests // 10)
     allowed = settings.margin * abs(loss.champion_loss)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from raymlp.config.loader import choices, conf_folders, load_config, to_yaml, with_overrides
+from raymlp.config.model import TASKS
 from raymlp.core.errors import ConfigError
 
 GROUPS = [
@@ -16,6 +17,8 @@ GROUPS = [
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_yaml_composes_and_validates(group: str, name: str) -> None:
     overrides = [] if group == "experiment" else [f"{group}={name}"]
+    if group == "model" and name in TASKS:
+        overrides += [f"problem.task={TASKS[name][0]}", "problem.target=null", "problem.positive_above=null", "replay.drill=false"]
     config = load_config(name if group == "experiment" else "flights", overrides)
     assert config.problem.name
 
