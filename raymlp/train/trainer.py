@@ -277,7 +277,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
         contract=load_contract(snapshot.path).only(plan.inputs),
         calibration=calibration,
         profile=Profile(profile.rows, columns),
-        predictions=_prediction_profile(plan.target, scores),
+        predictions=prediction_profile(plan.target, scores),
         metrics=metrics,
         config_yaml=to_yaml(config),
         snapshot=snapshot.digest,
@@ -286,7 +286,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
     return bundle, metrics
 
 
-def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
+def prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
     """Profile of the validation predictions: probability of the positive class, value, score, most likely label, or cluster."""
     if target.task == "clustering":
         column = pa.array([str(place) for place in scores.argmin(axis=1)], pa.string())
