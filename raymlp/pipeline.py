@@ -14,11 +14,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlp.config.loader import to_yaml, with_overrides
+from raymlp.config.loader import load_config, load_site, to_yaml, with_overrides
 from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
 from raymlp.core.errors import ConfigError, DataError, GateRefused
 from raymlp.core.records import (
+    BatchPrediction,
     CrossValidation,
     DataReport,
     Decision,
@@ -40,6 +41,7 @@ from raymlp.core.records import (
     needs_target,
 )
 from raymlp.data.place import snapshot_root
+from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story, epoch_row
 from raymlp.runtime.session import ray_session, storage_root
 
@@ -124,6 +126,7 @@ def train(
     """
     from raymlp.runtime.tracking import tracked
     from raymlp.train import named, trainer
+    from raymlp.train.support import unused
 
     snapshot, config = snapshot or prepare(config, story=story), with_teacher(config)
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
@@ -160,6 +163,8 @@ def train(
         rows = model.metrics.get("sampled_rows")
         how = f"after {int(model.metrics['epochs'])} epochs" if rows is None else f"from {int(rows):,} of {snapshot.rows['train']:,} rows"
         step.result(f"{metric} {model.metrics[metric]:.4f} on validation {how}")
+        if ignored := unused(config):
+            step.note(f"without effect were {ignored}")
     return model
 
 
@@ -275,18 +280,25 @@ def find(config: Config, what: Literal["learning-rate", "batch-size"], *, story:
 def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Reproduction:
     """Make a recorded run again, of a bundle's path, `NAME@ALIAS` or a run's id, and compare what comes out, bit by bit.
 
-    Config, snapshot and seed are those that were recorded; a snapshot that is gone is prepared again from its source.
+    Config, snapshot and seed are those that were recorded; a snapshot that is gone is prepared again from its source. A run that
+    cannot come out the same, such as a private one, is made again, too, and the story and the result say why it differs.
     Raises DataError when the source no longer gives it, RegistryError when there is no such model or run.
     """
     from raymlp.data.origin import with_digest
     from raymlp.lineage import recorded_bundle, recorded_config
     from raymlp.model.bundle import load_bundle
     from raymlp.model.comparison import compare, environments
+    from raymlp.train.support import unrepeatable
 
     story = story or SilentStory()
     first = load_bundle(recorded_bundle(reference, site))
     assert first.path is not None
     config = recorded_config(first.config_yaml, site)
+    if reasons := unrepeatable(config):
+        with story.step("look up") as step:
+            step.result(f"run {first.run_id} cannot be made again bit by bit")
+            for reason in reasons:
+                step.note(reason)
     snapshot = with_digest(snapshot_root(config.runtime) / config.problem.name, first.snapshot) or prepare(config, story=story)
     if snapshot.digest != first.snapshot:
         raise DataError(
@@ -296,7 +308,7 @@ def reproduce(reference: str, site: Site, *, story: Story | None = None) -> Repr
     shuffled = "labels_shuffled" in first.metrics
     model = train(config, snapshot=snapshot, story=story, shuffle_labels=shuffled, title="reproduce")
     facts = compare(first.path, model.bundle)
-    return Reproduction(first.run_id, model, facts, environments(first.path, model.bundle))
+    return Reproduction(first.run_id, model, facts, environments(first.path, model.bundle), reasons)
 
 
 def trace(reference: str, site: Site) -> Trace:
@@ -344,6 +356,7 @@ def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | N
         changes = promotion.decide("register", version, store.aliases(name))[1] if aliases is None else dict.fromkeys(aliases, version)
         store.set_aliases(name, changes)
         registration = store.get(f"{name}/{version}")
+        record(config.runtime, "register", model=name, version=f"v{version}", aliases=dict(changes), run=load_bundle(bundle).run_id)
         step.result(f"{name} version {version} as {', '.join(registration.aliases) or 'no alias'}")
     return registration
 
@@ -354,7 +367,9 @@ def deploy(config: Config, model: str | Path = "", *, story: Story | None = None
 
     with (story or SilentStory()).step("deploy") as step:
         step.say("starting replicas")
-        endpoint = serving.deploy(config, resolve(config, model or config.serve.model))
+        version = resolve(config, model or config.serve.model)
+        endpoint = serving.deploy(config, version)
+        record(config.runtime, "deploy", model=endpoint.name, version=version.label, url=endpoint.url)
         step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")
     return endpoint
 
@@ -387,6 +402,46 @@ def load_predictor(reference: str | Path, *, config: Config | None = None) -> Pr
         return Predictor.load(reference)
     store = _store(config) if config else Store(Registry(), Runtime())
     return Predictor.load(store.get(str(reference)).bundle)
+
+
+def predict(config: Config, model: str | Path = "", *, story: Story | None = None) -> BatchPrediction:
+    """Answer every row of `data.source` by a bundle, `NAME@ALIAS` or `NAME/VERSION` (the problem's champion by default), into Parquet files
+    at `predict.output`. A job that was cut off goes on when it is given again. `config_of` has the config that suits a model."""
+    from raymlp.predict import prediction
+
+    with (story or SilentStory()).step("predict") as step:
+        try:
+            result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
+        except (KeyboardInterrupt, SystemExit):
+            step.note("finished files are kept: the same command goes on from here")
+            raise
+        if not result.reused:
+            facts = {"rows": result.rows, "output": result.output.partition("?")[0]}
+            record(config.runtime, "predict", model=config.problem.name, version=result.version.label, **facts)
+        speed = f", {result.rows_per_s:,.0f} a second" if result.chunks else ""
+        before = f"; {result.resumed:,} of {result.chunks + result.resumed:,} files were finished before" if result.resumed else ""
+        before = "; all of it was there" if result.reused else before
+        step.result(f"{result.rows:,} rows by {result.version.label}{speed}; {result.quarantined:,} in quarantine{before}")
+        for note in result.notes:
+            step.note(note)
+    return result
+
+
+def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config to predict with a model: problem and data as its bundle records them, where the overrides choose no others, and Hydra
+    overrides as `data.source.path=new.csv predict.output=scores`. Raises RegistryError, BundleError or ConfigError."""
+    import yaml
+
+    from raymlp.model.bundle import load_bundle
+    from raymlp.registry.store import Store
+
+    if Path(model).is_dir():
+        bundle = Path(model)
+    else:
+        site = load_site([word for word in overrides if word.startswith(("runtime.", "registry."))])
+        bundle = Store(site.registry, site.runtime).get(str(model)).bundle
+    recorded = yaml.safe_load(load_bundle(bundle).config_yaml) or {}
+    return load_config(overrides=overrides, base={name: recorded[name] for name in ("problem", "data") if name in recorded})
 
 
 def monitor(config: Config, *, window: str = "all", since: datetime | None = None, story: Story | None = None) -> MonitorReport:
@@ -506,6 +561,7 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
         serving.set_versions(config, name, {winner.label: winner.bundle}, {winner.label: 1.0})
         event: promotion.Event = "promote" if winner is challenger else "rollback"
         store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
+        record(config.runtime, event, model=name, version=challenger.label, champion=champion.label, reason=decision.reason)
         requests = evidence.champion.requests + evidence.challenger.requests
         step.result(
             f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, "
@@ -549,6 +605,7 @@ def forget(
         for note in found.notes:
             step.note(note)
         if key is not None and not dry_run:
+            record(config.runtime, "forget", model=name, version="", rows=rows, column=key[0])
             step.note(f"listed, without the value, in {snapshots / LIST}: `prepare` leaves such rows out from now on")
     return ForgetResult(found.snapshots, found.log_rows, found.labels, models, found.notes, dry_run)
 
@@ -558,6 +615,7 @@ def undeploy(config: Config) -> None:
     from raymlp.serve import deploy as serving
 
     serving.undeploy(config.problem.name)
+    record(config.runtime, "undeploy", model=config.problem.name, version="")
 
 
 def prediction_log(config: Config, *, version: str | None = None, since: datetime | None = None) -> pa.Table:

@@ -18,7 +18,8 @@ class Problem(Section):
     """Short name of the problem: the registered model and the endpoint carry it. Lower case, digits, `-`, `_`."""
 
     task: Task
-    """`binary`, `multiclass` or `regression`, which learn an answer; `clustering` or `anomaly`, which learn from the rows alone."""
+    """`binary`, `multiclass` or `regression`, which learn an answer; `clustering` or `anomaly`, which learn from the rows alone;
+    `language`, which learns to foretell a text piece by piece."""
 
     target: str | None = None
     """Column that holds the answer; null for a task that has none."""
@@ -35,7 +36,7 @@ class Problem(Section):
 
     metric: str = ""
     """Metric that models are compared by; empty takes auc (binary, and anomaly with a label), log_loss (multiclass), rmse (regression),
-    silhouette (clustering) or shuffled_auc (anomaly)."""
+    silhouette (clustering), shuffled_auc (anomaly) or perplexity (language)."""
 
     success_threshold: float | None = None
     """Value of the metric that the gate asks for at least (at most, for a loss); null asks only for the baselines."""

@@ -11,6 +11,7 @@ from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
 from raymlp.config.model import TASKS, Mlp, Model, tasks_of
 from raymlp.config.monitor import Monitor
+from raymlp.config.predict import Predict
 from raymlp.config.problem import Problem
 from raymlp.config.registry import Registry
 from raymlp.config.replay import Replay
@@ -53,6 +54,8 @@ class Config(Section):
     """Where runs and versions are recorded."""
     serve: Serve = Serve()
     """How the endpoint runs."""
+    predict: Predict = Predict()
+    """How a whole source is predicted."""
     monitor: Monitor = Monitor()
     """When live traffic counts as different."""
     retrain: Retrain = Retrain()

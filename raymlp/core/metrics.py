@@ -4,7 +4,7 @@ Legend: N rows, K classes or clusters, F coordinates. `y` holds 0/1 (binary), cl
 `p` is float64, (N,) probability of the positive class, (N, K) class probabilities, or (N,) predicted values.
 Clustering: `y` (N, F) has the rows as the model sees them, `p` (N, K) their distances to the clusters (`raymlp.core.clustering`).
 Anomaly: `p` (N,) is the score, higher for what is more unusual; `y` (N,) is 0 or 1 where the label is known, NaN where it is not, and
-`SHUFFLED` for rows that were made up.
+`SHUFFLED` for rows that were made up. Language: `p` (N, 3) says how well each text was foretold (`raymlp.core.language`).
 
 The bootstrap draws how often each row counts rather than the rows themselves, so that a metric sorts and takes
 logarithms once for all resamples. Every metric has a weighted form for it; one that a user brings is simply repeated.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlp.core import clustering
+from raymlp.core import clustering, language
 from raymlp.core.records import Interval, Task
 
 Array = NDArray[Any]
@@ -156,15 +156,17 @@ METRICS: dict[Task, dict[str, Metric]] = {
         "inertia_share": clustering.inertia_share,
     },
     "anomaly": {"shuffled_auc": shuffled_auc, "auc": known_auc, "average_precision": known_average_precision},
+    "language": {"perplexity": language.perplexity, "token_loss": language.token_loss, "token_accuracy": language.token_accuracy},
 }
 HIGHER_IS_BETTER = {
     *("auc", "average_precision", "accuracy", "macro_f1", "r2"),
-    *("silhouette", "calinski_harabasz", "inertia_share", "shuffled_auc"),
+    *("silhouette", "calinski_harabasz", "inertia_share", "shuffled_auc", "token_accuracy"),
 }
-UNBOUNDED = {"log_loss", "rmse", "mae", "davies_bouldin", "calinski_harabasz"}
+UNBOUNDED = {"log_loss", "rmse", "mae", "davies_bouldin", "calinski_harabasz", "perplexity", "token_loss"}
 """Metrics without a fixed scale: tolerances on them are shares of a reference value."""
 DEFAULT_METRIC: dict[Task, str] = {
     "binary": "auc", "multiclass": "log_loss", "regression": "rmse", "clustering": "silhouette", "anomaly": "shuffled_auc",
+    "language": "perplexity",
 }  # fmt: skip
 
 
@@ -327,6 +329,9 @@ WEIGHTED: dict[Metric, Callable[[Array, Array], Weighted]] = {
     clustering.inertia_share: clustering.weighted_inertia_share,
     shuffled_auc: lambda y, p: _weighted_auc(y == SHUFFLED, p),
     known_auc: _among(lambda y: y <= 1, _weighted_auc),
+    language.perplexity: language.weighted_perplexity,
+    language.token_loss: language.weighted_token_loss,
+    language.token_accuracy: language.weighted_token_accuracy,
     known_average_precision: _among(lambda y: y <= 1, _weighted_average_precision),
 }
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from raymlp.core.files import Place
 
-Task = Literal["binary", "multiclass", "regression", "clustering", "anomaly"]
+Task = Literal["binary", "multiclass", "regression", "clustering", "anomaly", "language"]
 WITH_TARGET: tuple[Task, ...] = ("binary", "multiclass", "regression")
 
 
@@ -170,6 +170,28 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class BatchPrediction:
+    """Answers of a model for all rows of a source, as Parquet files in `output`. `quarantined` rows have none, for reasons that are told
+    in `quarantine`; `suppressed` ones belong to people who were forgotten. `rows_per_s` is that of the chunks answered in this run,
+    whose number is `chunks`; `resumed` were finished before, and with `reused` all of it was there already. `notes` say what was
+    noticed."""
+
+    output: str
+    quarantine: str
+    version: Version
+    digest: str
+    rows: int
+    quarantined: int
+    suppressed: int
+    chunks: int
+    resumed: int
+    seconds: float
+    rows_per_s: float
+    notes: tuple[str, ...] = ()
+    reused: bool = False
+
+
+@dataclass(frozen=True)
 class MonitorReport:
     """What one window of live traffic looks like beside training."""
 
@@ -255,12 +277,13 @@ class Compared:
 @dataclass(frozen=True)
 class Reproduction:
     """A recorded run made again. `facts` are the digests of the bundle's files and the metrics; `environment` has what may explain
-    a difference: versions, processor, threads."""
+    a difference: versions, processor, threads. `unrepeatable` has the settings of a run that cannot come out the same, with the reason."""
 
     run_id: str
     model: TrainedModel
     facts: tuple[Compared, ...]
     environment: tuple[Compared, ...]
+    unrepeatable: tuple[str, ...] = ()
 
     @property
     def differences(self) -> tuple[Compared, ...]:

@@ -49,7 +49,7 @@ class Shape:
     def rows(self, table: pa.Table) -> pa.Table:
         """Joined and without the columns that are left out."""
         for join, lookup in self.lookups:
-            table = _look_up(table, join, lookup)
+            table = look_up(table, join, lookup)
         return table
 
 
@@ -81,12 +81,12 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
     warnings = []
     columns = dict(types)
     for join in data.joins:
-        lookup, doubled = _lookup_table(join, columns)
+        lookup, doubled = lookup_table(join, columns)
         if doubled:
             warnings.append(f"{doubled} rows of {join.source.name} repeat a key of an earlier row and were left out")
             log.warning(warnings[-1])
         lookups.append((join, lookup))
-        columns.update(_types(lookup, exclude=join.keys))
+        columns.update(types_of(lookup, exclude=join.keys))
     if isinstance(data.split, StratifiedSplit) and not has_classes(problem.task):
         raise ConfigError(
             f"data.split.kind is stratified with problem.task={problem.task}, which has no classes; expected random, group, hash or time. "
@@ -146,7 +146,7 @@ def _as_written(types: dict[str, Any], data: Data) -> dict[str, Any]:
     return types | {name: "string" for name in tokens if types.get(name) in ("int", "float", "bool")}
 
 
-def _types(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
+def types_of(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
     kinds = {name: column_type(table.column(name).type) for name in table.column_names if name not in exclude}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
@@ -167,7 +167,7 @@ def joining() -> Iterator[None]:
         raise DataError(f"data.joins: {error}") from error
 
 
-def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
+def lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     """The table to join, one row a key, columns prefixed; and how many rows repeated a key."""
     with joining():
         table = sources.read_all(join.source)
@@ -189,7 +189,7 @@ def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     return kept, table.num_rows - unique.num_rows
 
 
-def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
+def look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     """Left join that keeps the order of the rows."""
     keys = list(join.keys)
     left = table.select(keys).append_column("_row", pa.array(np.arange(table.num_rows)))

@@ -104,6 +104,8 @@ class Target(Section):
     @property
     def outputs(self) -> int:
         """Numbers the net gives a row."""
+        if self.task == "language":
+            return 3
         return len(self.classes) if self.task == "multiclass" else 1
 
     def class_shares(self, column: ColumnProfile) -> tuple[float, ...]:
@@ -139,7 +141,7 @@ class Target(Section):
 
     def in_unit(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """A scorer's outputs (N, O) as (N,) or, where a row has several, (N, O), in the unit of the answer."""
-        return outputs if self.task in ("multiclass", "clustering") else outputs[:, 0] * self.scale + self.mean
+        return outputs if self.task in ("multiclass", "clustering", "language") else outputs[:, 0] * self.scale + self.mean
 
     def answers(self, table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """What `read` gives of the rows of a table, float64 (N,), and which rows are of use, (N,): those with an answer that training

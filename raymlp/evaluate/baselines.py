@@ -1,5 +1,5 @@
 """Models to beat, on the same training rows: the rule, a linear model, histogram gradient boosting. Those of tasks that learn from the
-rows alone are in `raymlp.evaluate.plain`.
+rows alone are in `raymlp.evaluate.plain`, those of language in `raymlp.evaluate.counting`.
 
 scikit-learn is loaded when a baseline is asked for.
 Legend: N training rows, M scored rows, F inputs, K classes. Scores are as in `raymlp.core.metrics`.
@@ -47,6 +47,10 @@ def scores_of(
     """
     from threadpoolctl import threadpool_limits
 
+    if plan.target.task == "language":
+        from raymlp.evaluate.counting import counted_scores_of
+
+        return counted_scores_of(names, plan, train, scored)
     if not needs_target(plan.target.task):
         from raymlp.evaluate.plain import plain_scores_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from raymlp.config.evaluate import Evaluate
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
 from raymlp.core.clustering import own
+from raymlp.core.language import TOKENS, on_common_tokens
 from raymlp.core.metrics import METRICS, flags, paired_gain, resample_all
 from raymlp.core.records import Decision, Evaluation, Interval, Snapshot, Task
 from raymlp.data.snapshot import read_split
@@ -67,12 +68,15 @@ def compare_models(config: Config, champion: Path, challenger: Path, table: pa.T
     """Whether the challenger may replace the champion, and its paired gain in the main metric, positive is better.
 
     Both score the same rows of `table`, which holds the inputs of both and the target. Classes are the challenger's; the
-    champion gives 0 to one that it does not know. Raises DataError when no row has an answer.
+    champion gives 0 to one that it does not know. Language models with different tokenizers are compared by what they say of whole texts.
+    Raises DataError when no row has an answer.
     """
     problem, settings = config.problem, config.evaluate
     old, new = Predictor.load(champion), Predictor.load(challenger)
     table, y, rows = judged(table, new.bundle.plan)
     scores = [_aligned(predictor.scores(table), predictor, new) for predictor in (new, old)]
+    if problem.task == "language":
+        scores = _on_common_tokens(scores, new.bundle.plan, old.bundle.plan)
     name = problem.main_metric
     found = paired_gain(name, problem.task, y, *scores, samples=settings.bootstrap_samples, seed=settings.seed)
     reference = METRICS[problem.task][name](y, scores[1])
@@ -126,6 +130,14 @@ def _aligned(scores: Floats, owner: Predictor, reference: Predictor) -> Floats:
         if label in own:
             aligned[:, place] = scores[:, own.index(label)]
     return aligned
+
+
+def _on_common_tokens(scores: Sequence[Floats], new: FeaturePlan, old: FeaturePlan) -> list[Floats]:
+    steps = [plan.texts[0] for plan in (new, old)]
+    if steps[0] == steps[1]:
+        return list(scores)
+    read = [values[:, TOKENS] < step.length for values, step in zip(scores, steps, strict=True)]
+    return list(on_common_tokens(scores[0], scores[1], read[0] & read[1]))
 
 
 def _training_rows(config: Config, snapshot: Snapshot, plan: FeaturePlan) -> tuple[pa.Table, bool]:

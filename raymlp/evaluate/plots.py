@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlp.core.clustering import own, silhouettes
+from raymlp.core.language import losses
 from raymlp.core.metrics import SHUFFLED, readable
 from raymlp.core.records import Task
 from raymlp.evaluate.curves import calibration_curve, roc_curve
@@ -34,6 +35,8 @@ def plots(
         return [silhouette_heaps(y, p), cluster_sizes(p)]
     if task == "anomaly":
         return [anomaly_scores(y, p, threshold)]
+    if task == "language":
+        return [text_losses(p, baselines)]
     return [confidence(y, p)]
 
 
@@ -164,6 +167,21 @@ def anomaly_scores(y: Floats, p: Floats, threshold: float) -> Plot:
     _legend(ax)
     note = "A shuffled row has a real value in every column, from rows that have nothing to do with each other."
     return {"title": "Scores", "note": note, "svg": drawing(figure, title="Distribution of anomaly scores")}
+
+
+def text_losses(p: Floats, baselines: Mapping[str, Floats]) -> Plot:
+    """Loss a token of each text, by the model and by the baselines."""
+    found = {"model": losses(p)} | {name: losses(scores) for name, scores in baselines.items()}
+    found = {name: values[np.isfinite(values)] for name, values in found.items()}
+    figure, ax = axes()
+    edges = np.linspace(0.0, max((float(values.max()) for values in found.values() if len(values)), default=1.0) + 1e-9, 41)
+    for (name, values), colour in zip(found.items(), (MODEL, FAINT, OTHER, BAD), strict=False):
+        ax.stairs(np.histogram(values, edges)[0] / max(len(values), 1), edges, color=colour, linewidth=1.6, label=name)
+    ax.set_xlabel("nats a token")
+    ax.set_ylabel("share of texts")
+    _legend(ax)
+    note = "The further to the left, the better texts were foretold. Short texts lie far out on both sides."
+    return {"title": "Loss of the texts", "note": note, "svg": drawing(figure, title="Distribution of the loss of a text, a token")}
 
 
 def _legend(ax: Any) -> None:

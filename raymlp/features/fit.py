@@ -153,6 +153,8 @@ def _left_out(name: str, column: ColumnProfile, features: Features, problem: Pro
         return "sensitive (problem.sensitive)"
     if name in asked:
         return ""
+    if problem.task == "language":
+        return "a language model reads its text alone"
     if not column.values:
         return "no value in training"
     if column.is_constant:

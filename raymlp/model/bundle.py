@@ -155,6 +155,8 @@ def _purpose(target: Target, calibration: Calibration) -> str:
     """What the model answers, in a sentence."""
     if target.task == "clustering":
         return "Gives the cluster of a row and its distance to the cluster's centre. No answer was learned."
+    if target.task == "language":
+        return "Tells how likely a text is, token by token. No answer was learned."
     if target.task == "anomaly":
         judge = f", which `{target.column}` ({target.classes[1]}) judges" if target.column else ""
         return f"Gives an anomaly score, higher for what is more unusual, and flags rows from {calibration.threshold:.4g} on{judge}."

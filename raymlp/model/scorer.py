@@ -11,7 +11,7 @@ Legend: B rows, O outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raymlp.core.errors import BundleError
+from raymlp.core.errors import BundleError, ConfigError
 from raymlp.features.plan import FeaturePlan
 from raymlp.model import clusters, isolation
 from raymlp.model.clusters import ClusterScorer
@@ -57,24 +57,29 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class NetScorer:
-    """A net and its weights."""
+    """A net and its weights, and where it runs: `cpu`, or a device as torch names it."""
 
     shape: NetShape
     weights: Mapping[str, Tensor]
+    device: str = "cpu"
 
     @cached_property
     def net(self) -> nn.Module:
         """The net with its weights, in float32. Raises RuntimeError when they do not fit it."""
         net = build_net(self.shape)
         net.load_state_dict(dict(self.weights))
-        return net.eval().float()
+        if self.device != "cpu":  # full float32 there too, so that answers are those of a CPU
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        return net.eval().float().to(self.device)
 
     def __call__(self, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         rows = len(next(iter(tensors.values())))
         step = self.shape.rows_at_once(max(rows, 1))
         with torch.inference_mode():
             parts = [
-                self.net({name: torch.from_numpy(values[start : start + step]) for name, values in tensors.items()}).numpy()
+                self.net({name: torch.from_numpy(values[start : start + step]).to(self.device) for name, values in tensors.items()})
+                .cpu()
+                .numpy()
                 for start in range(0, max(rows, 1), step)
             ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -109,3 +114,12 @@ def load_scorer(folder: Path, plan: FeaturePlan) -> Scorer:
         if (folder / name).is_file():
             return TreeScorer.load(library, folder / name, plan)
     return NetScorer.load(folder)
+
+
+def placed(scorer: Scorer, device: str) -> Scorer:
+    """The scorer with its net on a device, as torch names it, moved there when it is first used. Raises ConfigError for trees on a GPU."""
+    if device == "cpu":
+        return scorer
+    if not isinstance(scorer, NetScorer):
+        raise ConfigError("the bundle holds trees, which are scored on CPUs; expected a net. Set predict.gpus_per_worker=0.")
+    return replace(scorer, device=device)

@@ -138,6 +138,11 @@ def usable_in_files(files: pa.Table, target: Target) -> Iterator[pa.Table]:
             yield pa.table({"rows": [int(target.answers(table)[1].sum())]})
 
 
+def num_rows(table: pa.Table) -> int:
+    """Rows of a packed table."""
+    return int(table.num_rows)
+
+
 def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
     """The rows of a packed table, one block a chunk, read in place."""
     for batch in table.to_batches():

@@ -8,18 +8,27 @@ import shutil
 from collections.abc import Callable
 
 from raymlp.config.average import NoAverage
-from raymlp.config.encoder import Transfer
+from raymlp.config.encoder import ImageEncoder, TextEncoder, Transfer
 from raymlp.config.mix import NoMix
+from raymlp.config.model import Decoder
 from raymlp.config.schedule import Plateau
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
-from raymlp.config.train import Focal
+from raymlp.config.train import Focal, Train
 from raymlp.config.trees import Trees
 from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.records import has_classes, needs_target
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
+NEVER_PRIVATE = ("resnet", "ft_transformer")
+"""Kinds of model whose net mixes rows, by batch normalisation, or in which Opacus cannot tell the gradient of each."""
+NORMALISED = ("efficientnet", "mobilenet_v1", "mobilenet_v2", "resnet")
+"""Image encoders with batch normalisation."""
+NETS_ALONE = (
+    "batch_size", "shuffle_rows", "learning_rate", "schedule", "optimizer", "weight_decay", "gradient_clip", "gradient_clip_by",
+)  # fmt: skip
+"""Settings of `train` that what is no net takes no notice of. They stand in many a config, so they are told rather than refused."""
 
 Rule = tuple[Callable[[Config], bool], Callable[[Config], str]]
 
@@ -30,6 +39,33 @@ def refusals(config: Config) -> list[str]:
     Each says what was found, what was expected and what to set.
     """
     return [says(config) for applies, says in RULES if applies(config)]
+
+
+def unused(config: Config) -> str:
+    """Settings that were changed and do nothing here, with the reason; empty when all of them count."""
+    train, plain = config.train, Train()
+    changed = {name for name in NETS_ALONE if getattr(train, name) != getattr(plain, name)}
+    if isinstance(config.model, Trees):
+        why = f"of use to nets alone; trees have their own under model ({config.model.kind})"
+    elif isinstance(config.model, KMeans | IsolationForest):
+        why = "of use to nets alone"
+    elif train.private is not None:
+        changed &= {"gradient_clip", "gradient_clip_by", "shuffle_rows"}
+        why = "train.private.clip is the clip, and batches are drawn from all rows"
+    else:
+        return ""
+    return f"{', '.join(f'train.{name}' for name in NETS_ALONE if name in changed)}: {why}" if changed else ""
+
+
+def unrepeatable(config: Config) -> tuple[str, ...]:
+    """Settings that keep a run from being made again bit by bit, each with the reason."""
+    train = config.train
+    reasons = {
+        "train.private draws batches and noise from the operating system, since a seed that is known takes the noise away": train.private,
+        "train.budget.minutes ends training by the clock": train.budget.minutes,
+        "train.elastic goes by the nodes that were there": train.elastic,
+    }
+    return tuple(reason for reason, asked in reasons.items() if asked is not None)
 
 
 def _zero(config: Config) -> bool:
@@ -57,6 +93,31 @@ def _thaws(config: Config) -> bool:
 
 def _extra(config: Config) -> str:
     return "text" if config.model.kind == "text_encoder" else "vision"
+
+
+def _reads(config: Config) -> list[str]:
+    """Inputs that the config names and that are neither numbers nor categories: texts that are read, and an image."""
+    features = config.features
+    texts = [f"a text ({name})" for name in features.text if features.rules(name).text_encoding != "length"]
+    return texts[:1] + ([] if features.image is None else [f"an image ({features.image})"])
+
+
+def _beside_image(config: Config) -> tuple[str, ...]:
+    """Columns that the config names as features beside the image."""
+    features = config.features
+    dates = tuple(name for name, parts in (features.dates or {}).items() if parts)
+    own = tuple(name for target in features.steps for name in target.columns)
+    return (*(features.numeric or ()), *(features.categorical or ()), *features.text, *dates, *own)
+
+
+def _unfit_for_private(config: Config) -> bool:
+    model, transfer = config.model, _transfer(config)
+    if isinstance(model, ImageEncoder):
+        return model.architecture.get("model_type") in NORMALISED
+    if isinstance(model, TextEncoder):
+        assert transfer is not None
+        return transfer.lora is None and transfer.train_blocks is None
+    return model.kind in NEVER_PRIVATE
 
 
 def _missing(package: str) -> bool:
@@ -112,7 +173,7 @@ def _beside_no_net(config: Config) -> str:
         "train.augment": train.augment.is_on,
         "train.label_smoothing": train.label_smoothing > 0,
         "train.mix": not isinstance(train.mix, NoMix),
-        "train.resample": train.resample != "none",
+        f"train.resample={train.resample}": train.resample == "smote" or (train.resample != "none" and not isinstance(config.model, Trees)),
         "train.distil": train.distil is not None,
         "train.private": train.private is not None,
         "train.adversarial": train.adversarial is not None,
@@ -125,7 +186,61 @@ def _encodes_target(config: Config) -> bool:
     return features.encoding == "target" or any(rules.encoding == "target" for rules in features.columns.values())
 
 
+def _texts_to_foretell(config: Config) -> str:
+    """What a language model would not find among the features, or would not look at; empty when all is right."""
+    features = config.features
+    others = {
+        "numeric": features.numeric,
+        "categorical": features.categorical,
+        "dates": features.dates,
+        "image": features.image,
+        "crosses": features.crosses,
+        "steps": features.steps,
+    }
+    if named := [f"features.{name}" for name, given in others.items() if given]:
+        return f"{', '.join(named)} beside the text; expected none of them, since it reads one text alone. Leave that out."
+    if len(features.text) != 1:
+        found = "no text" if not features.text else f"{len(features.text)} texts"
+        return f"{found} in features.text; expected the name of one column. Set features.text=[NAME] and features.text_encoding=subword."
+    encoding = features.rules(features.text[0]).text_encoding
+    if encoding != "subword":
+        return f"features.text_encoding={encoding}; expected the pieces of a tokenizer. Set features.text_encoding=subword."
+    return ""
+
+
+def _too_long(config: Config) -> int:
+    """Pieces of the text where they are more than the context of a decoder; else 0."""
+    if not isinstance(config.model, Decoder) or len(config.features.text) != 1:
+        return 0
+    length = config.features.rules(config.features.text[0]).text_length
+    return length if length > config.model.context else 0
+
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.problem.task == "language" and bool(_texts_to_foretell(c)),
+        lambda c: f"problem.task is language with {_texts_to_foretell(c)}",
+    ),
+    (
+        lambda c: _too_long(c) > 0,
+        lambda c: (
+            f"features.text_length is {_too_long(c)}, and model.context is {getattr(c.model, 'context', 0)}; expected no longer texts than "
+            "the net has places for. Set model.context or features.text_length."
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, Decoder) and c.train.private is not None,
+        lambda c: (
+            "train.private does not go with model.kind=decoder, whose embedding is its output layer, too, so that the gradient of one row "
+            "cannot be told; expected null. Set train.private=null."
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, Decoder) and c.train.adversarial is not None,
+        lambda c: (
+            "train.adversarial moves numbers and pixels, and model.kind=decoder reads text; expected null. Set train.adversarial=null."
+        ),
+    ),
     (
         lambda c: not needs_target(c.problem.task) and _encodes_target(c),
         lambda c: (
@@ -149,7 +264,8 @@ RULES: tuple[Rule, ...] = (
             f"model.kind is {c.model.kind}, and {WITHOUT_NET[c.model.kind]} do not go with {_beside_no_net(c)}; expected numbers, "
             "categories, CPUs, and no part of a net's recipe"
             + (
-                " (for rare classes there is train.class_weights). Leave that out, or choose a net, such as model=mlp."
+                " (for rare classes there are train.class_weights and train.resample=oversample). Leave that out, or choose a net, "
+                "such as model=mlp."
                 if isinstance(c.model, Trees)
                 else ". Leave that out."
             )
@@ -171,6 +287,14 @@ RULES: tuple[Rule, ...] = (
         lambda c: f"train.private does not go with {_beside_private(c)}; expected plain rows and weights. Leave one of them out.",
     ),
     (
+        lambda c: c.train.private is not None and _unfit_for_private(c),
+        lambda c: (
+            f"train.private does not go with model.kind={c.model.kind} as it is set: its net mixes rows, or hides the gradient of each; "
+            "expected mlp, linear or tabm, a text encoder with model.transfer.lora or a few model.transfer.train_blocks, or a vit. "
+            "Set model, or train.private=null."
+        ),
+    ),
+    (
         lambda c: c.train.distil is not None and not isinstance(c.train.mix, NoMix),
         lambda c: f"train.mix.kind is {c.train.mix.kind}, and the teacher of train.distil has not seen mixed images; expected none.",
     ),
@@ -185,6 +309,26 @@ RULES: tuple[Rule, ...] = (
     (
         lambda c: c.train.resample == "smote" and _missing("imblearn"),
         lambda c: "train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.",
+    ),
+    (
+        lambda c: c.train.resample == "smote" and not isinstance(c.model, Trees) and bool(_reads(c)),
+        lambda c: (
+            f"train.resample is smote, and the features hold {' and '.join(_reads(c))}; expected numbers and categories alone. "
+            "Set train.resample=oversample or undersample."
+        ),
+    ),
+    (
+        lambda c: c.train.augment.is_on and c.features.image is None and not isinstance(c.model, Trees),
+        lambda c: (
+            "train.augment changes images, and features.image names none; expected one. Set features.image, or leave train.augment out."
+        ),
+    ),
+    (
+        lambda c: not isinstance(c.train.mix, NoMix) and c.features.image is not None and bool(_beside_image(c)),
+        lambda c: (
+            f"train.mix.kind is {c.train.mix.kind}, which mixes images and their answers, and {', '.join(_beside_image(c))} would speak "
+            "for one of the two alone; expected the image as the only feature. Set train.mix.kind=none, or features.drop."
+        ),
     ),
     (
         lambda c: _transfer(c) is not None and _missing("transformers"),

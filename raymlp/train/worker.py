@@ -28,8 +28,8 @@ from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.huggingface import start_of
 from raymlp.model.nets import number_edges
-from raymlp.train.blocks import Block
-from raymlp.train.feed import held_source, local_blocks, shard_source
+from raymlp.train.blocks import Block, Source
+from raymlp.train.feed import Part, held_source, local_blocks, shared_source, streamed_source
 from raymlp.train.follow import STOP
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
@@ -45,10 +45,11 @@ Splits = Mapping[str, Sequence[Block]]
 """Transformed rows in memory, by split."""
 
 
-def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
+def run(job: Job, run_dir: Path, held: Mapping[str, Sequence[Part]], *, watch_nodes: bool) -> Outcome | None:
     """Train as one worker of a Ray Train group; rank 0 gives the outcome back, unless the run was saved and stopped.
 
-    `watch_nodes` asks now and then whether a node is about to be taken away. What the worker raises names its node in a note.
+    `held` are the rows of the job by split where it holds them; others come as shards of Ray Train. `watch_nodes` asks now and then
+    whether a node is about to be taken away. What the worker raises names its node in a note.
     """
     quiet(job.config.runtime.verbose)
     context, uploads = ray.train.get_context(), Uploads()
@@ -64,12 +65,10 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
 
     team = Team(rank, world_size, hear=hear, uploading=uploads.pending)
     if world_size > 1:
-        team = replace(team, gather=_gather, agree=agree)
-    first, last = job.valid_range(rank, world_size)
+        team = replace(team, gather=_gather, total=_total, agree=agree)
     checkpoint = ray.train.get_checkpoint()
     try:
-        train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
-        valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
+        train, valid = _sources(job, held, rank, world_size)
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             resume = Path(folder) if folder else None
             if isinstance(job.config.model, KMeans | IsolationForest):
@@ -77,7 +76,8 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
             elif isinstance(job.config.model, Trees):
                 outcome = fit_trees(job, train, valid, team, report=uploads.report, resume=resume)
             else:
-                strategy = strategy_of(job.config.train, world_size=world_size, device=device)
+                own = job.config.model.kind == "own"
+                strategy = strategy_of(job.config.train, world_size=world_size, device=device, own=own)
                 outcome = fit(job, train, valid, seat=Seat(strategy=strategy, **vars(team)), report=uploads.report, resume=resume)
     except Stopped:
         return None
@@ -85,6 +85,16 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
         error.add_note(f"node {ray.util.get_node_ip_address()}")
         raise
     return outcome if rank == 0 else None
+
+
+def _sources(job: Job, held: Mapping[str, Sequence[Part]], rank: int, world_size: int) -> tuple[Source, Source]:
+    """Training rows in equal parts, less up to `world_size - 1`, and validation rows, all of them."""
+    each, (first, last) = job.train_rows(world_size), job.valid_range(rank, world_size)
+    if job.hold:
+        train = shared_source(held["train"], job.plan, start=each * rank, stop=each * (rank + 1))
+        return train, shared_source(held["valid"], job.plan, start=first, stop=last)
+    train = streamed_source(ray.train.get_dataset_shard("train"), job.plan, start=0, stop=each)
+    return train, streamed_source(ray.train.get_dataset_shard("valid"), job.plan, start=first, stop=last)
 
 
 def outcome_alone(
@@ -144,6 +154,12 @@ def _agree(values: list[float], device: torch.device) -> list[float]:
     torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
     agreed: list[float] = together.tolist()
     return agreed
+
+
+def _total(numbers: NDArray[Any]) -> NDArray[Any]:
+    together = torch.tensor(numbers, dtype=torch.float64)
+    torch.distributed.all_reduce(together)
+    return together.numpy()
 
 
 def _gather(rows: NDArray[Any]) -> NDArray[Any]:
