@@ -25,7 +25,7 @@ def test_answers_are_the_predictors_and_the_log_keeps_one_number_each(task: str,
     bundle = bundle_of(task)
     place = save_bundle(bundle, tmp_path / "bundle")
     instances = rows(5, 9).select(list(bundle.plan.inputs)).to_pylist()
-    settings = {"name": "p", "max_rows": 9, "needs_key": False, "key_hashes": [], "log_folder": tmp_path / "log"}
+    settings = {"name": "p", "max_rows": 9, "needs_key": False, "keys": [], "keys_file": None, "log_folder": tmp_path / "log"}
 
     async def receive() -> dict[str, Any]:
         return {"body": orjson.dumps({"instances": instances})}
