@@ -480,8 +480,14 @@ def retrain(
     story = story or SilentStory()
     seen = seen or monitor(config, story=story)
     folder = storage_root(config.runtime) / "retrain" / config.problem.name
-    new_rows = seen.labelled if needs_target(config.problem.task) else seen.rows
-    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), new_rows, lock.seconds_since_last(folder), lock.is_held(folder))
+    labelled = needs_target(config.problem.task)
+    facts = RetrainFacts(
+        Counter(alert.kind for alert in seen.alerts),
+        seen.labelled if labelled else seen.rows,
+        lock.seconds_since_last(folder),
+        lock.is_held(folder),
+        has_answers=labelled,
+    )
     decision = decide(facts, config.retrain)
     if decision.action != "retrain":
         return RetrainResult(decision)
@@ -492,9 +498,7 @@ def retrain(
         with story.step("compare") as step:
             champion = resolve(config)
             gate, gain = compare_models(newer, Path(champion.bundle), model.bundle, read_split(snapshot.path, "valid"))
-            step.result(
-                f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} labelled rows: {gain}"
-            )
+            step.result(f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} rows: {gain}")
             step.note(f"gate {gate}")
     if gate.action != "pass":
         return RetrainResult(decision, gate, model)
