@@ -466,7 +466,8 @@ def newest_moment(config: Config) -> datetime:
 def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Story | None = None) -> RolloutResult:
     """Give the registry's challenger growing shares of the traffic, look at the evidence, then promote it or roll it back.
 
-    `traffic` lets requests pass between two looks, and a step then needs no least time; without it there is a look every two seconds.
+    `traffic` lets requests pass between two looks, and a step then needs no least time; without it there is a look every two seconds
+    or, over a long log, less often.
     Doubts that only a person can settle (`pause`) end it too: the champion serves alone, and the challenger keeps its alias.
     """
     from raymlp.model.predictor import Predictor
@@ -499,10 +500,19 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
             write_text(record, to.to_json())
             return to
 
-        course = move(course)
+        course, left_out = move(course), False
         for _ in traffic if traffic is not None else _ticks():
             evidence = gather(prediction_log(config), labels(config), versions, course.salt, settings)
-            decision = decide(evidence, course.position(time.time()), settings)
+            problem = serving.problems(name).get(challenger.label)
+            if problem and left_out:
+                decision = Decision("rollback", f"the endpoint left {challenger.label} out a second time: {problem}")
+            elif problem:
+                left_out = True
+                step.note(f"the endpoint left {challenger.label} out and is given it once more: {problem}")
+                serving.set_versions(config, name, bundles, course.weights, salt=course.salt)
+                continue
+            else:
+                decision = decide(evidence, course.position(time.time()), settings)
             step.say(str(decision))
             if decision.action == "advance":
                 step.note(str(decision))
@@ -601,9 +611,13 @@ def require(gate: Decision) -> None:
 
 
 def _ticks() -> Iterator[None]:
+    """One every two seconds, and where what follows takes long, a fifth of the time for it."""
+    took = 0.0
     while True:
-        time.sleep(2)
+        time.sleep(max(2.0, 4 * took))
+        start = time.monotonic()
         yield
+        took = time.monotonic() - start
 
 
 def _store(config: Config) -> Store:

@@ -97,9 +97,9 @@ def set_versions(
     changed.deployments[0].user_config = _user_config(versions, weights, salt)
     _apply(client, changed)
     reports = _wait_for_revision(client, changed)
-    problems = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
-    if problems:
-        raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(problems)}")
+    left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
+    if left_out:
+        raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
     return _endpoint(config, name, weights)
 
 
@@ -128,6 +128,11 @@ def status(name: str) -> dict[str, Any]:
     reports = _reports(name) if state in ("RUNNING", "DEPLOYING", "UNHEALTHY") else []
     answered = [report for report in reports if report]
     return {"name": name, "state": state, "message": found.message if found else "", "replicas": answered}
+
+
+def problems(name: str) -> dict[str, str]:
+    """Versions that a replica was given and does not serve, each with the reason."""
+    return {label: problem for report in _reports(name) if report for label, problem in report["problems"].items()}
 
 
 # ---------------------------------------------------------------------- before the start

@@ -116,7 +116,7 @@ def _detectable(settings: Rollout, traffic: Traffic, total: int) -> dict[str, fl
         return None
 
     base = max(traffic.error_rate, 1e-5)
-    rates = [rate for rate in base * np.geomspace(1.1, 1e4, 120) if rate <= 1]
+    rates = [rate for rate in (base * np.geomspace(1.1, 1e4, 120)).tolist() if rate <= 1]
     found = {
         "errors": smallest(0, rates, lambda rate: _Effect(error_rate=rate)),
         "latency": smallest(1, np.geomspace(0.02, 10, 100).tolist(), lambda slower: _Effect(slower=slower)),
