@@ -475,9 +475,8 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
     from raymlp.serve import deploy as serving
     from raymlp.serve.evidence import Versions, gather, traffic_of
     from raymlp.serve.rollout.course import Course
-    from raymlp.serve.rollout.facts import Evidence
+    from raymlp.serve.rollout.drive import BY, World, drive
     from raymlp.serve.rollout.outlook import outlook
-    from raymlp.serve.rollout.policy import decide
 
     settings, store, name = config.serve.rollout, _store(config), config.problem.name
     if traffic is not None:
@@ -485,45 +484,28 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
     champion, challenger = as_version(store.get(f"{name}@champion")), as_version(store.get(f"{name}@challenger"))
     bundles = {champion.label: champion.bundle, challenger.label: challenger.bundle}
     versions = Versions(champion.label, challenger.label, Predictor.load(champion.bundle), Predictor.load(challenger.bundle))
-    by, evidence = "raymlp rollout", Evidence()
-    decision = Decision("hold", "no request so far")
+    start = Course.start(name, champion.label, challenger.label, salt=uuid.uuid4().hex, settings=settings, now=time.time(), by=BY)
+    record = make_folder(storage_root(config.runtime) / "rollouts" / name) / f"{start.salt}.json"
+
+    def give(course: Course) -> None:
+        serving.set_versions(config, name, {label: bundles[label] for label in course.weights}, course.weights, salt=course.salt)
+
     with (story or SilentStory()).step("rollout") as step:
         for line in outlook(settings, traffic_of(prediction_log(config), champion.label)).lines():
             step.note(line)
-        course = Course.start(name, champion.label, challenger.label, salt=uuid.uuid4().hex, settings=settings, now=time.time(), by=by)
-        record = storage_root(config.runtime) / "rollouts" / name / f"{course.salt}.json"
 
-        def move(to: Course) -> Course:
-            if to.weights != course.weights or len(to.history) == 1:
-                serving.set_versions(config, name, {label: bundles[label] for label in to.weights}, to.weights, salt=to.salt)
-            make_folder(record.parent)
-            write_text(record, to.to_json())
-            return to
-
-        course, left_out = move(course), False
-        for _ in traffic if traffic is not None else _ticks():
-            evidence = gather(prediction_log(config), labels(config), versions, course.salt, settings)
-            problem = serving.problems(name).get(challenger.label)
-            if problem and left_out:
-                decision = Decision("rollback", f"the endpoint left {challenger.label} out a second time: {problem}")
-            elif problem:
-                left_out = True
-                step.note(f"the endpoint left {challenger.label} out and is given it once more: {problem}")
-                serving.set_versions(config, name, bundles, course.weights, salt=course.salt)
-                continue
-            else:
-                decision = decide(evidence, course.position(time.time()), settings)
+        def tell(decision: Decision) -> None:
             step.say(str(decision))
             if decision.action == "advance":
                 step.note(str(decision))
-            course = move(course.after(decision, settings, now=time.time()))
-            if course.state != "running":
-                break
-        if course.state == "running":
-            decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
-            course = move(course.after(decision, settings, now=time.time(), by=by))
-        elif course.state == "paused":
-            course = move(course.abort(now=time.time(), by=by, reason="paused, and nobody is here to resume it"))
+
+        world = World(
+            evidence=lambda: gather(prediction_log(config), labels(config), versions, start.salt, settings),
+            left_out=lambda: serving.problems(name).get(challenger.label, ""),
+            give=give,
+            save=lambda course: write_text(record, course.to_json()),
+        )
+        course, decision, evidence = drive(start, traffic if traffic is not None else _ticks(), world, settings, tell=tell)
         if course.state != "aborted":
             event: promotion.Event = "promote" if course.state == "promoted" else "rollback"
             store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
