@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raymlp.features.custom import CustomStep
     from raymlp.life import run
     from raymlp.pipeline import (
+        config_of,
         crossvalidate,
         deploy,
         evaluate,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         load_predictor,
         monitor,
         plan,
+        predict,
         prepare,
         profile,
         register,
@@ -53,6 +55,7 @@ _HOMES = {
     "run": "raymlp.life",
     **dict.fromkeys(
         (
+            "config_of",
             "crossvalidate",
             "deploy",
             "evaluate",
@@ -61,6 +64,7 @@ _HOMES = {
             "load_predictor",
             "monitor",
             "plan",
+            "predict",
             "prepare",
             "profile",
             "register",
@@ -79,6 +83,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "CustomStep",
+    "config_of",
     "crossvalidate",
     "deploy",
     "evaluate",
@@ -88,6 +93,7 @@ __all__ = [
     "load_predictor",
     "monitor",
     "plan",
+    "predict",
     "prepare",
     "profile",
     "ray_session",

@@ -29,6 +29,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 SHOWN_TRIALS = 30
+keys = typer.Typer(help="API keys of the endpoint: who may ask it what, until when.", no_args_is_help=True)
+audit = typer.Typer(help="The log of who did what to which version.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
+KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys: serve.keys_file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]
 
@@ -36,7 +41,10 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output 
 @app.command()
 def init(
     data_file: Annotated[Path, typer.Argument(help="A CSV or Parquet file.")],
-    target: Annotated[str, typer.Option(help="Column to predict. Columns of a file without header are column_0, column_1, ...")],
+    target: Annotated[
+        str | None, typer.Option(help="Column to predict. Columns of a file without header are column_0, column_1, ...")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="In place of a target: clustering or anomaly, which learn from the rows alone.")] = None,
     name: Annotated[str, typer.Option(help="Name of the experiment; empty takes the file's.")] = "",
     force: Annotated[bool, typer.Option(help="Overwrite an existing experiment.")] = False,
 ) -> None:
@@ -45,11 +53,11 @@ def init(
 
     from raymlp.data.suggest import write_experiment
 
-    written = write_experiment(data_file, target, name=name, folder=Path.cwd() / "conf" / "experiment", force=force)
+    written = write_experiment(data_file, target, task=task, name=name, folder=Path.cwd() / "conf" / "experiment", force=force)
     console = Console(highlight=False)
     for line in written.remarks:
         console.print(f"  {line}", markup=False)
-    console.print(f"Wrote {written.path}. Next: raymlp run experiment={written.path.stem}", markup=False)
+    console.print(f"Wrote {written.path}. Next: raymlp {'run' if target else 'train'} experiment={written.path.stem}", markup=False)
 
 
 @app.command()
@@ -268,6 +276,21 @@ def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or NAME/VERSION.")],
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Answer all rows of a source into Parquet files; the same command goes on where it was cut off. Needs no experiment."""
+    from raymlp import pipeline
+
+    config = pipeline.config_of(model, [*(overrides or ()), *(["runtime.verbose=true"] if verbose else ())])
+    with _running(config) as story:
+        result = pipeline.predict(config, model, story=story)
+    _done({"answers": result.output, "quarantine": result.quarantine if result.quarantined else "none"})
+
+
+@app.command()
 def monitor(overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Compare the champion's prediction log and late labels with training."""
     from raymlp import pipeline
@@ -321,6 +344,87 @@ def run(overrides: Overrides = None, verbose: Verbose = False) -> None:
     with _running(config) as story:
         summary = life.run(config, story=story, on_ready=_until_interrupted)
     _tell(config, summary, story)
+
+
+@keys.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    overrides: Overrides = None,
+    roles: Annotated[str, typer.Option(help="What it allows, comma separated: predict, feedback, operate.")] = "predict",
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; without it, it does not.")] = None,
+    file: KeysFile = Path("keys.json"),
+) -> None:
+    """Make a key and show it once; the file keeps its hash. Endpoints with serve.keys_file know it within seconds."""
+    from datetime import UTC, datetime, timedelta
+
+    from raymlp.config.loader import load_site
+    from raymlp.runtime.audit import record
+    from raymlp.serve.keys import add_key as add
+
+    site, allowed = load_site(overrides or ()), tuple(part.strip() for part in roles.split(","))
+    expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    key = add(file, name, allowed, expires)
+    record(site.runtime, "key added", model="", version="", key=name, roles=allowed, expires=expires and expires.isoformat())
+    _done({"key": key, "allows": ", ".join(allowed), "until": f"{expires:%Y-%m-%d %H:%M} UTC" if expires else "revoked", "file": str(file)})
+
+
+@keys.command("revoke")
+def revoke_key(
+    name: Annotated[str, typer.Argument(help="Whose key goes.")], overrides: Overrides = None, file: KeysFile = Path("keys.json")
+) -> None:
+    """Take a key out of the file; endpoints refuse it within seconds."""
+    from raymlp.config.loader import load_site
+    from raymlp.runtime.audit import record
+    from raymlp.serve.keys import revoke_key as revoke
+
+    site = load_site(overrides or ())
+    revoke(file, name)
+    record(site.runtime, "key revoked", model="", version="", key=name)
+
+
+@keys.command("list")
+def list_keys(file: KeysFile = Path("keys.json")) -> None:
+    """Names, roles and ends of the keys in a file."""
+    from datetime import UTC, datetime
+
+    from raymlp.serve.keys import read_keys
+
+    now = datetime.now(UTC)
+    ends = {
+        key.name: "" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M} UTC{', expired' * key.is_expired(now)}"
+        for key in read_keys(file).keys
+    }
+    _columns(("name", "allows", "until"), [(key.name, ", ".join(key.roles), ends[key.name]) for key in read_keys(file).keys])
+
+
+@audit.command("verify")
+def verify_audit(
+    overrides: Overrides = None,
+    head: Annotated[str, typer.Option(help="A hash noted earlier, which must still be in the log.")] = "",
+) -> None:
+    """Check the chain of hashes; exit code 1 names the first line that does not hold."""
+    from raymlp.config.loader import load_site
+    from raymlp.runtime.audit import audit_file, verify
+
+    file = audit_file(load_site(overrides or ()).runtime)
+    chain = verify(file, head=head)
+    _done({"log": str(file), "entries": f"{chain.entries:,}, each whole and in its place", "head": chain.head})
+
+
+@audit.command("show")
+def show_audit(
+    overrides: Overrides = None, last: Annotated[int, typer.Option(min=1, help="Entries, from the last one back.")] = SHOWN_TRIALS
+) -> None:
+    """The last entries, after the whole chain was checked."""
+    from collections import deque
+
+    from raymlp.config.loader import load_site
+    from raymlp.runtime.audit import audit_file, entries
+
+    found = deque(entries(audit_file(load_site(overrides or ()).runtime)), maxlen=last)
+    told = [" ".join(f"{name}={value}" for name, value in entry["details"].items()) for entry in found]
+    rows = [(e["time"][:19], e["who"], e["what"], e["model"], e["version"], words) for e, words in zip(found, told, strict=True)]
+    _columns(("UTC", "who", "what", "model", "version", "details"), rows)
 
 
 INTERRUPTED = 130

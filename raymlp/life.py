@@ -239,7 +239,8 @@ def _send(life: Life, rows: pa.Table, say: Callable[[str], None]) -> str:
         raise ServingError(f"none of {len(answers):,} requests was answered; the first got status {first.status}: {first.error}.")
     ids = [str(answers[i].prediction_id) for i in good]
     _await_log(life.config, set(ids))
-    _file_labels(life.config, ids, rows.column(life.config.problem.target).take(pa.array(good)))
+    if life.config.problem.answer is not None:
+        _file_labels(life.config, ids, rows.column(life.config.problem.answer).take(pa.array(good)))
     refused = len(answers) - len(good)
     p50 = float(np.median([answers[i].latency_ms for i in good]))
     failed = f", {refused:,} refused" if refused else ""

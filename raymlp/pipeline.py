@@ -15,12 +15,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlp.config.loader import to_yaml, with_overrides
+from raymlp.config.loader import load_config, load_site, to_yaml, with_overrides
 from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
 from raymlp.core.errors import ConfigError, DataError, GateRefused
 from raymlp.core.files import make_folder, write_text
 from raymlp.core.records import (
+    BatchPrediction,
     CrossValidation,
     DataReport,
     Decision,
@@ -39,8 +40,10 @@ from raymlp.core.records import (
     TrainedModel,
     TuneResult,
     Version,
+    needs_target,
 )
 from raymlp.data.place import snapshot_root
+from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story, epoch_row
 from raymlp.runtime.session import ray_session, storage_root
 
@@ -158,7 +161,9 @@ def train(
                 raise
             run.metrics({f"bundle_{name}": value for name, value in model.metrics.items()})
             run.file(model.bundle / "environment.json")
-        step.result(f"{metric} {model.metrics[metric]:.4f} on validation after {int(model.metrics['epochs'])} epochs")
+        rows = model.metrics.get("sampled_rows")
+        how = f"after {int(model.metrics['epochs'])} epochs" if rows is None else f"from {int(rows):,} of {snapshot.rows['train']:,} rows"
+        step.result(f"{metric} {model.metrics[metric]:.4f} on validation {how}")
     return model
 
 
@@ -176,6 +181,11 @@ def crossvalidate(config: Config, *, story: Story | None = None) -> CrossValidat
     from raymlp.train.trainer import at_once
 
     count, story = config.data.split.folds, story or SilentStory()
+    if not needs_target(config.problem.task):
+        raise ConfigError(
+            f"problem.task is {config.problem.task}, whose models of several folds have no common answers; expected a task with a target. "
+            "Compare runs by raymlp evaluate."
+        )
     if count is None:
         raise ConfigError("data.split.folds is not set; expected the number of folds. Set data.split.folds, for example to 5.")
     parts = [with_overrides(config, {"data.split.fold": fold}) for fold in range(count)]
@@ -338,6 +348,7 @@ def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | N
         changes = promotion.decide("register", version, store.aliases(name))[1] if aliases is None else dict.fromkeys(aliases, version)
         store.set_aliases(name, changes)
         registration = store.get(f"{name}/{version}")
+        record(config.runtime, "register", model=name, version=f"v{version}", aliases=dict(changes), run=load_bundle(bundle).run_id)
         step.result(f"{name} version {version} as {', '.join(registration.aliases) or 'no alias'}")
     return registration
 
@@ -348,7 +359,9 @@ def deploy(config: Config, model: str | Path = "", *, story: Story | None = None
 
     with (story or SilentStory()).step("deploy") as step:
         step.say("starting replicas")
-        endpoint = serving.deploy(config, resolve(config, model or config.serve.model))
+        version = resolve(config, model or config.serve.model)
+        endpoint = serving.deploy(config, version)
+        record(config.runtime, "deploy", model=endpoint.name, version=version.label, url=endpoint.url)
         step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")
     return endpoint
 
@@ -381,6 +394,46 @@ def load_predictor(reference: str | Path, *, config: Config | None = None) -> Pr
         return Predictor.load(reference)
     store = _store(config) if config else Store(Registry(), Runtime())
     return Predictor.load(store.get(str(reference)).bundle)
+
+
+def predict(config: Config, model: str | Path = "", *, story: Story | None = None) -> BatchPrediction:
+    """Answer every row of `data.source` by a bundle, `NAME@ALIAS` or `NAME/VERSION` (the problem's champion by default), into Parquet files
+    at `predict.output`. A job that was cut off goes on when it is given again. `config_of` has the config that suits a model."""
+    from raymlp.predict import prediction
+
+    with (story or SilentStory()).step("predict") as step:
+        try:
+            result = prediction.predict(config, resolve(config, model), snapshot_root(config.runtime), say=step.say)
+        except (KeyboardInterrupt, SystemExit):
+            step.note("finished files are kept: the same command goes on from here")
+            raise
+        if not result.reused:
+            facts = {"rows": result.rows, "output": result.output.partition("?")[0]}
+            record(config.runtime, "predict", model=config.problem.name, version=result.version.label, **facts)
+        speed = f", {result.rows_per_s:,.0f} a second" if result.chunks else ""
+        before = f"; {result.resumed:,} of {result.chunks + result.resumed:,} files were finished before" if result.resumed else ""
+        before = "; all of it was there" if result.reused else before
+        step.result(f"{result.rows:,} rows by {result.version.label}{speed}; {result.quarantined:,} in quarantine{before}")
+        for note in result.notes:
+            step.note(note)
+    return result
+
+
+def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config to predict with a model: problem and data as its bundle records them, where the overrides choose no others, and Hydra
+    overrides as `data.source.path=new.csv predict.output=scores`. Raises RegistryError, BundleError or ConfigError."""
+    import yaml
+
+    from raymlp.model.bundle import load_bundle
+    from raymlp.registry.store import Store
+
+    if Path(model).is_dir():
+        bundle = Path(model)
+    else:
+        site = load_site([word for word in overrides if word.startswith(("runtime.", "registry."))])
+        bundle = Store(site.registry, site.runtime).get(str(model)).bundle
+    recorded = yaml.safe_load(load_bundle(bundle).config_yaml) or {}
+    return load_config(overrides=overrides, base={name: recorded[name] for name in ("problem", "data") if name in recorded})
 
 
 def monitor(config: Config, *, window: str = "all", since: datetime | None = None, story: Story | None = None) -> MonitorReport:
@@ -419,7 +472,8 @@ def retrain(
     story = story or SilentStory()
     seen = seen or monitor(config, story=story)
     folder = storage_root(config.runtime) / "retrain" / config.problem.name
-    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), seen.labelled, lock.seconds_since_last(folder), lock.is_held(folder))
+    new_rows = seen.labelled if needs_target(config.problem.task) else seen.rows
+    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), new_rows, lock.seconds_since_last(folder), lock.is_held(folder))
     decision = decide(facts, config.retrain)
     if decision.action != "retrain":
         return RetrainResult(decision)
@@ -485,10 +539,16 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
     bundles = {champion.label: champion.bundle, challenger.label: challenger.bundle}
     versions = Versions(champion.label, challenger.label, Predictor.load(champion.bundle), Predictor.load(challenger.bundle))
     start = Course.start(name, champion.label, challenger.label, salt=uuid.uuid4().hex, settings=settings, now=time.time(), by=BY)
-    record = make_folder(storage_root(config.runtime) / "rollouts" / name) / f"{start.salt}.json"
+    file = make_folder(storage_root(config.runtime) / "rollouts" / name) / f"{start.salt}.json"
 
     def give(course: Course) -> None:
         serving.set_versions(config, name, {label: bundles[label] for label in course.weights}, course.weights, salt=course.salt)
+
+    def save(course: Course) -> None:
+        event = course.history[-1]
+        write_text(file, course.to_json())
+        facts = {"champion": champion.label, "share": event.weight, "reason": event.reason}
+        record(config.runtime, f"rollout {event.what}" if course.is_open else event.what, model=name, version=challenger.label, **facts)
 
     with (story or SilentStory()).step("rollout") as step:
         for line in outlook(settings, traffic_of(prediction_log(config), champion.label)).lines():
@@ -503,7 +563,7 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
             evidence=lambda: gather(prediction_log(config), labels(config), versions, start.salt, settings),
             left_out=lambda: serving.problems(name).get(challenger.label, ""),
             give=give,
-            save=lambda course: write_text(record, course.to_json()),
+            save=save,
         )
         course, decision, evidence = drive(start, traffic if traffic is not None else _ticks(), world, settings, tell=tell)
         if course.state != "aborted":
@@ -513,7 +573,7 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
             f"{challenger.label} {course.state} after {evidence.requests:,} requests, {evidence.challenger_requests:,} of them its own"
         )
         step.note(str(decision))
-    return RolloutResult(decision, evidence.requests, evidence.challenger_requests, course.shares, record)
+    return RolloutResult(decision, evidence.requests, evidence.challenger_requests, course.shares, file)
 
 
 def forget(
@@ -550,6 +610,7 @@ def forget(
         for note in found.notes:
             step.note(note)
         if key is not None and not dry_run:
+            record(config.runtime, "forget", model=name, version="", rows=rows, column=key[0])
             step.note(f"listed, without the value, in {snapshots / LIST}: `prepare` leaves such rows out from now on")
     return ForgetResult(found.snapshots, found.log_rows, found.labels, models, found.notes, dry_run)
 
@@ -559,6 +620,7 @@ def undeploy(config: Config) -> None:
     from raymlp.serve import deploy as serving
 
     serving.undeploy(config.problem.name)
+    record(config.runtime, "undeploy", model=config.problem.name, version="")
 
 
 def prediction_log(config: Config, *, version: str | None = None, since: datetime | None = None) -> pa.Table:

@@ -13,6 +13,7 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, DeepSpeed
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
@@ -64,9 +65,10 @@ def _data(config: Config, problem: Say) -> dict[str, str]:
     if isinstance(place, Path) and (free := shutil.disk_usage(_existing(place)).free) < GROWTH * size:
         problem(f"{free / 1e9:.1f} GB are free at {place}; expected {GROWTH} times the source, {GROWTH * size / 1e9:.1f} GB.")
     target = config.problem
+    on = f" on '{target.target}'" if target.target else f", no target{f', known anomalies in {target.label!r}' if target.label else ''}"
     kinds = ", ".join(f"{sum(kind == k for k in columns.values())} {kind}" for kind in dict.fromkeys(columns.values()))
     return {
-        "problem": f"{target.name}: {target.task} on '{target.target}', judged by {target.main_metric}",
+        "problem": f"{target.name}: {target.task}{on}, judged by {target.main_metric}",
         "source": f"{len(parts)} part{'s' * (len(parts) != 1)}, {size / 1e6:,.1f} MB, {len(config.data.joins)} joins"
         + (f"; the fallback {data.source.name}, since {config.data.source.name} is unavailable" if data != config.data else ""),
         "columns": f"{len(columns)} ({kinds})",
@@ -151,8 +153,12 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     how = f"{strategy.kind}{detail}, {workers}, precision {_precision(train)}, {rows:,} rows a step"
     if isinstance(config.model, Trees):
         how = f"{workers}, {config.model.rounds_per_epoch} rounds an epoch"
+    length = f"at most {train.epochs} epochs"
+    if isinstance(config.model, KMeans | IsolationForest):
+        how = f"{workers}, by scikit-learn on at most {config.model.sample_rows:,} evenly spaced training rows"
+        length = "in one go"
     return {
-        "training": f"{config.model.kind}, {how}, at most {train.epochs} epochs",
+        "training": f"{config.model.kind}, {how}, {length}",
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 

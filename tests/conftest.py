@@ -1,4 +1,5 @@
-"""What all tests share: real data files where they are present, small planted tables, and one Ray for all that need it.
+"""What all tests share: real data files where they are present, small planted tables, a store that speaks the S3 protocol, and one Ray
+for all that need it.
 
 `make test` runs two processes. What trains shares one Ray, what serves the other, and tests without Ray fill the gaps.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,22 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no public data sets at {folder}; set RAYMLP_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A bucket on a server that speaks the S3 protocol, and the query part of its addresses."""
+    import pyarrow.fs as pafs
+
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    patch = pytest.MonkeyPatch()
+    for name, value in STORE_CREDENTIALS.items():
+        patch.setenv(name, value)
+    store = pafs.S3FileSystem(endpoint_override=f"http://{host}:{port}", region="us-east-1", allow_bucket_creation=True)
+    store.create_dir("lake")
+    yield store, f"endpoint_override=http://{host}:{port}&region=us-east-1"
+    patch.undo()
+    server.stop()

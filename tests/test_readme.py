@@ -1,4 +1,4 @@
-"""The README and docs/training.md are true line by line: their commands are parsed, composed or run."""
+"""The README, docs/training.md and docs/batch-prediction.md are true line by line: their commands are parsed, composed or run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from raymlp.config.runtime import Runtime
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
+BATCH = (ROOT / "docs" / "batch-prediction.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
@@ -26,7 +27,7 @@ def commands() -> list[str]:
     lines = [line.split("   #")[0].split("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
     inline = [
         " ".join(code.split())
-        for code in re.findall(r"`([^`]+)`", f"{README}\n{TRAINING}")
+        for code in re.findall(r"`([^`]+)`", f"{README}\n{TRAINING}\n{BATCH}")
         if code.startswith(("raymlp ", "ray job", "make "))
     ]
     return [line for line in [*lines, *inline] if line.startswith(("raymlp ", "ray job", "make "))]
@@ -42,6 +43,8 @@ def test_every_command_exists_and_its_overrides_compose(command: str) -> None:
         script = words[words.index("python") + 1]
         assert (ROOT / script).is_file()
         words = ["raymlp", Path(script).stem, *words[words.index(script) + 1 :]]
+    if words[1] == "predict":  # which takes problem and data from the model
+        words.append("experiment=flights")
     assert words[1] in VERBS
     overrides = [word for word in words[2:] if "=" in word]
     if overrides and "experiment=data" not in overrides:
@@ -55,7 +58,7 @@ def test_the_verbs_are_those_of_the_command_line() -> None:
 
 
 def test_every_path_and_picture_it_names_exists() -> None:
-    for text, base in ((README, ROOT), (TRAINING, ROOT / "docs")):
+    for text, base in ((README, ROOT), (TRAINING, ROOT / "docs"), (BATCH, ROOT / "docs")):
         for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
             assert (base / path).exists(), path
         for path in re.findall(r"`((?:raymlp|conf|docs|jobs)/[\w/.]*)`", text):
@@ -63,8 +66,13 @@ def test_every_path_and_picture_it_names_exists() -> None:
 
 
 def test_every_setting_that_is_named_is_there() -> None:
-    """The first two parts of those in `docs/training.md`; what a model has depends on its kind."""
-    words = [word for code in re.findall(r"`([^`]+)`", TRAINING) for word in code.split() if re.fullmatch(r"[a-z_.]+\.[a-z_]+=\S+", word)]
+    """The first two parts of those in the pages; what a model has depends on its kind."""
+    words = [
+        word
+        for code in re.findall(r"`([^`]+)`", f"{TRAINING}\n{BATCH}")
+        for word in code.split()
+        if re.fullmatch(r"[a-z_.]+\.[a-z_]+=\S+", word)
+    ]
     assert len(words) > 20
     known = load_config("flights").model_dump()
     for word in words:

@@ -31,7 +31,10 @@ class Evaluate(Section):
     """Resamples behind each interval."""
 
     baselines: tuple[Literal["rule", "linear", "gradient_boosting"], ...] = ("rule", "linear", "gradient_boosting")
-    """Models to beat: the majority class (or mean), a linear model, scikit-learn's histogram gradient boosting."""
+    """Models to beat: the majority class (or mean), a linear model, scikit-learn's histogram gradient boosting. For clusters `rule` draws
+    them at random and `linear` cuts the rows into equal parts along their first principal component; for anomalies `rule` gives all rows
+    one score and, where there is a label, `linear` is the Mahalanobis distance. For language `rule` is the unigram model, tokens by their
+    shares, and `linear` the bigram model, by the token before. `gradient_boosting` is for tasks with a target."""
 
     max_baseline_rows: int = Field(default=500_000, ge=100)
     """Training rows that baselines may use; a larger split is sampled, and the report says so."""

@@ -33,8 +33,11 @@ def choices(group: str) -> list[str]:
     return sorted({path.stem for folder in conf_folders() for path in (folder / group).glob("*.yaml")})
 
 
-def load_config(experiment: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Compose and validate the config of an experiment.
+def load_config(
+    experiment: str | None = None, overrides: Iterable[str] = (), *, base: Mapping[str, Mapping[str, Any]] | None = None
+) -> Config:
+    """Compose and validate the config of an experiment. `base` has whole sections, as a recorded config has them, which stand where
+    the overrides choose no group for them, nor an experiment.
 
     `overrides` are Hydra overrides (`train.epochs=3`, `model=mlp`). A key that the YAML does not mention can be set
     without `+`, as long as the schema knows it. `overlay=PATH` lays a YAML file over what the groups give, as the `best.yaml` of a
@@ -45,7 +48,7 @@ def load_config(experiment: str | None = None, overrides: Iterable[str] = ()) ->
     words = list(overrides)
     if experiment is not None:
         words.insert(0, f"experiment={experiment}")
-    return build_config(_compose(words))
+    return build_config(_compose(words, base or {}))
 
 
 def load_site(overrides: Iterable[str] = ()) -> Site:
@@ -114,7 +117,7 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _compose(words: Sequence[str]) -> dict[str, Any]:
+def _compose(words: Sequence[str], base: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """Hydra's composition over both folders. Its public `compose` needs the root config in the first folder, and a global."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -136,8 +139,10 @@ def _compose(words: Sequence[str]) -> dict[str, Any]:
     version.setbase("1.3")
     Plugins.instance()
     opened = [_open_key(word, groups) for word in words if not word.startswith(OVERLAY)]
+    chosen = {re.split("[@=]", word.lstrip("+~"), maxsplit=1)[0] for word in opened if not word.startswith("++")}
+    sections = {} if not base or "experiment" in chosen else {name: values for name, values in base.items() if name not in chosen}
     overlays = [_overlay(word.removeprefix(OVERLAY)) for word in words if word.startswith(OVERLAY)]
-    keys = [word for word in opened if overlays and word.startswith("++")]
+    keys = [word for word in opened if word.startswith("++")]
     overrides = ["hydra.job.name=raymlp", *(word for word in opened if word not in keys)]
     try:
         loader = ConfigLoaderImpl(places)
@@ -145,11 +150,18 @@ def _compose(words: Sequence[str]) -> dict[str, Any]:
         OmegaConf.set_readonly(tree, False)
         OmegaConf.set_struct(tree, False)
         del tree["hydra"]
+        for name, section in sections.items():
+            OmegaConf.update(tree, name, section, merge=False)
         for overlay in overlays:
             below = OmegaConf.to_container(tree)
             assert isinstance(below, dict)
             tree = OmegaConf.create(_laid_over({str(key): value for key, value in below.items()}, overlay))
-        loader._apply_overrides_to_config(OverridesParser.create().parse_overrides(keys), tree)
+        parsed = OverridesParser.create().parse_overrides(keys)
+        for override in parsed:
+            parent, _, last = override.key_or_group.rpartition(".")
+            if last == "kind" and OmegaConf.select(tree, override.key_or_group, default=override.value()) != override.value():
+                OmegaConf.update(tree, parent, {}, merge=False)  # another kind starts from its own defaults
+        loader._apply_overrides_to_config(parsed, tree)
         values = OmegaConf.to_container(tree, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain_hydra(str(error), words, groups)) from None

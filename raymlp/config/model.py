@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
@@ -9,6 +10,8 @@ from pydantic import ConfigDict, Field, model_serializer, model_validator
 from raymlp.config.encoder import ImageEncoder, TextEncoder
 from raymlp.config.section import ImportPath, Section
 from raymlp.config.trees import LightGBM, XGBoost
+from raymlp.config.unsupervised import IsolationForest, KMeans
+from raymlp.core.records import WITH_TARGET, Task
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -184,6 +187,34 @@ class Tabm(SideBySide):
     """Most ids of a category that goes in one-hot, as the authors have it; one with more is embedded."""
 
 
+class Decoder(Section):
+    """A decoder-only language model: a transformer that tells of every piece of a text how likely it was after those before (Radford
+    et al. 2019). For `problem.task=language`, and one text by the pieces of a tokenizer (features.text_encoding=subword)."""
+
+    kind: Literal["decoder"] = "decoder"
+
+    layers: int = Field(default=4, ge=1)
+    """Transformer blocks."""
+
+    width: int = Field(default=256, ge=1)
+    """Width of a token, a multiple of `heads`."""
+
+    heads: int = Field(default=4, ge=1)
+    """Attention heads."""
+
+    context: int = Field(default=256, ge=1)
+    """Places that the net has embeddings for: the most that `features.text_length` may be."""
+
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of embeddings, of attention and of what each part adds that is switched off at random in training."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width} with {self.heads} heads; expected a multiple of them")
+        return self
+
+
 class Own(Section):
     """A net of your own, an `nn.Module` or a `LightningModule`; see docs/custom-nets.md. What stands beside `_target_` are its settings."""
 
@@ -204,7 +235,16 @@ class Own(Section):
         return {"kind": self.kind, "_target_": self.target, **self.settings}
 
 
-Net = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Own, Field(discriminator="kind")]
+Net = Annotated[Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Decoder | Own, Field(discriminator="kind")]
 Model = Annotated[
-    Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Own | XGBoost | LightGBM, Field(discriminator="kind")
-]
+    Mlp | Linear | Resnet | FtTransformer | Tabm | TextEncoder | ImageEncoder | Decoder | Own
+    | XGBoost | LightGBM | KMeans | IsolationForest,
+    Field(discriminator="kind"),
+]  # fmt: skip
+TASKS: Mapping[str, tuple[Task, ...]] = {"kmeans": ("clustering",), "isolation_forest": ("anomaly",), "decoder": ("language",)}
+"""Tasks of the kinds of model that do not learn a target."""
+
+
+def tasks_of(kind: str) -> tuple[Task, ...]:
+    """The tasks that a kind of model is for."""
+    return TASKS.get(kind, WITH_TARGET)

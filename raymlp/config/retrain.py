@@ -16,7 +16,7 @@ class Retrain(Section):
     """Kinds of alert that ask for a new model."""
 
     min_new_rows: int = Field(default=1_000, ge=1)
-    """Labelled rows newer than the champion's training data that must be there."""
+    """Rows newer than the champion's training data that must be there: labelled ones, or all of a task without a target."""
 
     cooldown_s: float = Field(default=0, ge=0)
     """Seconds after a retrain in which alerts do not start another one."""

@@ -9,8 +9,9 @@ from pydantic import model_validator
 from raymlp.config.data import Data
 from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
-from raymlp.config.model import Mlp, Model
+from raymlp.config.model import TASKS, Mlp, Model, tasks_of
 from raymlp.config.monitor import Monitor
+from raymlp.config.predict import Predict
 from raymlp.config.problem import Problem
 from raymlp.config.registry import Registry
 from raymlp.config.replay import Replay
@@ -20,6 +21,7 @@ from raymlp.config.section import Section
 from raymlp.config.serve import Serve
 from raymlp.config.train import Train
 from raymlp.config.tune import Tune
+from raymlp.core.records import has_classes, needs_target
 
 
 class Site(Section):
@@ -52,6 +54,8 @@ class Config(Section):
     """Where runs and versions are recorded."""
     serve: Serve = Serve()
     """How the endpoint runs."""
+    predict: Predict = Predict()
+    """How a whole source is predicted."""
     monitor: Monitor = Monitor()
     """When live traffic counts as different."""
     retrain: Retrain = Retrain()
@@ -79,6 +83,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _model_has_the_task(self) -> Self:
+        kind, task = self.model.kind, self.problem.task
+        if task not in tasks_of(kind):
+            suited = next((other for other, tasks in TASKS.items() if task in tasks), "mlp")
+            raise ValueError(f"model.kind is {kind} with problem.task={task}; expected a model for it. Set model={suited}, or problem.task")
+        return self
+
+    @model_validator(mode="after")
+    def _drill_has_answers(self) -> Self:
+        if self.replay.drill and not needs_target(self.problem.task):
+            raise ValueError(
+                f"replay.drill shuffles answers, and problem.task={self.problem.task} has none; expected false. Set replay.drill=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_classes(self) -> Self:
         asked = {
             "train.class_weights": self.train.class_weights,
@@ -87,8 +107,8 @@ class Config(Section):
         }
         for key, value in asked.items():
             plain = "cross_entropy" if key == "train.loss.kind" else "none"
-            if value != plain and self.problem.task == "regression":
+            if value != plain and not has_classes(self.problem.task):
                 raise ValueError(
-                    f"{key} is {value} with problem.task=regression, which has no classes; expected {plain}. Set {key}={plain}"
+                    f"{key} is {value} with problem.task={self.problem.task}, which has no classes; expected {plain}. Set {key}={plain}"
                 )
         return self

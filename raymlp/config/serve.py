@@ -36,7 +36,12 @@ class Serve(Section):
     """TCP port of the endpoint."""
 
     auth: Literal["key", "none"] = "key"
-    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated); `none` is for loopback only."""
+    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated, each for everything) and `keys_file`;
+    `none` is for loopback only."""
+
+    keys_file: str | None = None
+    """A file of keys with names, roles and an end, made by `raymlp keys add`, with mode 0600. Replicas follow its changes within
+    seconds; on a cluster it lies where all nodes see it."""
 
     ingress: Literal["auto", "haproxy", "proxy"] = "auto"
     """`haproxy` is the fast path; `proxy` is Ray Serve's own; `auto` takes HAProxy where its binary is present."""

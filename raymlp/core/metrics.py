@@ -1,7 +1,10 @@
 """Metrics and their uncertainty, in NumPy alone.
 
-Legend: N rows, K classes. `y` holds 0/1 (binary), class ids (multiclass) or values (regression);
+Legend: N rows, K classes or clusters, F coordinates. `y` holds 0/1 (binary), class ids (multiclass) or values (regression);
 `p` is float64, (N,) probability of the positive class, (N, K) class probabilities, or (N,) predicted values.
+Clustering: `y` (N, F) has the rows as the model sees them, `p` (N, K) their distances to the clusters (`raymlp.core.clustering`).
+Anomaly: `p` (N,) is the score, higher for what is more unusual; `y` (N,) is 0 or 1 where the label is known, NaN where it is not, and
+`SHUFFLED` for rows that were made up. Language: `p` (N, 3) says how well each text was foretold (`raymlp.core.language`).
 
 The bootstrap draws how often each row counts rather than the rows themselves, so that a metric sorts and takes
 logarithms once for all resamples. Every metric has a weighted form for it; one that a user brings is simply repeated.
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raymlp.core import clustering, language
 from raymlp.core.records import Interval, Task
 
 Array = NDArray[Any]
@@ -111,6 +115,28 @@ def r2(y: Array, p: Array) -> float:
     return float(1 - np.sum((y - p) ** 2) / total) if total else float("nan")
 
 
+SHUFFLED = 2.0
+"""In place of a label: the row was put together from the values of several, each column drawn by itself."""
+
+
+def shuffled_auc(y: Array, p: Array) -> float:
+    """Probability that a shuffled row gets a higher score than a real one, ties half; in [0, 1], higher is better, .5 is chance. How well a
+    detector knows which values go together, where no anomaly is known (Hastie, Tibshirani and Friedman 2009, section 14.2.4)."""
+    return auc(y == SHUFFLED, p)
+
+
+def known_auc(y: Array, p: Array) -> float:
+    """`auc` on the rows whose label is known."""
+    known = y <= 1
+    return auc(y[known], p[known])
+
+
+def known_average_precision(y: Array, p: Array) -> float:
+    """`average_precision` on the rows whose label is known."""
+    known = y <= 1
+    return average_precision(y[known], p[known])
+
+
 Metric = Callable[[Array, Array], float]
 METRICS: dict[Task, dict[str, Metric]] = {
     "binary": {
@@ -123,16 +149,41 @@ METRICS: dict[Task, dict[str, Metric]] = {
     },
     "multiclass": {"log_loss": log_loss, "accuracy": accuracy, "macro_f1": macro_f1},
     "regression": {"rmse": rmse, "mae": mae, "r2": r2},
+    "clustering": {
+        "silhouette": clustering.silhouette,
+        "davies_bouldin": clustering.davies_bouldin,
+        "calinski_harabasz": clustering.calinski_harabasz,
+        "inertia_share": clustering.inertia_share,
+    },
+    "anomaly": {"shuffled_auc": shuffled_auc, "auc": known_auc, "average_precision": known_average_precision},
+    "language": {"perplexity": language.perplexity, "token_loss": language.token_loss, "token_accuracy": language.token_accuracy},
 }
-HIGHER_IS_BETTER = {"auc", "average_precision", "accuracy", "macro_f1", "r2"}
-UNBOUNDED = {"log_loss", "rmse", "mae"}
+HIGHER_IS_BETTER = {
+    *("auc", "average_precision", "accuracy", "macro_f1", "r2"),
+    *("silhouette", "calinski_harabasz", "inertia_share", "shuffled_auc", "token_accuracy"),
+}
+UNBOUNDED = {"log_loss", "rmse", "mae", "davies_bouldin", "calinski_harabasz", "perplexity", "token_loss"}
 """Metrics without a fixed scale: tolerances on them are shares of a reference value."""
-DEFAULT_METRIC: dict[Task, str] = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse"}
+DEFAULT_METRIC: dict[Task, str] = {
+    "binary": "auc", "multiclass": "log_loss", "regression": "rmse", "clustering": "silhouette", "anomaly": "shuffled_auc",
+    "language": "perplexity",
+}  # fmt: skip
 
 
 def score(task: Task, y: Array, p: Array) -> dict[str, float]:
     """All metrics of a task on the same rows."""
     return {name: metric(y, p) for name, metric in METRICS[task].items()}
+
+
+def flags(y: Array, p: Array, threshold: float) -> dict[str, float]:
+    """Of real rows, how many an anomaly detector flags, in [0, 1], and the median and upper quantiles of their scores. NaN without rows."""
+    real = p[y != SHUFFLED]
+    quantiles = np.quantile(real, [0.5, 0.95, 0.99]) if len(real) else np.full(3, np.nan)
+    names = ("score_p50", "score_p95", "score_p99")
+    return {
+        "flagged_share": float(np.mean(real >= threshold)) if len(real) else float("nan"),
+        **dict(zip(names, map(float, quantiles), strict=True)),
+    }
 
 
 def losses(task: Task, y: Array, p: Array) -> Array:
@@ -223,6 +274,19 @@ def _weighted_r2(y: Array, p: Array) -> Weighted:
     return value
 
 
+def _among(which: Callable[[Array], Array], form: Callable[[Array, Array], Weighted]) -> Callable[[Array, Array], Weighted]:
+    """A form on some of the rows, by their answers; NaN without any."""
+
+    def make(y: Array, p: Array) -> Weighted:
+        rows = np.flatnonzero(which(y))
+        if not len(rows):
+            return lambda _: float("nan")
+        inner = form(y[rows], p[rows])
+        return lambda weights: inner(weights[rows])
+
+    return make
+
+
 def _mean_of(rows: Array) -> Weighted:
     return lambda weights: _dot(weights, rows) / float(weights.sum())
 
@@ -259,6 +323,16 @@ WEIGHTED: dict[Metric, Callable[[Array, Array], Weighted]] = {
     accuracy: lambda y, p: _mean_of(_hits(y, p)),
     mae: lambda y, p: _mean_of(np.abs(p - y)),
     rmse: lambda y, p: _root_mean_of((p - y) ** 2),
+    clustering.silhouette: clustering.weighted_silhouette,
+    clustering.davies_bouldin: clustering.weighted_davies_bouldin,
+    clustering.calinski_harabasz: clustering.weighted_calinski_harabasz,
+    clustering.inertia_share: clustering.weighted_inertia_share,
+    shuffled_auc: lambda y, p: _weighted_auc(y == SHUFFLED, p),
+    known_auc: _among(lambda y: y <= 1, _weighted_auc),
+    language.perplexity: language.weighted_perplexity,
+    language.token_loss: language.weighted_token_loss,
+    language.token_accuracy: language.weighted_token_accuracy,
+    known_average_precision: _among(lambda y: y <= 1, _weighted_average_precision),
 }
 
 

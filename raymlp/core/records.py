@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 from raymlp.core.files import Place
 
-Task = Literal["binary", "multiclass", "regression"]
+Task = Literal["binary", "multiclass", "regression", "clustering", "anomaly", "language"]
+WITH_TARGET: tuple[Task, ...] = ("binary", "multiclass", "regression")
+
+
+def needs_target(task: Task) -> bool:
+    """Whether there is an answer to learn; the other tasks learn from the rows alone."""
+    return task in WITH_TARGET
+
+
+def has_classes(task: Task) -> bool:
+    """Whether the answer is one of several classes."""
+    return task in ("binary", "multiclass")
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,28 @@ class Finding:
     rows: int
     alert: bool
     note: str = ""
+
+
+@dataclass(frozen=True)
+class BatchPrediction:
+    """Answers of a model for all rows of a source, as Parquet files in `output`. `quarantined` rows have none, for reasons that are told
+    in `quarantine`; `suppressed` ones belong to people who were forgotten. `rows_per_s` is that of the chunks answered in this run,
+    whose number is `chunks`; `resumed` were finished before, and with `reused` all of it was there already. `notes` say what was
+    noticed."""
+
+    output: str
+    quarantine: str
+    version: Version
+    digest: str
+    rows: int
+    quarantined: int
+    suppressed: int
+    chunks: int
+    resumed: int
+    seconds: float
+    rows_per_s: float
+    notes: tuple[str, ...] = ()
+    reused: bool = False
 
 
 @dataclass(frozen=True)

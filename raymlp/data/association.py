@@ -52,14 +52,16 @@ class Outline:
 
     @classmethod
     def of(cls, profile: Profile, target: Target) -> Self:
-        """Read the outline off the profile of the training rows."""
+        """Read the outline off the profile of the training rows. Without a target no column has bins, and the pairs are left."""
         others = {name: column for name, column in profile.columns.items() if name != target.column and column.values}
+        answers = profile.columns[target.column] if target.column is not None else None
+        if answers is None:
+            others = {}
         numbers = {name: column for name, column in profile.columns.items() if column.type in ("int", "float") and column.std > 0}
-        answers = profile.columns[target.column]
         return cls(
             target,
-            (answers.mean, answers.std) if target.task == "regression" else (0.0, 1.0),
-            _frequent_classes(target, answers),
+            (answers.mean, answers.std) if answers and target.task == "regression" else (0.0, 1.0),
+            _frequent_classes(target, answers) if answers else (),
             {name: edges_of(column) for name, column in others.items() if column.is_number},
             {name: tuple(column.counts())[:MAX_CATEGORIES] for name, column in others.items() if not column.is_number},
             {name: (column.mean, column.std) for name, column in list(numbers.items())[:MAX_PAIRED]},
@@ -126,7 +128,7 @@ class Association:
         """Take in more rows. Rows without an answer count for the correlations alone."""
         if not table.num_rows:
             return self
-        answers = self.outline.target.read(table.column(self.outline.target.column))
+        answers, _ = self.outline.target.answers(table)
         known = ~np.isnan(answers)
         numbers = {name: to_float(table.column(name)) for name in {**self.outline.edges, **self.outline.scales}}
         for name, edges in self.outline.edges.items():

@@ -76,6 +76,8 @@ def build(
     facts, noticed = verdict(data.privacy, counts)
     facts |= suppressed.facts(counts)
     if not any(count["rows"] for count in counts):
+        if problem.target is None:
+            raise DataError("the source gives no row; expected some. Set data.source.")
         raise DataError(f"no row has a value in '{problem.target}'; expected labelled rows. Set problem.target.")
     say(f"splitting {sum(counts[index]['rows'] for index in reading.new):,} rows ({data.split.kind})")
     facts["filled"] = forward_fill(problem, data, staged_files(cut.staging, reading.new), shape.seal)

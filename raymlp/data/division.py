@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raymlp.config.data import Data
 from raymlp.config.problem import Problem
 from raymlp.config.split import GroupSplit, HashSplit, RandomSplit, Split, StratifiedSplit, TimeSplit
-from raymlp.core.errors import ConfigError, DataError
+from raymlp.core.errors import DataError
 from raymlp.core.files import Place, to_json
 from raymlp.data import parquet
 from raymlp.data.anonymity import Groups
@@ -178,16 +178,12 @@ def split_keys(problem: Problem, data: Data, files: Sequence[Place]) -> NDArray[
     rule = data.split
     if type(rule) is RandomSplit:
         return np.zeros(sum(parquet.num_rows(file) for file in files))
-    if isinstance(rule, StratifiedSplit) and problem.task == "regression":
-        raise ConfigError(
-            "data.split.kind is stratified with problem.task=regression; expected random, group, hash or time. Set data.split.kind."
-        )
     keys = [keys_of(rule, problem, parquet.read(file, _key_names(rule, problem))) for file in files]
     return np.concatenate(keys) if keys else np.zeros(0)
 
 
 def _key_names(rule: Split, problem: Problem) -> list[str]:
-    return list(rule.key_columns) or [problem.target]
+    return list(rule.key_columns or filter(None, [problem.target]))
 
 
 def keys_of(rule: Split, problem: Problem, table: pa.Table) -> NDArray[Any]:

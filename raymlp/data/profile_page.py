@@ -76,7 +76,7 @@ class Seen:
 def write_page(snapshot: Snapshot, problem: Problem, settings: Monitor, *, folder: Path) -> Path:
     """Write `profile.html` to `folder`; `settings` hold the thresholds of drift. Raises DataError when the snapshot lacks a part."""
     seen = read(snapshot, problem, settings)
-    ordered = sorted(seen.train.columns, key=lambda name: (name != problem.target, -np.nan_to_num(seen.strength(name), nan=-1.0), name))
+    ordered = sorted(seen.train.columns, key=lambda name: (name != problem.answer, -np.nan_to_num(seen.strength(name), nan=-1.0), name))
     page = render(
         TEMPLATE,
         problem=problem,
@@ -88,7 +88,7 @@ def write_page(snapshot: Snapshot, problem: Problem, settings: Monitor, *, folde
         reasons=quarantine_reasons(snapshot.path),
         missing=missing_share(seen.train),
         columns=[card(name, seen, f"column-{place}") for place, name in enumerate(ordered)],
-        measure="Cramér's V" if problem.task == "multiclass" else "correlation ratio",
+        measure="" if problem.answer is None else "Cramér's V" if problem.task == "multiclass" else "correlation ratio",
         legend=_legend(seen.association),
         gaps=missing_rows(seen),
         correlation=correlation(seen.association),
@@ -169,7 +169,7 @@ def card(name: str, seen: Seen, anchor: str) -> dict[str, Any]:
         "name": name,
         "anchor": anchor,
         "type": column.type,
-        "target": name == seen.problem.target,
+        "target": name == seen.problem.answer,
         "missing": column.nulls / column.rows if column.rows else 0.0,
         "distinct": min(column.num_distinct, column.values),
         "strength": None if math.isnan(seen.strength(name)) else seen.strength(name),
@@ -213,9 +213,11 @@ def draw(name: str, column: ColumnProfile, seen: Seen, moved: str | None) -> Mar
         return None
     answers = seen.association.answers(name) if name in seen.association.tables else []
     other = seen.profiles[moved].columns.get(name) if moved else None
-    overall = None if seen.problem.task == "multiclass" else _mean_answer(seen)
+    overall = None if seen.problem.answer is None or seen.problem.task == "multiclass" else _mean_answer(seen)
     if not column.is_number:
-        return svg.category_plot(f"{name}: most frequent values and the target", category_rows(column, other, answers), overall)
+        return svg.category_plot(
+            f"{name}: most frequent values{' and the target' if answers else ''}", category_rows(column, other, answers), overall
+        )
     distribution = column.distribution()
     assert distribution is not None, "a column with values"
     edges = histogram_edges(column, distribution)
@@ -223,14 +225,14 @@ def draw(name: str, column: ColumnProfile, seen: Seen, moved: str | None) -> Mar
     missing = next((item for item in answers if item.of == "missing"), None)
     known = [item for item in answers if item.of == "values"]
     return svg.numeric_plot(
-        f"{name}: histogram and the target",
+        f"{name}: histogram{' and the target' if answers else ''}",
         svg.Bins(edges, shares(distribution, edges)),
         svg.Bins(edges, shares(beside, edges)) if beside else None,
         stretches(known, column, distribution, seen.association.outline.edges.get(name, ())),
         missing,
         overall,
         clock=column.type == "timestamp",
-        rate=seen.problem.task == "binary",
+        rate=seen.problem.task in ("binary", "anomaly"),
     )
 
 
@@ -346,19 +348,21 @@ def _named(one: str, several: str, names: Sequence[str]) -> str:
 
 def _mean_answer(seen: Seen) -> float:
     """Mean of the target in training, or its positive rate."""
-    column, target = seen.train.columns[seen.problem.target], seen.association.outline.target
+    column, target = seen.train.columns[str(seen.problem.answer)], seen.association.outline.target
     return column.mean if target.task == "regression" else target.class_shares(column)[1]
 
 
 def _answers_of(seen: Seen, profile: Profile) -> str:
     target = seen.association.outline.target
-    column = profile.columns.get(seen.problem.target)
+    if target.column is None:
+        return ""
+    column = profile.columns.get(target.column)
     if column is None or not column.values:
         return "no answers"
     if target.task == "regression":
         return f"mean {short(column.mean)}, std {short(column.std)}"
     found = target.class_shares(column)
-    if target.task == "binary":
+    if target.task != "multiclass":
         positive = f"{target.column} {target.classes[1]}" if target.positive_above is not None else target.classes[1]
         return f"{positive} in {percent(found[1])}"
     ordered = sorted(zip(target.classes, found, strict=True), key=lambda item: -item[1])

@@ -19,6 +19,7 @@ from raymlp.config.problem import Problem
 from raymlp.config.quality import Checks
 from raymlp.config.split import Split, TimeSplit
 from raymlp.core.errors import DataError
+from raymlp.core.records import has_classes, needs_target
 from raymlp.data import parquet
 from raymlp.data.leakage import single_column_score
 from raymlp.data.profile import Profile, column_type, to_float, to_text
@@ -138,7 +139,7 @@ def _compared(hashes: Hashes, evidence: Evidence) -> tuple[Hashes, float]:
 
 def _features(evidence: Evidence) -> list[str]:
     """Columns that may become features."""
-    named = {evidence.problem.target, *evidence.problem.id_columns}
+    named = {evidence.problem.answer, *evidence.problem.id_columns}
     return [name for name in evidence.columns if name not in named and name in evidence.profile.columns]
 
 
@@ -161,7 +162,7 @@ def _id_like(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
 
 def _known_after(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
     for name in evidence.problem.known_after:
-        if name in evidence.columns and name != evidence.problem.target:
+        if name in evidence.columns and name != evidence.problem.answer:
             words = f"'{name}' is known only after the answer and is still a column. Remove it from the contract"
             yield Finding("known_after", checks.known_after, name, 1, 0, evidence.profile.rows, words)
 
@@ -214,9 +215,9 @@ def _oldest(files: Sequence[str], name: str) -> float | None:
 
 
 def _small_classes(evidence: Evidence, checks: Checks) -> Iterator[Finding]:
-    if evidence.problem.task == "regression" or checks.small_classes == "off":
-        return
     target = Target.fit(evidence.problem, evidence.profile)
+    if not has_classes(target.task) or target.column is None or checks.small_classes == "off":
+        return
     train, valid = (_class_rows(target, evidence.files[name]) for name in ("train", "valid"))
     for label, rows, held_out in zip(target.classes, train.tolist(), valid.tolist(), strict=True):
         if rows < checks.min_class_rows:
@@ -231,7 +232,7 @@ def _class_rows(target: Target, files: Sequence[str]) -> NDArray[np.int64]:
     """Rows of each class, int64 (C,); values unseen in training are left out."""
     counts = np.zeros(len(target.classes), np.int64)
     for file in files:
-        y = target.read(parquet.read(file, [target.column]).column(0))
+        y = target.answers(parquet.read(file, target.columns))[0]
         counts += np.bincount(y[y >= 0].astype(np.int64), minlength=len(counts))
     return counts
 
@@ -240,14 +241,16 @@ def _class_rows(target: Target, files: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _answered(evidence: Evidence, sample: pa.Table) -> tuple[pa.Table, NDArray[np.float64]]:
-    """The rows that have an answer, and the answers, float64 (S,)."""
-    y = Target.fit(evidence.problem, evidence.profile).read(sample.column(evidence.problem.target))
-    known = ~np.isnan(y)
+    """The rows that have an answer, or all where the task needs none, and the answers, float64 (S,)."""
+    y, _ = Target.fit(evidence.problem, evidence.profile).answers(sample)
+    known = ~np.isnan(y) | (not needs_target(evidence.problem.task))
     return sample.filter(pa.array(known)), y[known]
 
 
 def _leakage(evidence: Evidence, checks: Checks, sample: pa.Table, y: NDArray[np.float64]) -> Iterator[Finding]:
-    """A column alone, or whether it is missing, against the target."""
+    """A column alone, or whether it is missing, against the target. Without one there is nothing to leak."""
+    if not needs_target(evidence.problem.task):
+        return
     for name in _features(evidence):
         column = sample.column(name)
         empty = pa.chunked_array([pc.is_null(column, nan_is_null=True).combine_chunks()])
@@ -275,7 +278,9 @@ def _outliers(evidence: Evidence, checks: Checks, sample: pa.Table, y: NDArray[n
 
 
 def _label_noise(evidence: Evidence, checks: Checks, sample: pa.Table, y: NDArray[np.float64]) -> Iterator[Finding]:
-    """Errors where a cross-validated model is surest, and confident learning's count of wrong labels (Northcutt et al. 2021)."""
+    """Errors of a target where a cross-validated model is surest, and what confident learning counts as wrong (Northcutt et al. 2021)."""
+    if not needs_target(evidence.problem.task):
+        return
     labels = (y > np.median(y)).astype(int) if evidence.problem.task == "regression" else y.astype(int)
     _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     enough = (sizes >= NOISE_FOLDS)[labels]

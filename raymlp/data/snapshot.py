@@ -123,7 +123,7 @@ def _identity(problem: Problem, data: Data) -> Identity:
         "format": FORMAT,
         "joined": joined,
         "data": plain,
-        "target": [problem.target, problem.task, problem.positive_above, problem.positive_class],
+        "target": [problem.answer, problem.task, problem.positive_above, problem.positive_class],
         "known_after": problem.known_after,
     }
     if data.forward_fill:

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from raymlp.config.data import Data, Join
 from raymlp.config.problem import Problem
 from raymlp.config.sources import ColumnType
-from raymlp.config.split import ColumnSplit, HashSplit
+from raymlp.config.split import ColumnSplit, HashSplit, StratifiedSplit
 from raymlp.core.errors import ConfigError, DataError, SourceUnavailable, nearest
 from raymlp.core.files import Place
+from raymlp.core.records import has_classes
 from raymlp.data import parquet, sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
@@ -41,14 +42,14 @@ class Shape:
     lookups: tuple[tuple[Join, pa.Table], ...]
     columns: tuple[str, ...]
     contract: Contract
-    target: str
+    target: str | None
     key: PrivacyKey | None
     seal: parquet.SnapshotKey | None
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Joined and without the columns that are left out."""
         for join, lookup in self.lookups:
-            table = _look_up(table, join, lookup)
+            table = look_up(table, join, lookup)
         return table
 
 
@@ -80,16 +81,22 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
     warnings = []
     columns = dict(types)
     for join in data.joins:
-        lookup, doubled = _lookup_table(join, columns)
+        lookup, doubled = lookup_table(join, columns)
         if doubled:
             warnings.append(f"{doubled} rows of {join.source.name} repeat a key of an earlier row and were left out")
             log.warning(warnings[-1])
         lookups.append((join, lookup))
-        columns.update(_types(lookup, exclude=join.keys))
+        columns.update(types_of(lookup, exclude=join.keys))
+    if isinstance(data.split, StratifiedSplit) and not has_classes(problem.task):
+        raise ConfigError(
+            f"data.split.kind is stratified with problem.task={problem.task}, which has no classes; expected random, group, hash or time. "
+            "Set data.split.kind."
+        )
     rules = data.privacy.columns
     given_up = tuple(name for name, rule in rules.items() if rule.kind == "drop")
     dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop, "data.privacy.columns": given_up}
-    named = {**dropped, "problem.target": (problem.target,), "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
+    answers = {f"problem.{'target' if problem.target else 'label'}": tuple(filter(None, [problem.answer]))}
+    named = {**dropped, **answers, "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
         named["problem.time_column"] = (problem.time_column,)
     if data.split.key_columns:
@@ -100,9 +107,9 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
         missing = next((name for name in names if name not in columns), None)
         if missing:
             raise ConfigError(f"{setting} names '{missing}', which the data does not have.{nearest(missing, columns)} Set {setting}.")
-    if problem.target in rules and rules[problem.target].kind != "keep":
-        raise ConfigError(f"data.privacy.columns names '{problem.target}', the target; expected other columns. Set data.privacy.columns.")
-    gone = {name for names in dropped.values() for name in names} - {problem.target}
+    if problem.answer in rules and rules[problem.answer].kind != "keep":
+        raise ConfigError(f"data.privacy.columns names '{problem.answer}', the answer; expected other columns. Set data.privacy.columns.")
+    gone = {name for names in dropped.values() for name in names} - {problem.answer}
     kept = tuple(name for name in columns if name not in gone)
     named_split = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()
     _require([name for name in kept if name not in named_split], "data.privacy.quasi_identifiers", data.privacy.quasi_identifiers)
@@ -139,7 +146,7 @@ def _as_written(types: dict[str, Any], data: Data) -> dict[str, Any]:
     return types | {name: "string" for name in tokens if types.get(name) in ("int", "float", "bool")}
 
 
-def _types(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
+def types_of(table: pa.Table, exclude: Sequence[str]) -> dict[str, Any]:
     kinds = {name: column_type(table.column(name).type) for name in table.column_names if name not in exclude}
     return {name: kind for name, kind in kinds.items() if kind is not None}
 
@@ -160,7 +167,7 @@ def joining() -> Iterator[None]:
         raise DataError(f"data.joins: {error}") from error
 
 
-def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
+def lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     """The table to join, one row a key, columns prefixed; and how many rows repeated a key."""
     with joining():
         table = sources.read_all(join.source)
@@ -182,7 +189,7 @@ def _lookup_table(join: Join, columns: dict[str, Any]) -> tuple[pa.Table, int]:
     return kept, table.num_rows - unique.num_rows
 
 
-def _look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
+def look_up(table: pa.Table, join: Join, lookup: pa.Table) -> pa.Table:
     """Left join that keeps the order of the rows."""
     keys = list(join.keys)
     left = table.select(keys).append_column("_row", pa.array(np.arange(table.num_rows)))
@@ -204,7 +211,7 @@ def _stage(shape: Shape, index: int, part: sources.Part, staging: Place, quarant
     good_file, bad_file = (parquet.Writer(folder / f"part-{index:05}.parquet", shape.seal) for folder in (staging, quarantine))
     for table in sources.read(shape.data.source, part, shape.types, batch_rows=shape.data.batch_rows, bad=bad_lines):
         shaped = way.hold_back(shape.rows(table), shape.contract)
-        known = pc.is_valid(shaped.column(shape.target)) if shape.target in shaped.column_names else None
+        known = pc.is_valid(shaped.column(shape.target)) if shape.target is not None and shape.target in shaped.column_names else None
         if known is not None:
             unlabelled += shaped.num_rows - (pc.sum(known).as_py() or 0)
             shaped = shaped.filter(known)

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
@@ -20,7 +21,7 @@ from raymlp.config.sources import CsvSource, JsonSource, ParquetSource, Source
 from raymlp.config.split import RandomSplit, StratifiedSplit
 from raymlp.core.errors import ConfigError, DataError, nearest
 from raymlp.core.files import write_text
-from raymlp.core.records import Task
+from raymlp.core.records import Task, has_classes
 from raymlp.data import pii, sources
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import check_table
@@ -33,6 +34,8 @@ SAMPLE_ROWS = 200_000
 SMALL = 50_000
 """Rows below which the suggested training uses small batches."""
 FEW_CLASSES = 20
+MODELS = {"clustering": "kmeans", "anomaly": "isolation_forest"}
+"""The model of each task that needs no target."""
 
 
 @dataclass
@@ -43,8 +46,18 @@ class Written:
     remarks: list[str] = field(default_factory=list)
 
 
-def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, force: bool = False) -> Written:
-    """Write `folder/NAME.yaml` for a CSV or Parquet file. Raises DataError or ConfigError."""
+def write_experiment(
+    data_file: Path, target: str | None, *, task: str | None = None, name: str, folder: Path, force: bool = False
+) -> Written:
+    """Write `folder/NAME.yaml` for a CSV or Parquet file. Without a `target` the `task` is one that needs none, a key of `MODELS`; with one
+    it is seen in the column. Raises DataError or ConfigError."""
+    if (target is None) == (task is None):
+        found = f"a target and the task {task}" if target else "neither a target nor a task"
+        raise ConfigError(
+            f"init got {found}; expected one of them. Set --target, or --task {' or '.join(MODELS)} to learn from the rows alone."
+        )
+    if task is not None and task not in MODELS:
+        raise ConfigError(f"the task is '{task}'; expected {' or '.join(MODELS)}, or a target. Set --task or --target.")
     name = name or re.sub(r"[^a-z0-9]+", "-", data_file.stem.lower()).strip("-")
     if not re.match(r"^[a-z][a-z0-9_-]{0,62}$", name):
         raise ConfigError(f"the experiment's name is '{name}'; expected a lower-case letter, then letters, digits, - or _. Set --name.")
@@ -56,19 +69,26 @@ def write_experiment(data_file: Path, target: str, *, name: str, folder: Path, f
     source = _source(data_file)
     table = _sample(source)
     names = table.column_names
-    if target not in names:
+    if target is None:
+        problem, why = Problem(name=name, task=cast(Task, task)), "learns from the rows alone"
+    elif target in names:
+        table = table.filter(pc.is_valid(table.column(target)))
+        guess, positive, why = guess_task(Profile().update(table.select([target])).columns[target])
+        problem = Problem(name=name, task=guess, target=target, positive_class=positive)
+    else:
         raise ConfigError(f"{data_file} has no column '{target}'; found {', '.join(names)}.{nearest(target, names)} Set --target.")
-    table = table.filter(pc.is_valid(table.column(target)))
-    task, positive, why = guess_task(Profile().update(table.select([target])).columns[target])
-    problem = Problem(name=name, task=task, target=target, positive_class=positive)
-    split = RandomSplit() if task == "regression" else StratifiedSplit()
-    train = table.filter(pa.array(assign(split, keys_of(split, problem, table.select([target]))) == SPLITS.index("train")))
+    split = StratifiedSplit() if has_classes(problem.task) else RandomSplit()
+    keys = np.zeros(table.num_rows) if target is None else keys_of(split, problem, table.select([target]))
+    train = table.filter(pa.array(assign(split, keys) == SPLITS.index("train")))
     profile = Profile().update(train)
-    texts = [column for column, facts in profile.columns.items() if column != target and facts.is_prose]
+    texts = [column for column, facts in profile.columns.items() if target is not None and column != target and facts.is_prose]
     unfit = left_out(train, profile, problem, split)
-    personal = pii.scan(table, known=(target,))
+    personal = pii.scan(table, known=() if target is None else (target,))
     text = _experiment(problem, source, split, unfit, texts, why, data_file, table.num_rows, personal)
-    remarks = [f"{target}: {task}, {why}", *(f"{column} left out: {_reason(finding)}" for column, finding in unfit.items())]
+    remarks = [
+        f"{target or 'no target'}: {problem.task}, {why}",
+        *(f"{column} left out: {_reason(finding)}" for column, finding in unfit.items()),
+    ]
     remarks += [f"{column} is text: read as n-grams" for column in texts]
     remarks += [f"{found.column} looks like {found.words}: see data.privacy in the file" for found in personal]
     times = [field.name for field in table.schema if column_type(field.type) == "timestamp"]
@@ -164,12 +184,15 @@ def _experiment(
     lines = [
         "# @package _global_",
         f"# Written by `raymlp init` from {data_file.name}. Every key and its meaning: raymlp/config/.",
+        *(["defaults:", f"  - override /model: {MODELS[problem.task]}"] if problem.task in MODELS else []),
         "",
         "problem:",
         f"  name: {_flow(problem.name)}",
         f"  task: {problem.task}  # {why}",
-        f"  target: {_flow(problem.target)}",
+        *([f"  target: {_flow(problem.target)}"] if problem.target is not None else []),
     ]
+    if problem.task == "anomaly":
+        lines += ["  # label: COLUMN  # known anomalies, for evaluation alone; positive_class or positive_above says which value"]
     if problem.positive_class is not None:
         lines.append(f"  positive_class: {_flow(problem.positive_class)}")
     ids = {column: finding for column, finding in unfit.items() if finding.check == "id_like"}
@@ -177,7 +200,7 @@ def _experiment(
     lines += ["", "data:", "  source:", f"    kind: {source.kind}"]
     lines += [f"    {key}: {_flow(value)}" for key, value in settings.items() if key != "kind"]
     lines += _named("drop", {column: finding for column, finding in unfit.items() if column not in ids})
-    lines += ["  split:", f"    kind: {split.kind}  # random | stratified | group | time"]
+    lines += ["  split:", f"    kind: {split.kind}  # random | {'stratified | ' if has_classes(problem.task) else ''}group | time"]
     lines += [f"    valid: {split.valid:g}", f"    test: {split.test:g}"]
     if personal:
         lines += ["  # privacy:  # columns that look personal, and what could be done before a row reaches any file", "  #   columns:"]
@@ -188,7 +211,7 @@ def _experiment(
         lines += [f"  text: {_flow(list(texts))}", "  text_encoding: ngrams  # length | ngrams | subword"]
     if problem.task == "regression":
         lines += ["  scaling: quantile  # nets fit smooth values best when each input is spread evenly"]
-    if rows < SMALL:
+    if rows < SMALL and problem.target is not None:
         lines += ["", f"train:  # for {rows:,} rows: small batches, and for smooth values more passes", "  batch_size: 128"]
         lines += (
             ["  epochs: 40", "  stopping: {patience: 8}", "  learning_rate: 0.002"] if problem.task == "regression" else ["  epochs: 10"]

@@ -1,6 +1,7 @@
-"""Models to beat, on the same training rows: the rule, a linear model, histogram gradient boosting.
+"""Models to beat, on the same training rows: the rule, a linear model, histogram gradient boosting. Those of tasks that learn from the
+rows alone are in `raymlp.evaluate.plain`, those of language in `raymlp.evaluate.counting`.
 
-The only file that uses scikit-learn, loaded when a baseline is asked for.
+scikit-learn is loaded when a baseline is asked for.
 Legend: N training rows, M scored rows, F inputs, K classes. Scores are as in `raymlp.core.metrics`.
 """
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
+from raymlp.core.records import needs_target
 from raymlp.data.profile import to_float
 from raymlp.features.ids import FIRST, MISSING, UNSEEN, Buckets
 from raymlp.features.plan import FeaturePlan
@@ -33,17 +35,27 @@ SIDE = 16
 """Height and width at which baselines look at an image."""
 
 
-def scores_of(names: Sequence[str], plan: FeaturePlan, train: pa.Table, scored: pa.Table, *, seed: int = 0) -> dict[str, Floats]:
-    """Fit each named baseline on `train` and score the rows of `scored`: (M,) or, for several classes, (M, K).
+def scores_of(
+    names: Sequence[str], plan: FeaturePlan, train: pa.Table, scored: pa.Table, *, clusters: int = 0, seed: int = 0
+) -> dict[str, Floats]:
+    """Fit each named baseline that the task has on `train` and score the rows of `scored`: (M,) or, for several classes, (M, K).
 
-    Both tables hold the plan's inputs, `train` the target too. Training rows without an answer, or of an unknown
+    Both tables hold the plan's inputs, `train` the target too; `clusters` are as many as the model has. Training rows without an
+    answer, or of an unknown
     class, are left out. With one class in training every baseline is the rule. Half of the cores are used: OpenMP threads
     that wait for a core that something else has cost more than they give (measured on 2 busy cores: 47 s instead of 1 s).
     """
     from threadpoolctl import threadpool_limits
 
-    y = plan.target.read(train.column(plan.target.column))
-    known = ~np.isnan(y) & ((y >= 0) | (plan.target.task == "regression"))
+    if plan.target.task == "language":
+        from raymlp.evaluate.counting import counted_scores_of
+
+        return counted_scores_of(names, plan, train, scored)
+    if not needs_target(plan.target.task):
+        from raymlp.evaluate.plain import plain_scores_of
+
+        return plain_scores_of(names, plan, train, scored, clusters=clusters, seed=seed)
+    y, known = plan.target.answers(train)
     train, y = train.filter(pa.array(known)), y[known]
     fits = {"rule": _rule, "linear": _linear, "gradient_boosting": _gradient_boosting}
     learnable = len(np.unique(y)) > 1
@@ -74,9 +86,9 @@ def _linear(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa.Table, see
     from sklearn.linear_model import LogisticRegression, Ridge
 
     bags = [(_bag(step, train), _bag(step, scored)) for step in plan.texts]
-    pixels = [_leading(*pair, seed=seed) for pair in _pixels(plan, train, scored)]
+    pixels = [leading(*pair, seed=seed) for pair in _pixels(plan, train, scored)]
     x, x_scored = (
-        sparse.hstack([_one_hot(plan, table), *(pair[place] for pair in (*bags, *pixels))], format="csr")
+        sparse.hstack([one_hot(plan, table), *(pair[place] for pair in (*bags, *pixels))], format="csr")
         for place, table in enumerate((train, scored))
     )
     if plan.target.task == "regression":
@@ -98,7 +110,7 @@ def _gradient_boosting(plan: FeaturePlan, train: pa.Table, y: Floats, scored: pa
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     bags = [(_bag(step, train), _bag(step, scored)) for step in plan.texts]
-    parts = [_leading(*pair, seed=seed) for pair in (*bags, *_pixels(plan, train, scored))]
+    parts = [leading(*pair, seed=seed) for pair in (*bags, *_pixels(plan, train, scored))]
     settings: dict[str, Any] = {
         "max_iter": ROUNDS,
         "learning_rate": 0.1,
@@ -124,7 +136,7 @@ def _probabilities(plan: FeaturePlan, model: Any, x: Any) -> Floats:
     return out
 
 
-def _one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
+def one_hot(plan: FeaturePlan, table: pa.Table) -> Any:
     """The plan's numbers beside one column for each category id: a sparse float64 matrix with N rows. A number that the plan leaves
     missing is 0, and a further column says so."""
     tensors = plan.model_copy(update={"steps": (*plan.numbers, *plan.categories)}).transform(table)
@@ -156,7 +168,7 @@ def _pixels(plan: FeaturePlan, train: pa.Table, scored: pa.Table) -> list[tuple[
     return [(first, second)]
 
 
-def _leading(train: Any, scored: Any, *, seed: int) -> tuple[Floats, Floats]:
+def leading(train: Any, scored: Any, *, seed: int) -> tuple[Floats, Floats]:
     """Up to `PARTS` numbers a row, float64 (N, P) and (M, P)."""
     from sklearn.decomposition import TruncatedSVD
 

@@ -42,15 +42,15 @@ def predictions_of(bundle: Path, snapshot: Snapshot, problem: Problem, *, fold: 
     predictor = Predictor.load(bundle)
     target = predictor.bundle.plan.target
     table = read_split(snapshot.path, "valid")
-    table = table.filter(pa.array(np.isfinite(target.read(table.column(target.column)))))
+    table = table.filter(pa.array(np.isfinite(target.answers(table)[0])))
     scores = predictor.scores(table)
     named = [name for name in table.column_names if name in (*problem.id_columns, problem.time_column)]
     columns = {"fold": pa.array(np.full(len(scores), fold), pa.int8())}
-    columns |= {name: table.column(name) for name in dict.fromkeys([*named, target.column])}
+    columns |= {name: table.column(name) for name in dict.fromkeys([*named, *target.columns])}
     if target.task == "multiclass":
         return pa.table(columns | {f"{PROBABILITY}_{name}": scores[:, k] for k, name in enumerate(target.classes)})
     if target.task == "binary":
-        answers = target.read(table.column(target.column))
+        answers = target.answers(table)[0]
         return pa.table(columns | {"positive": pa.array(answers > 0), PROBABILITY: scores})
     return pa.table(columns | {VALUE: scores})
 
@@ -70,6 +70,7 @@ def out_of_fold_scores(table: pa.Table, problem: Problem) -> dict[str, float]:
         y = table.column("positive").to_numpy().astype(np.float64)
         return score("binary", y, table.column(PROBABILITY).to_numpy())
     if problem.task == "regression":
+        assert problem.target is not None, "a task with a target"
         return score("regression", table.column(problem.target).to_numpy().astype(np.float64), table.column(VALUE).to_numpy())
     names = [name for name in table.column_names if name.startswith(f"{PROBABILITY}_")]
     classes = np.array([name.removeprefix(f"{PROBABILITY}_") for name in names])

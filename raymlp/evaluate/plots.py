@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raymlp.core.metrics import readable
+from raymlp.core.clustering import own, silhouettes
+from raymlp.core.language import losses
+from raymlp.core.metrics import SHUFFLED, readable
 from raymlp.core.records import Task
 from raymlp.evaluate.curves import calibration_curve, roc_curve
 from raymlp.runtime.page import BAD, FAINT, INK, MODEL, OTHER, axes, drawing, plain
@@ -19,14 +21,22 @@ Plot = Mapping[str, Any]
 MAX_POINTS = 1_000
 
 
-def plots(task: Task, y: Floats, p: Floats, baselines: Mapping[str, Floats], *, classes: tuple[str, ...]) -> list[Plot]:
-    """What helps to judge a model of this task."""
+def plots(
+    task: Task, y: Floats, p: Floats, baselines: Mapping[str, Floats], *, classes: tuple[str, ...], threshold: float = 0.5
+) -> list[Plot]:
+    """What helps to judge a model of this task; anomalies are flagged from `threshold` on."""
     if not len(y):
         return []
     if task == "binary":
         return [calibration(y, p, "positive rate"), roc(y, p, baselines), score_distribution(y, p, classes)]
     if task == "regression":
         return [predicted_against_actual(y, p), calibration(y, p, "mean of the answer"), residuals(y, p)]
+    if task == "clustering":
+        return [silhouette_heaps(y, p), cluster_sizes(p)]
+    if task == "anomaly":
+        return [anomaly_scores(y, p, threshold)]
+    if task == "language":
+        return [text_losses(p, baselines)]
     return [confidence(y, p)]
 
 
@@ -113,6 +123,65 @@ def confidence(y: Floats, p: Floats) -> Plot:
     right = (p.argmax(axis=1) == y).astype(np.float64)
     plot = dict(calibration(right, p.max(axis=1), "accuracy"))
     return plot | {"title": "Confidence", "note": "How often the most likely class is right, by the probability the model gave it."}
+
+
+def silhouette_heaps(x: Floats, p: Floats) -> Plot:
+    """Silhouettes of the rows, falling within each cluster, the largest cluster first."""
+    found, clusters = silhouettes(x, p), own(p)
+    figure, ax = axes()
+    start = 0
+    for place, cluster in enumerate(np.argsort(-np.bincount(clusters, minlength=p.shape[1]), kind="stable")):
+        rows = np.sort(found[clusters == cluster])[::-1]
+        ax.fill_between(np.arange(start, start + len(rows)), rows, color=(MODEL, OTHER)[place % 2], alpha=0.6, linewidth=0)
+        start += len(rows)
+    ax.axhline(float(np.mean(found)), color=BAD, linewidth=1.2, label=f"mean {readable(float(np.mean(found)))}")
+    ax.set_xlabel("rows, cluster by cluster")
+    ax.set_ylabel("silhouette")
+    _legend(ax)
+    note = "Near 1 a row lies well inside its cluster, at 0 between two, below 0 nearer to another."
+    return {"title": "Silhouettes", "note": note, "svg": drawing(figure, title="Silhouette of each row, by cluster")}
+
+
+def cluster_sizes(p: Floats) -> Plot:
+    """Share of the rows in each cluster."""
+    shares = np.bincount(own(p), minlength=p.shape[1]) / len(p)
+    figure, ax = axes()
+    ax.bar(np.arange(len(shares)), shares, color=MODEL, alpha=0.6)
+    ax.set_xlabel("cluster")
+    ax.set_ylabel("share of rows")
+    note = "A cluster of a few rows is often a handful of outliers."
+    return {"title": "Sizes of clusters", "note": note, "svg": drawing(figure, title="Share of the rows in each cluster")}
+
+
+def anomaly_scores(y: Floats, p: Floats, threshold: float) -> Plot:
+    """Scores of real rows beside those of shuffled ones and, where there is a label, of known anomalies."""
+    figure, ax = axes()
+    edges = np.linspace(float(p.min()), float(p.max()) + 1e-9, 41)
+    kinds = {"real rows": (y != SHUFFLED, MODEL), "shuffled rows": (y == SHUFFLED, OTHER), "known anomalies": (y == 1, BAD)}
+    for name, (rows, colour) in kinds.items():
+        if rows.any():
+            ax.stairs(np.histogram(p[rows], edges)[0] / rows.sum(), edges, color=colour, linewidth=1.6, label=name)
+    ax.axvline(threshold, color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)), label=f"flagged from {readable(threshold)}")
+    ax.set_xlabel("anomaly score")
+    ax.set_ylabel("share of each kind")
+    _legend(ax)
+    note = "A shuffled row has a real value in every column, from rows that have nothing to do with each other."
+    return {"title": "Scores", "note": note, "svg": drawing(figure, title="Distribution of anomaly scores")}
+
+
+def text_losses(p: Floats, baselines: Mapping[str, Floats]) -> Plot:
+    """Loss a token of each text, by the model and by the baselines."""
+    found = {"model": losses(p)} | {name: losses(scores) for name, scores in baselines.items()}
+    found = {name: values[np.isfinite(values)] for name, values in found.items()}
+    figure, ax = axes()
+    edges = np.linspace(0.0, max((float(values.max()) for values in found.values() if len(values)), default=1.0) + 1e-9, 41)
+    for (name, values), colour in zip(found.items(), (MODEL, FAINT, OTHER, BAD), strict=False):
+        ax.stairs(np.histogram(values, edges)[0] / max(len(values), 1), edges, color=colour, linewidth=1.6, label=name)
+    ax.set_xlabel("nats a token")
+    ax.set_ylabel("share of texts")
+    _legend(ax)
+    note = "The further to the left, the better texts were foretold. Short texts lie far out on both sides."
+    return {"title": "Loss of the texts", "note": note, "svg": drawing(figure, title="Distribution of the loss of a text, a token")}
 
 
 def _legend(ax: Any) -> None:

@@ -32,6 +32,8 @@ class Scored:
     p: Floats
     baselines: Mapping[str, Floats]
     classes: tuple[str, ...]
+    threshold: float = 0.5
+    """Score from which on an anomaly is flagged."""
 
 
 def write_report(
@@ -47,7 +49,7 @@ def write_report(
         evaluation=evaluation,
         metric=problem.main_metric,
         metrics=metric_rows(evaluation, problem),
-        plots=plots(problem.task, scored.y, scored.p, scored.baselines, classes=scored.classes),
+        plots=plots(problem.task, scored.y, scored.p, scored.baselines, classes=scored.classes, threshold=scored.threshold),
         confusion=_confusion_rows(scored) if problem.task == "multiclass" else [],
         classes=scored.classes,
         slices=slice_tables(evaluation),
@@ -60,13 +62,15 @@ def write_report(
 
 
 def metric_rows(evaluation: Evaluation, problem: Problem) -> list[dict[str, Any]]:
-    """A row a metric, the main one first: its direction and a cell a model, with the best marked."""
+    """A row a metric that any model has, the main one first: its direction and a cell a model, with the best marked."""
     models = {"model": evaluation.metrics, **evaluation.baselines}
     names = sorted(METRICS[problem.task], key=lambda name: name != problem.main_metric)
     rows = []
     for name in names:
         values = {model: metrics[name] for model, metrics in models.items()}
         finite = {model: value for model, value in values.items() if np.isfinite(value.value)}
+        if not finite and name != problem.main_metric:
+            continue
         best = max(finite, key=lambda model: gain(name, finite[model].value, 0.0), default=None)
         cells = [{"interval": value, "best": model == best} for model, value in values.items()]
         rows.append({"name": name, "higher": name in HIGHER_IS_BETTER, "main": name == problem.main_metric, "cells": cells})

@@ -28,7 +28,7 @@ def slices_of(
 ) -> tuple[Mapping[str, Any], ...]:  # fmt: skip
     """One record for each value with at least `min_rows` rows, columns in the given order, sensitive ones first.
 
-    Keys: column, value, rows, sensitive, base_rate (mean answer; None for several classes), metric, estimate, low, high,
+    Keys: column, value, rows, sensitive, base_rate (mean answer; binary and regression, else None), metric, estimate, low, high,
     and for a sensitive column of a binary problem selection_rate (share predicted positive at threshold .5), else None.
     """
     found: list[Mapping[str, Any]] = []
@@ -40,7 +40,7 @@ def slices_of(
             interval = resample(METRICS[task][metric], y[rows], p[rows], samples=samples, seed=seed)
             found.append({
                 "column": name, "value": value, "rows": len(rows), "sensitive": name in protected,
-                "base_rate": None if task == "multiclass" else float(y[rows].mean()),
+                "base_rate": float(y[rows].mean()) if task in ("binary", "regression") else None,
                 "metric": metric, "estimate": interval.value, "low": interval.low, "high": interval.high,
                 "selection_rate": float((p[rows] >= 0.5).mean()) if task == "binary" and name in protected else None,
             })  # fmt: skip

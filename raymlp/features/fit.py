@@ -119,7 +119,7 @@ def choose(features: Features, problem: Problem, profile: Profile) -> tuple[dict
         for name in names:
             if name not in profile.columns:
                 raise ConfigError(f"{key} names '{name}', which the data does not have.{nearest(name, profile.columns)} Set {key}.")
-    answer = next((name for name in named["features.steps"] if name in (problem.target, *problem.known_after)), None)
+    answer = next((name for name in named["features.steps"] if name in (problem.answer, *problem.known_after)), None)
     if answer is not None:
         raise ConfigError(
             f"features.steps reads '{answer}', which is known only with the answer; expected other columns. Set features.steps."
@@ -141,8 +141,8 @@ def choose(features: Features, problem: Problem, profile: Profile) -> tuple[dict
 
 
 def _left_out(name: str, column: ColumnProfile, features: Features, problem: Problem, asked: set[str]) -> str:
-    if name == problem.target:
-        return "the target"
+    if name == problem.answer:
+        return "the target" if problem.target else "the label"
     if name in problem.known_after:
         return "known only after the answer (problem.known_after)"
     if name in features.drop:
@@ -153,6 +153,8 @@ def _left_out(name: str, column: ColumnProfile, features: Features, problem: Pro
         return "sensitive (problem.sensitive)"
     if name in asked:
         return ""
+    if problem.task == "language":
+        return "a language model reads its text alone"
     if not column.values:
         return "no value in training"
     if column.is_constant:

@@ -37,14 +37,21 @@ def stream_files(files: Sequence[str], work: Work, **options: Any) -> Any:
 
 
 def hold_files(files: Sequence[str], work: Work, **options: Any) -> Any:
-    """A Ray dataset of what `work` gives, one task a file, in the object store. Order is kept.
+    """A Ray dataset of what `work` gives, one task a file, in the object store. Order is kept."""
+    import ray.data
+
+    held = ray.data.from_arrow_refs(held_refs(files, work, **options))
+    held.context.execution_options.preserve_order = True  # else `iter_batches`, whose threads overtake one another, gives any order
+    return held
+
+
+def held_refs(files: Sequence[str], work: Work, **options: Any) -> list[Any]:
+    """References to what `work` gives, one task a file, in the object store, in order.
 
     The tasks are Ray's own: an execution of Ray Data 2.60 runs one task at a time in its first second, until its autoscaler has
     told what the cluster has.
     """
-    import ray.data
-
-    return ray.data.from_arrow_refs([ref for made in _started(files, work, options) for ref in made])
+    return [ref for made in _started(files, work, options) for ref in made]
 
 
 def gather_files(files: Sequence[str], work: Work, **options: Any) -> Iterator[pa.Table]:

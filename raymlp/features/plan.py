@@ -16,6 +16,7 @@ from raymlp.config.features import Features
 from raymlp.config.problem import Problem
 from raymlp.config.section import Section
 from raymlp.core.errors import BundleError, ConfigError
+from raymlp.core.records import needs_target
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.features import target as target_encoding
@@ -73,6 +74,11 @@ class FeaturePlan(Section):
         target = Target.fit(problem, profile)
         steps, reasons = fit_steps(features, problem, profile, files, keeps_missing=keeps_missing)
         waiting = only_lookups(steps)
+        if waiting and not needs_target(problem.task):
+            raise ConfigError(
+                f"features.encoding is target with problem.task={problem.task}, which has none; expected another encoding. "
+                "Set features.encoding=auto."
+            )
         if waiting and not files:
             raise ConfigError("features.encoding=target reads the training rows, and only their profile is here. Use another encoding.")
         if waiting:

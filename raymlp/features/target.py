@@ -87,7 +87,7 @@ class Sums:
 def count(files: Sequence[str], steps: Sequence[tuple[IdStep, int]], target: Target) -> list[Sums]:
     """Sums of each step over the training files; a step comes with its number of folds. One pass."""
     sums = [Sums.empty(folds, ids.size, target.outputs) for ids, folds in steps]
-    columns = list(dict.fromkeys([*(name for ids, _ in steps for name in ids.columns), target.column]))
+    columns = list(dict.fromkeys([*(name for ids, _ in steps for name in ids.columns), *target.columns]))
     for file in files:
         start = 0
         for table in parquet.batches(file, columns, rows=BATCH_ROWS):
@@ -101,8 +101,8 @@ def count(files: Sequence[str], steps: Sequence[tuple[IdStep, int]], target: Tar
 
 def one_hot(target: Target, table: pa.Table) -> tuple[Floats, NDArray[np.bool_]]:
     """Answers float64 (B, K) as training sees them, one column a class when there are several, and which rows have one (B,)."""
-    values = target.encode(table.column(target.column)).astype(np.float64)
-    usable = np.isfinite(values) & ((values >= 0) | (target.task == "regression"))
+    answers, usable = target.answers(table)
+    values = target.scaled(answers).astype(np.float64)
     if target.task == "multiclass":
         return (np.where(usable, values, -1)[:, None] == np.arange(target.outputs)).astype(np.float64), usable
     return values[:, None], usable

@@ -10,6 +10,7 @@ metrics.json  config.yaml  card.md  environment.json (versions, processor and th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from raymlp.core.errors import BundleError
 from raymlp.core.files import digest_of, published, sha256_file, to_json
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
+from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.scorer import Scorer, load_scorer
@@ -119,7 +121,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         calibration=Calibration.model_validate_json((folder / "calibration.json").read_text()),
         profile=Profile.from_dict(profiles["columns"]),
         predictions=Profile.from_dict(profiles["predictions"]),
-        metrics=json.loads((folder / "metrics.json").read_text()),
+        metrics={name: math.nan if value is None else value for name, value in json.loads((folder / "metrics.json").read_text()).items()},
         config_yaml=(folder / "config.yaml").read_text(),
         snapshot=manifest["snapshot"],
         environment=environment_of(folder),
@@ -137,15 +139,33 @@ def environment_of(folder: Path) -> dict[str, str]:
 def card(bundle: Bundle) -> str:
     """The model card: what the model is for, what it was trained on, how good it is (Mitchell et al. 2019)."""
     target = bundle.plan.target
-    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(bundle.metrics.items()) if name != "delta")
+    shown = {name: value for name, value in sorted(bundle.metrics.items()) if name != "delta" and math.isfinite(value)}
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in shown.items())
     inputs = "\n".join(f"- `{name}`: {bundle.contract.describe(name)}" for name in bundle.plan.inputs)
     return (
-        f"# {bundle.name}\n\nPredicts `{target.column}` ({target.task}"
-        f"{', positive: ' + target.classes[1] if target.task == 'binary' else ''}). "
+        f"# {bundle.name}\n\n{_purpose(target, bundle.calibration)} "
         f"Run `{bundle.run_id}`, snapshot `{bundle.snapshot[:12]}`.\n\n"
         f"## Validation metrics\n\n| metric | value |\n|---|---|\n{metrics}\n\n## Inputs\n\n{inputs}\n\n"
-        f"## Training data\n\n{bundle.profile.rows:,} rows. Use outside the ranges above has not been measured.\n" + _privacy(bundle)
+        f"## Training data\n\n{bundle.profile.rows:,} rows{_sampled(bundle)}. Use outside the ranges above has not been measured.\n"
+        + _privacy(bundle)
     )
+
+
+def _purpose(target: Target, calibration: Calibration) -> str:
+    """What the model answers, in a sentence."""
+    if target.task == "clustering":
+        return "Gives the cluster of a row and its distance to the cluster's centre. No answer was learned."
+    if target.task == "language":
+        return "Tells how likely a text is, token by token. No answer was learned."
+    if target.task == "anomaly":
+        judge = f", which `{target.column}` ({target.classes[1]}) judges" if target.column else ""
+        return f"Gives an anomaly score, higher for what is more unusual, and flags rows from {calibration.threshold:.4g} on{judge}."
+    return f"Predicts `{target.column}` ({target.task}{', positive: ' + target.classes[1] if target.task == 'binary' else ''})."
+
+
+def _sampled(bundle: Bundle) -> str:
+    rows = bundle.metrics.get("sampled_rows")
+    return "" if rows is None else f", of which {rows:,.0f} evenly spaced ones were learned from; the feature plan knows all"
 
 
 def _privacy(bundle: Bundle) -> str:

@@ -1,7 +1,7 @@
 """Making scores mean what they say, fitted on the validation split.
 
 Binary: Platt scaling (Platt 1999), sigmoid(slope * logit + offset). Multiclass: temperature scaling (Guo et al. 2017),
-softmax(slope * logits). Regression is left as it is.
+softmax(slope * logits). Other outputs are left as they are.
 
 A net that was trained with class weights w, in the loss or by resampling, has logits that are log w too high. Binary: the offset
 takes that in. Multiclass: log w is subtracted first, since a temperature cannot (Saerens et al. 2002).
@@ -19,11 +19,11 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 
 from raymlp.config.section import Section
-from raymlp.core.records import Task
+from raymlp.core.records import Task, has_classes
 
 
 class Calibration(Section):
-    """From the net's output to a probability (or, for regression, to the same value)."""
+    """From the net's output to a probability (or, without classes, to the same value)."""
 
     task: Task
     """Kind of answer."""
@@ -33,6 +33,8 @@ class Calibration(Section):
     """Added to the scaled logit (binary)."""
     shifts: tuple[float, ...] = ()
     """Added to the logits before they are scaled, (K,) (multiclass); empty adds nothing."""
+    threshold: float = 0.5
+    """Score from which on a row is flagged (anomaly)."""
 
     @classmethod
     def undoing(cls, task: Task, class_weights: Sequence[float] = ()) -> Self:
@@ -46,7 +48,7 @@ class Calibration(Section):
     def fit(cls, task: Task, outputs: NDArray[np.float64], y: NDArray[np.float64], *, class_weights: Sequence[float] = ()) -> Self:
         """Minimise log loss on `outputs`, (N,) or (N, K) logits, and answers `y` (N,). One class only: the class weights are taken back."""
         start = cls.undoing(task, class_weights)
-        if task == "regression" or len(np.unique(y)) < 2:
+        if not has_classes(task) or len(np.unique(y)) < 2:
             return start
         if task == "binary":
             result = minimize(
@@ -64,8 +66,8 @@ class Calibration(Section):
         return cls(task=task, slope=float(np.exp(result.x[0])), shifts=start.shifts)
 
     def apply(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probability of the positive class (N,), class probabilities (N, K), or values (N,)."""
-        if self.task == "regression":
+        """Probability of the positive class (N,), class probabilities (N, K), or what was given."""
+        if not has_classes(self.task):
             return outputs
         if self.task == "binary":
             return np.asarray(expit(self.slope * outputs + self.offset))

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from raymlp.config.encoder import ImageEncoder, TextEncoder
-from raymlp.config.model import FtTransformer, Linear, Mlp, Model, Net, Own, PiecewiseLinear, PlainNumbers, Resnet, Tabm
+from raymlp.config.model import Decoder, FtTransformer, Linear, Mlp, Model, Net, Own, PiecewiseLinear, PlainNumbers, Resnet, Tabm
 from raymlp.config.section import Section
 from raymlp.core import trust
 from raymlp.core.errors import ConfigError
@@ -32,6 +32,8 @@ Edges = tuple[tuple[float, ...], ...]
 
 PIECES = 1 << 14
 """Pieces of text that a transformer looks at in one go where nothing is learned."""
+LOGITS = 1 << 25
+"""Numbers in which a decoder says what comes next, in one go where nothing is learned: 128 MiB."""
 
 
 class NetShape(Section):
@@ -82,7 +84,9 @@ class NetShape(Section):
 
     def rows_at_once(self, most: int) -> int:
         """Rows, from 1 to `most`, that are looked at in one go: a transformer sees at most `PIECES` pieces of text, which it makes
-        hundreds of numbers of."""
+        hundreds of numbers of, and a decoder as many as make `LOGITS` numbers."""
+        if isinstance(self.model, Decoder):
+            return max(1, min(most, LOGITS // sum(size * length for size, length in self.texts)))
         pieces = max((length for _, length in self.texts), default=0) if isinstance(self.model, TextEncoder) else 0
         return max(1, min(most, PIECES // pieces)) if pieces else most
 
@@ -141,6 +145,10 @@ def build_net(shape: NetShape) -> nn.Module:
             from raymlp.model.tabm import TabmNet
 
             return TabmNet(shape.model, shape)
+        case Decoder():
+            from raymlp.model.decoder import DecoderNet
+
+            return DecoderNet(shape.model, shape)
         case Own():
             from raymlp.model.own import own_net
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.core.errors import DataError, RequestError
-from raymlp.core.records import Task
+from raymlp.core.language import losses, told
+from raymlp.core.records import Task, has_classes
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.contract_row import Row, row_checker, table_of
-from raymlp.data.privacy import routing_key_hider
+from raymlp.data.privacy import PrivacyKey, routing_key_hider
 from raymlp.model.bundle import Bundle, load_bundle
-from raymlp.model.scorer import TAKEN
+from raymlp.model.scorer import TAKEN, placed
 
 BATCH_ROWS = 8_192
 BATCH_BYTES = 4 << 20
@@ -27,27 +28,41 @@ BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers of N rows. `scores` float64: (N,) probability of the positive class or value, (N, K) class probabilities."""
+    """Answers of N rows. `scores` float64: (N,) probability of the positive class, value or anomaly score (higher for what is more
+    unusual); (N, K) class probabilities, or distances to the K clusters; (N, 3) of texts, as `raymlp.core.language` has them."""
 
     task: Task
     classes: tuple[str, ...]
     scores: NDArray[np.float64]
+    threshold: float = 0.5
+    """Anomaly: the score from which on a row is flagged."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @property
     def labels(self) -> list[str] | None:
-        """Most likely class of each row (binary: threshold .5); None for regression."""
-        if self.task == "regression":
+        """Most likely class of each row (binary: threshold .5); None without classes."""
+        if not has_classes(self.task):
             return None
         picks = self.scores.argmax(axis=1) if self.task == "multiclass" else (self.scores >= 0.5).astype(int)
         return [self.classes[pick] for pick in picks]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}` or `{"value"}`."""
+        """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}`, `{"value"}`, `{"cluster", "distance"}`,
+        `{"score", "flagged"}` or `{"log_likelihood", "tokens", "token_loss", "perplexity"}`, the last two null without tokens."""
         if self.task == "regression":
             return [{"value": float(value)} for value in self.scores]
+        if self.task == "clustering":
+            return [{"cluster": int(row.argmin()), "distance": float(row.min())} for row in self.scores]
+        if self.task == "anomaly":
+            return [{"score": float(score), "flagged": bool(score >= self.threshold)} for score in self.scores]
+        if self.task == "language":
+            parts = {name: values.tolist() for name, values in told(self.scores).items()}
+            return [
+                {name: None if value != value else value for name, value in zip(parts, row, strict=True)}
+                for row in zip(*parts.values(), strict=True)
+            ]
         labels = self.labels or []
         if self.task == "binary":
             return [{"probability": float(p), "label": label} for p, label in zip(self.scores, labels, strict=True)]
@@ -56,13 +71,24 @@ class Prediction:
             for row, label in zip(self.scores, labels, strict=True)
         ]
 
+    @property
+    def summary(self) -> NDArray[np.float64]:
+        """One number a row, float64 (N,), as the prediction log keeps it: the score, the place of the class or cluster, or the loss a
+        token."""
+        if self.task == "multiclass":
+            return np.asarray(self.scores.argmax(axis=1), dtype=np.float64)
+        if self.task == "language":
+            return losses(self.scores)
+        return np.asarray(self.scores.argmin(axis=1), dtype=np.float64) if self.task == "clustering" else self.scores
+
 
 class Predictor:
     """Predicts from rows (a list of dicts, as JSON has them) or from an Arrow table."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, key: PrivacyKey | None = None) -> None:
+        """`key` is the environment's when it is needed and not given."""
         self.bundle = bundle
-        key = bundle.contract.key()
+        key = bundle.contract.key(key)
         self.check: Callable[[Any, str], Row] = row_checker(bundle.contract, key=key)
         self.hide_routing_key: Callable[[str], str] = routing_key_hider(key)
         self._row = bundle.plan.row_executor()
@@ -71,6 +97,11 @@ class Predictor:
     def load(cls, path: str | Path) -> Self:
         """Load a verified bundle. Raises BundleError, and ConfigError when its privacy rules need a key that is not there."""
         return cls(load_bundle(path))
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, device: str, key: PrivacyKey | None) -> Self:
+        """The predictor of a loaded bundle with its net on a device. Raises ConfigError for trees on a GPU."""
+        return cls(replace(bundle, scorer=placed(bundle.scorer, device)), key=key)
 
     def predict(self, rows: Sequence[Row] | pa.Table) -> Prediction:
         """Predict every row. Columns that are not inputs are ignored in a table and refused in a row.
@@ -84,12 +115,16 @@ class Predictor:
                 raise RequestError("table", broken.column(REASON)[0].as_py(), "rows that keep the contract")
         else:
             typed = table_of([self.check(row, f"instances[{i}]") for i, row in enumerate(rows)], contract)
+        return self.predict_checked(typed)
+
+    def predict_checked(self, typed: pa.Table) -> Prediction:
+        """Predict the rows of a table that keep the contract, in its types, privacy rules applied. Other columns are ignored."""
         return self._answer(self.outputs(typed))
 
     def predict_typed(self, row: Row) -> Prediction:
         """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
         tensors = {name: np.array(values, TAKEN[name])[None] for name, values in self._row(row).items()}
-        return self._answer(self._shape(self.bundle.scorer(tensors)))
+        return self._answer(self.bundle.plan.target.in_unit(self.bundle.scorer(tensors).astype(np.float64)))
 
     def scores(self, table: pa.Table) -> NDArray[np.float64]:
         """Calibrated scores of rows of a snapshot: privacy rules are applied to them already, and ranges and closed categories are left
@@ -101,20 +136,14 @@ class Predictor:
         return self.bundle.calibration.apply(self.outputs(typed))
 
     def outputs(self, table: pa.Table) -> NDArray[np.float64]:
-        """Raw outputs of a typed table: (N,) or, for several classes, (N, K)."""
+        """Raw outputs of a typed table: (N,) or, for several classes or clusters, (N, K)."""
         plan = self.bundle.plan
         rows = plan.rows_within(BATCH_BYTES, BATCH_ROWS)
         starts = range(0, table.num_rows, rows)
         parts = [self.bundle.scorer(plan.transform(table.slice(start, rows))) for start in starts]
-        return self._shape(np.concatenate(parts) if parts else np.zeros((0, plan.target.outputs)))
-
-    def _shape(self, out: NDArray[Any]) -> NDArray[np.float64]:
-        values = out.astype(np.float64)
-        target = self.bundle.plan.target
-        if target.task == "multiclass":
-            return values
-        return values[:, 0] * target.scale + target.mean
+        out = np.concatenate(parts) if parts else np.zeros((0, plan.target.outputs))
+        return plan.target.in_unit(out.astype(np.float64))
 
     def _answer(self, outputs: NDArray[np.float64]) -> Prediction:
-        target = self.bundle.plan.target
-        return Prediction(target.task, target.classes, self.bundle.calibration.apply(outputs))
+        target, calibration = self.bundle.plan.target, self.bundle.calibration
+        return Prediction(target.task, target.classes, calibration.apply(outputs), calibration.threshold)

@@ -84,18 +84,19 @@ def live_inputs(answered: pa.Table, contract: Contract) -> pa.Table:
 
 
 def live_predictions(answered: pa.Table, bundle: Bundle) -> pa.Table:
-    """The logged predictions under the name and in the form of the bundle's own, N rows: numbers, or class labels."""
+    """The logged predictions under the name and in the form of the bundle's own, N rows: numbers, class labels, or clusters."""
     name, column = next(iter(bundle.predictions.columns.items()), ("prediction", None))
     values = answered.column("prediction")
     if column is None or column.is_number or pa.types.is_string(values.type):
         return pa.table({name: values})
-    classes = pa.array(bundle.plan.target.classes, pa.string())
-    return pa.table({name: classes.take(pc.cast(values, pa.int64()).combine_chunks())})
+    places = pc.cast(values, pa.int64()).combine_chunks()
+    classes = bundle.plan.target.classes
+    return pa.table({name: pa.array(classes, pa.string()).take(places) if classes else pc.cast(places, pa.string())})
 
 
 def quality_findings(bundle: Bundle, known: Known, settings: Monitor) -> tuple[Finding, ...]:
     """Metric, base rate and calibration on labelled rows; none without any. Several classes have no calibration finding:
-    the log holds the most likely class only, so accuracy stands for a metric that needs probabilities."""
+    the log holds the most likely class only, so accuracy stands for a metric that needs probabilities. Nor have scores of anomalies."""
     target = bundle.plan.target
     if not len(known.y):
         return ()
@@ -105,11 +106,11 @@ def quality_findings(bundle: Bundle, known: Known, settings: Monitor) -> tuple[F
     reference = bundle.metrics.get(metric)
     if reference is not None and np.isfinite(reference):
         found.append(metric_drop(target.task, known.y, p, metric=metric, reference=reference, settings=settings))
-    column = bundle.profile.columns.get(target.column)
+    column = bundle.profile.columns.get(str(target.column))
     training = Labels.of(target, column) if column else None
     if training:
         found.append(base_rate_shift(target.task, known.y, training, settings))
-        if target.task != "multiclass":
+        if target.task in ("binary", "regression"):
             found.append(calibration_gap(target.task, known.y, known.p, training, settings))
     return tuple(found)
 
@@ -120,12 +121,14 @@ def _metric(bundle: Bundle) -> str:
     config = yaml.safe_load(bundle.config_yaml)
     problem = config.get("problem") if isinstance(config, Mapping) else None
     metric = (problem.get("metric") if isinstance(problem, Mapping) else None) or DEFAULT_METRIC[task]
+    if task == "anomaly":
+        return "auc" if metric == "shuffled_auc" else str(metric)
     return "accuracy" if task == "multiclass" and metric == "log_loss" else str(metric)
 
 
 def _known_labels(answered: pa.Table, labels: pa.Table | None, target: Target) -> Known:
     """Logged rows whose answer has come, of a known class."""
-    if labels is None or not labels.num_rows or not answered.num_rows:
+    if target.column is None or labels is None or not labels.num_rows or not answered.num_rows:
         return Known(np.zeros(0), np.zeros(0))
     place = pc.index_in(_keys(answered), value_set=_keys(labels).combine_chunks())
     found = place.is_valid()

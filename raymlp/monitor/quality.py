@@ -38,7 +38,7 @@ class Labels:
         """Read from the target column's profile; None when it has no values."""
         if not column.values:
             return None
-        if target.task == "regression":
+        if not target.classes:
             return cls(column.values, mean=column.mean, std=column.std)
         return cls(column.values, target.class_shares(column))
 
@@ -60,7 +60,7 @@ def metric_drop(task: Task, y: Floats, p: NDArray[np.float64], *, metric: str, r
 def base_rate_shift(task: Task, y: Floats, training: Labels, settings: Monitor) -> Finding:
     """How far the labels have moved since training.
 
-    Binary: change of the positive rate, in [-1, 1]. Multiclass: half the sum of the absolute changes of the class
+    Binary and anomaly: change of the positive rate, in [-1, 1]. Multiclass: half the sum of the absolute changes of the class
     shares, in [0, 1]. Regression: change of the mean in deviations. It alerts when the size reaches the limit and a
     z-test (several classes: chi-square) against the training rows is significant.
     """
@@ -71,7 +71,7 @@ def base_rate_shift(task: Task, y: Floats, training: Labels, settings: Monitor) 
         shift = float(np.abs(now / max(m, 1) - before).sum() / 2)
         p_value = chi_square_test(before * n, now)[1]
         note = f"class shares moved by {shift:.3f}"
-    elif task == "binary":
+    elif task in ("binary", "anomaly"):
         before_rate, rate = training.shares[1], float(np.mean(y)) if m else float("nan")
         shift, pooled = rate - before_rate, (before_rate * n + rate * m) / (n + m)
         p_value = _two_sided(shift, np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m)) if m else 0.0)

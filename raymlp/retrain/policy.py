@@ -16,7 +16,7 @@ class RetrainFacts:
     alerts: Mapping[str, int]
     """Kind of finding to the number of alerts of that kind in the newest window."""
     new_rows: int
-    """Labelled rows newer than the champion's training data."""
+    """Rows newer than the champion's training data: labelled ones, or all of a task without a target."""
     seconds_since_last: float | None = None
     """Seconds since the last retrain ended; None if there was none."""
     is_running: bool = False

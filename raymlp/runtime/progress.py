@@ -53,7 +53,7 @@ def epoch_row(metrics: Mapping[str, float], metric: str) -> dict[str, str]:
         "loss": f"{metrics['train_loss']:.4f}",
         "valid": f"{metrics['valid_loss']:.4f}",
         metric.removeprefix("valid_"): readable(metrics[metric]),
-        "rows/s": f"{metrics['rows_per_s']:,.0f}",
+        **({"tokens/s": f"{metrics['tokens_per_s']:,.0f}"} if "tokens_per_s" in metrics else {"rows/s": f"{metrics['rows_per_s']:,.0f}"}),
         "waits": f"{metrics['data_wait_share']:.1%}",
         "step p50": _milliseconds(metrics["step_ms_p50"]),
         "p99": _milliseconds(metrics["step_ms_p99"]),

@@ -49,7 +49,7 @@ def ray_session(runtime: Runtime) -> Iterator[None]:
             ray.init(address=address, **options)
         else:
             cpus = runtime.num_cpus or max(4, os.cpu_count() or 1)
-            ray.init(num_cpus=cpus, object_store_memory=runtime.object_store_mb << 20, include_dashboard=False, **options)
+            ray.init("local", num_cpus=cpus, object_store_memory=runtime.object_store_mb << 20, include_dashboard=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise RaymlpError(f"{where} could not be started or reached: {error}. Set runtime.address.") from error

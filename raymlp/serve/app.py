@@ -32,11 +32,12 @@ from raymlp.core.errors import RaymlpError, RequestError, ServingError
 from raymlp.data.contract_row import Row, table_of
 from raymlp.serve.deploy import DEPLOYMENT
 from raymlp.serve.guard import Guard
+from raymlp.serve.keys import ApiKey, KeyRing, Refusal, Role
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.openapi import openapi
 from raymlp.serve.probe import example_row
-from raymlp.serve.request import MAX_BODY_BYTES, is_authorized, parse
+from raymlp.serve.request import MAX_BODY_BYTES, parse
 from raymlp.serve.routing import Routes
 
 INLINE_ROWS = 32
@@ -102,13 +103,14 @@ class State:
 
 class ModelServer:
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, key_hashes, max_rows, log_folder, log, needs_key."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
         self.max_rows = int(settings["max_rows"])
         self.needs_key = bool(settings["needs_key"])
-        self.key_hashes = [value.encode() for value in settings["key_hashes"]]
+        file = settings["keys_file"]
+        self.keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
@@ -201,8 +203,9 @@ class ModelServer:
         given = dict(headers)
         status, label, key, rows, prediction_id = 500, "", "", 1, str(uuid.uuid4())
         try:
-            if not self.accepts(given):
-                status, body = 401, UNAUTHORIZED
+            refused = self.refused(given, "predict")
+            if refused is not None:
+                status, body = refused.status, refusal("Authorization", refused.found, refused.expected)
                 return status, body
             content = await _read(receive)
             if content is None:
@@ -236,14 +239,18 @@ class ModelServer:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
 
-    def accepts(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the request holds a key, where one is needed."""
-        return not self.needs_key or is_authorized(headers.get(b"authorization", b""), self.key_hashes)
+    def refused(self, headers: Mapping[bytes, bytes], role: Role) -> Refusal | None:
+        """Why a request is not let in; None when it holds a key with the role, or needs none."""
+        if self.needs_key:
+            try:
+                self.keys.let_in(headers.get(b"authorization", b""), role)
+            except Refusal as refused:
+                return refused
+        return None
 
     def _note(self, routed: str, prediction_id: str, label: str, key: str, typed: list[Row], answer: Prediction, took_ms: float) -> None:
         now = time.time()
-        scores = answer.scores.argmax(axis=1) if answer.task == "multiclass" else answer.scores
-        for place, (row, score) in enumerate(zip(typed, scores.tolist(), strict=True)):
+        for place, (row, score) in enumerate(zip(typed, answer.summary.tolist(), strict=True)):
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
 
     # ------------------------------------------------------------------ background
@@ -287,9 +294,6 @@ def refusal(field: str, found: str, expected: str) -> bytes:
     return orjson.dumps({"error": {"field": field, "found": found, "expected": expected}})
 
 
-UNAUTHORIZED = refusal("Authorization", "missing or unknown", "Bearer and one of the endpoint's keys")
-
-
 def _pages(server: ModelServer) -> FastAPI:
     """Everything but predictions."""
     app = FastAPI(title=server.name, redoc_url=None)
@@ -310,8 +314,10 @@ def _pages(server: ModelServer) -> FastAPI:
         return Response(server.metrics.text(dropped=server.log.dropped), media_type=CONTENT_TYPE_LATEST)
 
     async def model(request: HttpRequest) -> Response:
-        if not server.accepts(dict(request.scope["headers"])):
-            return Response(UNAUTHORIZED, 401, {"www-authenticate": "Bearer"}, "application/json")
+        refused = server.refused(dict(request.scope["headers"]), "operate")
+        if refused is not None:
+            headers = {"www-authenticate": "Bearer"} if refused.status == 401 else None
+            return Response(refusal("Authorization", refused.found, refused.expected), refused.status, headers, "application/json")
         if request.path_params["name"] != server.name:
             raise HTTPException(404)
         return _json(200, server.report())

@@ -23,8 +23,8 @@ from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import SLOW_PATH, fast_path_environment, has_fast_path, port_is_free, private_folder
 from raymlp.runtime.session import quiet, storage_root
+from raymlp.serve.keys import ApiKey, given_keys, read_keys
 from raymlp.serve.probe import probe, start_probe, trust
-from raymlp.serve.request import key_hash
 from raymlp.serve.routing import check_weights
 
 API_KEYS = "RAYMLP_API_KEYS"
@@ -46,7 +46,7 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     sample in a process of its own, or when the endpoint does not get ready.
     """
     name, settings = config.problem.name, config.serve
-    hashes = _key_hashes(settings)
+    keys = _keys(settings)
     fast = has_fast_path(settings.ingress)
     running = _client()
     _check_address(settings, running)
@@ -54,7 +54,7 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     if not fast:
         logger.warning("the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second")
     client = running or _start_serve(config, fast=fast)
-    application = _application(config, _user_config({champion.label: champion.bundle}, {champion.label: 1.0}), hashes)
+    application = _application(config, _user_config({champion.label: champion.bundle}, {champion.label: 1.0}), keys)
     endpoint = _endpoint(config, name, {champion.label: 1.0})
     try:
         probing()
@@ -138,14 +138,18 @@ def problems(name: str) -> dict[str, str]:
 # ---------------------------------------------------------------------- before the start
 
 
-def _key_hashes(settings: Serve) -> list[str]:
+def _keys(settings: Serve) -> list[ApiKey]:
+    """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all."""
     if settings.auth == "none":
         return []
-    keys = [key.strip() for key in os.environ.get(API_KEYS, "").split(",")]
-    hashes = [key_hash(key) for key in keys if key]
-    if not hashes:
-        raise ServingError(f"serve.auth is key and {API_KEYS} holds none; expected one or more keys, comma separated. Set {API_KEYS}.")
-    return hashes
+    given = given_keys(os.environ.get(API_KEYS, ""))
+    filed = read_keys(Path(settings.keys_file)).keys if settings.keys_file else ()
+    if not (*given, *filed):
+        raise ServingError(
+            f"serve.auth is key, {API_KEYS} holds none and serve.keys_file is {settings.keys_file}; expected one or more. Set {API_KEYS}, "
+            "or make a file with raymlp keys add NAME and set serve.keys_file."
+        )
+    return list(given)
 
 
 def _check_address(settings: Serve, client: Any) -> None:
@@ -189,13 +193,14 @@ def _stop_serve() -> None:
 # ---------------------------------------------------------------------- the application
 
 
-def _application(config: Config, user_config: dict[str, Any], hashes: list[str]) -> Any:
+def _application(config: Config, user_config: dict[str, Any], keys: list[ApiKey]) -> Any:
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
     settings = config.serve
     args = {
         "name": config.problem.name,
-        "key_hashes": hashes,
+        "keys": [key.model_dump(mode="json") for key in keys],
+        "keys_file": str(Path(settings.keys_file).absolute()) if settings.keys_file else None,
         "needs_key": settings.auth == "key",
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(_log_folder(config, config.problem.name)),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import losses
+from raymlp.core.records import needs_target
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
@@ -65,10 +66,12 @@ class _Requests:
 
 def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str, settings: Rollout) -> Evidence:
     """Evidence of the rollout with this salt. `labels` has `prediction_id` and `label`, the raw value of the target column; it may
-    hold `row` for requests of several rows (without it a label is the first row's), and the business metric's column."""
-    rows = _of_rollout(log, salt, versions.challenger_label)
+    hold `row` for requests of several rows (without it a label is the first row's), and the business metric's column. Without a target
+    neither predictions nor labels are compared: clusters and scores mean something else in each model, and labels come for few rows."""
+    rows, task = _of_rollout(log, salt, versions.challenger_label), versions.champion.bundle.plan.target.task
+    has_answers = needs_target(task)
     if not rows.num_rows:
-        return Evidence(ranking=Paired() if versions.champion.bundle.plan.target.task == "binary" else None)
+        return Evidence(ranking=Paired() if task == "binary" else None, has_answers=has_answers)
     requests = _requests(rows.filter(pc.equal(rows.column("row"), 0)), labels, versions, settings)
     good = ~requests.failed
     voted = requests.first(np.ones(len(good), dtype=bool)) & good
@@ -92,8 +95,8 @@ def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str
         )
 
     steps = tuple(step(float(weight)) for weight in np.unique(requests.weight))
-    loss, ranking = _paired(rows, labels, versions)
-    return Evidence(steps, Histogram.of(requests.latency_ms[latency_reference]), scores, loss, ranking)
+    loss, ranking = _paired(rows, labels, versions) if has_answers else (Paired(), None)
+    return Evidence(steps, Histogram.of(requests.latency_ms[latency_reference]), scores, loss, ranking, has_answers)
 
 
 def traffic_of(log: pa.Table, label: str) -> Traffic:
@@ -167,7 +170,7 @@ def _cells(reference: Floats, versions: Versions) -> tuple[Callable[[Floats], ND
     classes = len(versions.champion.bundle.plan.target.classes)
     if versions.champion.bundle.plan.target.task == "multiclass":
         return lambda values: values.astype(np.int64), Scores(_counts(reference.astype(np.int64), classes + 1), ordered=False)
-    if len(reference) < REFERENCE_ROWS:
+    if len(reference) < REFERENCE_ROWS or not needs_target(versions.champion.bundle.plan.target.task):
         return lambda values: np.zeros(len(values), dtype=np.int64), Scores()
     cuts, times = np.unique(np.quantile(reference, np.arange(1, CELLS) / CELLS, method="inverted_cdf"), return_counts=True)
     edges = np.unique(np.concatenate([cuts, np.nextafter(cuts[times > 1], np.inf)]))

@@ -1,8 +1,8 @@
 """The prediction log: rows wait in memory, and go to Parquet files that are either whole or absent.
 
 Beside the columns of `SCHEMA` a file has one column `in.NAME` for each input, with the contract's type. `prediction` is the
-probability, the value, or the index of the most likely class. `routes` are the routes that chose the version (see `routing`), null in
-files of before they were logged.
+probability, the value, the anomaly score, or the place of the most likely class or of the cluster. `routes` are the routes
+that chose the version (see `routing`), null in files of before they were logged.
 """
 
 from __future__ import annotations

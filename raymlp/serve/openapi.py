@@ -22,6 +22,14 @@ ANSWERS: dict[Task, Json] = {
     "binary": {"probability": {"type": "number", "minimum": 0, "maximum": 1}, "label": {"type": "string"}},
     "multiclass": {"probabilities": {"type": "object", "additionalProperties": {"type": "number"}}, "label": {"type": "string"}},
     "regression": {"value": {"type": "number"}},
+    "clustering": {"cluster": {"type": "integer", "minimum": 0}, "distance": {"type": "number", "minimum": 0}},
+    "anomaly": {"score": {"type": "number", "description": "Higher for what is more unusual"}, "flagged": {"type": "boolean"}},
+    "language": {
+        "log_likelihood": {"type": "number", "maximum": 0, "description": "Of all tokens together, in nats"},
+        "tokens": {"type": "integer", "minimum": 0},
+        "token_loss": {"type": ["number", "null"], "minimum": 0, "description": "Negative log-likelihood of a token, in nats"},
+        "perplexity": {"type": ["number", "null"], "minimum": 1},
+    },
 }
 
 
@@ -49,7 +57,9 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
     )
     error = _record({"error": _record({part: {"type": "string"} for part in ("field", "found", "expected")})})
     security: list[Json] = [{"key": []}] if needs_key else []
-    refused: Json = {"401": _refers("The key is missing or wrong", "Error")} if needs_key else {}
+    refused: Json = {}
+    if needs_key:
+        refused = {"401": _refers("The key is missing, wrong or expired", "Error"), "403": _refers("The key has not the role", "Error")}
     return {
         "openapi": "3.1.0",
         "info": {"title": name, "version": "1"},
@@ -71,7 +81,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                     },
                 }
             },
-            f"/v1/models/{name}": {"get": {"summary": "Versions and weights", "security": security, "responses": _ok()}},
+            f"/v1/models/{name}": {"get": {"summary": "Versions and weights", "security": security, "responses": {**_ok(), **refused}}},
             "/healthz": {"get": {"summary": "The process answers", "responses": _ok()}},
             "/readyz": {"get": {"summary": "A model is loaded", "responses": _ok()}},
             "/metrics": {"get": {"summary": "Prometheus text of one replica", "responses": _ok()}},

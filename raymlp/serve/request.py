@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import orjson
@@ -45,21 +42,6 @@ def parse(body: bytes, *, max_rows: int) -> Request:
         extra = next(name for name in content if name not in FIELDS)
         raise RequestError(extra[:60], "not a field", "only " + " and ".join(FIELDS))
     return Request(instances, key or None)
-
-
-def key_hash(key: str) -> str:
-    """Hex SHA-256 of an API key: what replicas are given in place of the key."""
-    return sha256(key.encode()).hexdigest()
-
-
-def is_authorized(header: bytes, hashes: Sequence[bytes]) -> bool:
-    """Whether `Authorization: Bearer KEY` holds one of the keys; takes as long for a near miss as for a far one."""
-    scheme, _, key = header.partition(b" ")
-    given = sha256(key.strip()).hexdigest().encode()
-    found = False
-    for known in hashes:
-        found |= hmac.compare_digest(given, known)
-    return found and scheme.lower() == b"bearer"
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,8 @@
 """Rows as the net takes them, in blocks: made from Arrow by the feature plan, kept as flat Arrow columns on the way.
 
 Legend: B rows. One block holds the plan's tensors as they travel (ids in int32, pixels in uint8) and `target` float32 (B,). Rows
-without a usable answer are left out: a missing one, or a class unseen in training.
+without a usable answer are left out: a missing one, or a class unseen in training. Where a task needs none, all rows stay, and `target`
+is NaN unless there is a label.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.config.distil import Distil
+from raymlp.core.records import needs_target
 from raymlp.data import parquet
 from raymlp.data.target import Target
 from raymlp.features.plan import PACKED, FeaturePlan
@@ -85,7 +87,7 @@ def grouped(blocks: Iterable[Block], rows: int = GROUP_ROWS) -> Iterator[list[Bl
 
 def columns_of(plan: FeaturePlan, teacher: Teacher | None = None) -> list[str]:
     """Columns that `pack` reads."""
-    return list(dict.fromkeys([*plan.inputs, plan.target.column, *(teacher.inputs if teacher else ())]))
+    return list(dict.fromkeys([*plan.inputs, *plan.target.columns, *(teacher.inputs if teacher else ())]))
 
 
 def row_bytes(plan: FeaturePlan, *, taught: bool = False) -> int:
@@ -100,11 +102,11 @@ def row_bytes(plan: FeaturePlan, *, taught: bool = False) -> int:
 def pack(table: pa.Table, plan: FeaturePlan, folds: NDArray[np.int64] | None = None, *, teacher: Teacher | None = None) -> pa.Table:
     """Transform rows into flat Arrow columns that travel between processes without copies. Training rows come with their folds, and
     leave with what the `teacher` says of them."""
-    answers, usable = _answers(table, plan.target)
+    answers, usable = plan.target.answers(table)
     if not usable.all():
         table, answers, folds = table.filter(pa.array(usable)), answers[usable], None if folds is None else folds[usable]
     tensors = plan.transform(table, folds=folds)
-    columns: dict[str, Any] = {"target": pa.array(answers, pa.float32())}
+    columns: dict[str, Any] = {"target": pa.array(plan.target.scaled(answers))}
     for name, shape in plan.shapes.items():
         if width := math.prod(shape):
             values = tensors[name].astype(PACKED[name], copy=False)
@@ -129,8 +131,16 @@ def packed_files(files: pa.Table, plan: FeaturePlan, *, training: bool, distil: 
 def usable_in_files(files: pa.Table, target: Target) -> Iterator[pa.Table]:
     """Number of rows with a usable answer, as `rows`, in parts of the Parquet files named in the column `file`."""
     for name in files.column("file").to_pylist():
-        for table in parquet.batches(name, [target.column], rows=PACK_ROWS):
-            yield pa.table({"rows": [int(_answers(table, target)[1].sum())]})
+        if not needs_target(target.task):
+            yield pa.table({"rows": [parquet.num_rows(name)]})
+            continue
+        for table in parquet.batches(name, target.columns, rows=PACK_ROWS):
+            yield pa.table({"rows": [int(target.answers(table)[1].sum())]})
+
+
+def num_rows(table: pa.Table) -> int:
+    """Rows of a packed table."""
+    return int(table.num_rows)
 
 
 def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
@@ -140,12 +150,6 @@ def unpack(table: pa.Table, plan: FeaturePlan) -> Iterator[Block]:
             shapes = plan.shapes | ({SOFT: (plan.target.outputs,)} if SOFT in batch.schema.names else {})
             tensors = {name: _tensor(batch, name, shape) for name, shape in shapes.items()}
             yield Block(tensors, batch.column("target").to_numpy())
-
-
-def _answers(table: pa.Table, target: Target) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    answers = target.encode(table.column(target.column))
-    usable = np.isfinite(answers)
-    return answers, usable if target.task == "regression" else usable & (answers >= 0)
 
 
 def _tensor(batch: pa.RecordBatch, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

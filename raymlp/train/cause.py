@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from raymlp.core.errors import RaymlpError, TrainingError
+from raymlp.train.disk import full_disk, is_full
 
 ECHOES = ("connection closed", "connection reset", "gloo", "nccl", "barrier", "timed out")
 """What a worker says that only noticed that another one was gone."""
 MEMORY = ("out of memory", "running low on memory", "oom")
 
 
-def explained(error: BaseException) -> TrainingError:
-    """The root cause first: that of the worker that raised, rather than of those that lost touch with it."""
+def explained(error: BaseException, run_dir: Path) -> RaymlpError:
+    """The root cause first: that of the worker that raised, rather than of those that lost touch with it. `run_dir` is the folder that
+    the controller writes to."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     if not failures:
         cause = root(error)
-        return cause if isinstance(cause, TrainingError) else TrainingError(_words(cause))
+        if is_full(cause):
+            return full_disk(run_dir, "the list of checkpoints", cause)
+        return cause if isinstance(cause, RaymlpError) else TrainingError(_words(cause))
     rank, failure = min(failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
     cause = root(failure)
     node = _node(cause)

@@ -1,10 +1,11 @@
-"""Ray Data on the way to the workers: which blocks go where, and whether they are transformed once or every epoch."""
+"""Rows on the way to the workers: which go where, and whether they are transformed once and held, or every epoch and streamed."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from raymlp.config.distil import Distil
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.data.place import split_files
-from raymlp.features.on_ray import gather_files, hold_files, stream_files
+from raymlp.features.on_ray import gather_files, held_refs, stream_files
 from raymlp.features.plan import FeaturePlan
-from raymlp.train.blocks import Block, Source, grouped, packed_files, row_bytes, unpack, usable_in_files
+from raymlp.train.blocks import Block, Source, grouped, num_rows, packed_files, row_bytes, unpack, usable_in_files
 from raymlp.train.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -27,27 +28,44 @@ SPLITS = ("train", "valid")
 
 
 @dataclass(frozen=True)
-class Feed:
-    """The datasets of a run, its usable rows by split, and how the workers share them."""
+class Part:
+    """Packed rows in the object store."""
 
-    datasets: Mapping[str, Any]
+    ref: Any
+    rows: int
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The usable rows of a run by split: parts that are held, or datasets that are streamed and how the workers share them."""
+
     rows: Mapping[str, int]
-    shards: Shards
+    held: Mapping[str, Sequence[Part]] = field(default_factory=dict)
+    datasets: Mapping[str, Any] = field(default_factory=dict)
+    shards: Shards = field(default_factory=Shards)
 
     @classmethod
     def open(cls, path: Place, plan: FeaturePlan, *, num_workers: int, hold: bool, distil: Distil | None = None) -> Feed:
         """Raises DataError when a split has fewer usable rows than there are workers."""
-        spread = hold_files if hold else stream_files
-        datasets = {
-            split: spread(_files(path, split), packed_files, plan=plan, training=split == "train", distil=distil) for split in SPLITS
-        }
-        if not hold:
-            rows = {split: _count(path, plan, split) for split in SPLITS}
-            _refuse_too_few(rows, path, num_workers)
-            return cls(datasets, rows, Shards())
-        rows = {split: dataset.count() for split, dataset in datasets.items()}
-        _refuse_too_few(rows, path, num_workers)
-        return cls(datasets, rows, Shards(rows))
+        if hold:
+            held = {
+                split: _parts(held_refs(_files(path, split), packed_files, plan=plan, training=split == "train", distil=distil))
+                for split in SPLITS
+            }
+            feed = cls({split: sum(part.rows for part in parts) for split, parts in held.items()}, held)
+        else:
+            datasets = {
+                split: stream_files(_files(path, split), packed_files, plan=plan, training=split == "train", distil=distil)
+                for split in SPLITS
+            }
+            feed = cls({split: _count(path, plan, split) for split in SPLITS}, datasets=datasets)
+        _refuse_too_few(feed.rows, path, num_workers)
+        return feed
+
+
+def _parts(refs: Sequence[Any]) -> list[Part]:
+    count = ray.remote(num_cpus=0)(num_rows)
+    return [Part(ref, rows) for ref, rows in zip(refs, ray.get([count.remote(ref) for ref in refs]), strict=True)]
 
 
 def _refuse_too_few(rows: Mapping[str, int], path: Place, num_workers: int) -> None:
@@ -71,10 +89,22 @@ def may_hold(rows: int, plan: FeaturePlan, *, taught: bool = False) -> bool:
     return hold
 
 
-def shard_source(shard: Any, plan: FeaturePlan, *, hold: bool, start: int, stop: int) -> Source:
-    """Passes over a worker's shard. Held blocks are read in place from shared memory and their order can be drawn."""
-    if hold:
-        return held_source(_blocks(shard, plan))
+def shared_source(parts: Sequence[Part], plan: FeaturePlan, *, start: int, stop: int) -> Source:
+    """Passes over rows `start` up to `stop` of parts that are held, read in place from shared memory; their order can be drawn.
+
+    Ray Data would cut the parts by tasks, which wait without end for a CPU when the workers have them all.
+    """
+    ends = list(itertools.accumulate(part.rows for part in parts))
+    mine = [(part, end - part.rows) for part, end in zip(parts, ends, strict=True) if end > start and end - part.rows < stop]
+    if not mine:
+        return held_source(())
+    blocks = (block for table in ray.get([part.ref for part, _ in mine]) for block in unpack(table, plan))
+    first = mine[0][1]
+    return held_source(clipped(blocks, start - first, stop - first))
+
+
+def streamed_source(shard: Any, plan: FeaturePlan, *, start: int, stop: int) -> Source:
+    """Passes over rows `start` up to `stop` of a worker's shard, in order."""
     return lambda _: clipped(_blocks(shard, plan), start, stop)
 
 

@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 from ray.train import UserCallback
 
 from raymlp.core.errors import RaymlpError
+from raymlp.train.disk import writing
+from raymlp.train.ledger import keep
 
 Result = TypeVar("Result")
 OnEpoch = Callable[[dict[str, float]], None]
-EPOCHS, STOP = "epochs.jsonl", "stop"
+EPOCHS, STOP, CHECKPOINTS = "epochs.jsonl", "stop", "checkpoints"
 POLL_S = 0.2
 STOP_S = 30.0
 """Seconds that a run gets to be saved and to end when its caller gives up."""
@@ -31,9 +33,12 @@ class EpochLog(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """`metrics` come one a worker; those without an epoch belong to a checkpoint in the middle of one."""
-        if "epoch" in metrics[0]:
-            with (self._run_dir / EPOCHS).open("a") as file:
-                file.write(json.dumps(metrics[0]) + "\n")
+        with writing(self._run_dir, "the log of epochs"):
+            if "epoch" in metrics[0]:
+                with (self._run_dir / EPOCHS).open("a") as file:
+                    file.write(json.dumps(metrics[0]) + "\n")
+            if checkpoint is not None:
+                keep(self._run_dir / CHECKPOINTS)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """What raymlp raises on purpose is final; anything else is tried again, up to `train.max_failures`."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlp.config.train import Resample
+from raymlp.core.records import has_classes
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.train.blocks import Block, joined
@@ -30,7 +31,9 @@ NEIGHBOURS = 5
 
 
 def class_counts_of(target: Target, profile: Profile) -> tuple[float, ...]:
-    """Training rows of each class (K,), from the profile of the training split; empty for regression."""
+    """Training rows of each class (K,), from the profile of the training split; empty where there are none."""
+    if target.column is None or not has_classes(target.task):
+        return ()
     column = profile.columns[target.column]
     return tuple(max(1.0, share * column.values) for share in target.class_shares(column))
 

@@ -17,6 +17,7 @@ from raymlp.config.model import Own
 from raymlp.config.schema import Config
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import to_json
 from raymlp.core.metrics import gain, score
@@ -62,10 +63,10 @@ class Job:
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
-        if self.has_trees and (self.plan.texts or self.plan.image):
+        if not self.has_net and (self.plan.texts or self.plan.image):
             raise ConfigError(
                 f"model.kind is {self.config.model.kind}, and the features hold {'a text' if self.plan.texts else 'an image'}; expected "
-                "numbers and categories alone. Choose a net, such as model=mlp, or leave the column out by features.drop."
+                "numbers and categories alone. Choose a model that reads it, or leave the column out by features.drop."
             )
         if self.config.train.adversarial:
             Attacker(self.config.train.adversarial, self.plan)
@@ -109,15 +110,15 @@ class Job:
         return {"epsilon": self.budget.epsilon(epochs), "delta": self.budget.delta} if self.budget else {}
 
     @property
-    def has_trees(self) -> bool:
-        """Whether boosted trees are trained, and no net."""
-        return isinstance(self.config.model, Trees)
+    def has_net(self) -> bool:
+        """Whether a net is trained, and no trees or clusters."""
+        return not isinstance(self.config.model, Trees | KMeans | IsolationForest)
 
     @property
     def shape(self) -> NetShape:
         """That of the net."""
         model = self.start.model if self.start else self.config.model
-        assert not isinstance(model, Trees)
+        assert not isinstance(model, Trees | KMeans | IsolationForest)
         return NetShape.of(model, self.plan, self.edges)
 
     def net(self) -> nn.Module:
@@ -189,7 +190,7 @@ class Progress:
         """Go on with so many workers, each of which makes so many steps in an epoch; true when there were as many before.
 
         In the middle of an epoch the same share of it counts as done: with another number of workers some of its rows are then seen
-        twice, and some not at all.
+        twice, and some not at all. An epoch of a single step begins anew.
         """
         batches = epoch_steps * accumulate
         same = (world_size, batches) == (self.world_size, self.batches)
@@ -223,13 +224,16 @@ class Progress:
 @dataclass(frozen=True)
 class Outcome:
     """What training gives: the scorer of the best epoch, and on the validation split its `outputs`, float64 (N,) or
-    (N, K), and the `answers` (N,). `environment` is that of the worker (see `raymlp.runtime.environment`)."""
+    (N, K), and the `answers` (N,), or whatever the task is judged by. `environment` is that of the worker (see
+    `raymlp.runtime.environment`). A `calibration` that is given is not fitted again; `facts` are metrics to be kept with the others."""
 
     scorer: Scorer
     outputs: NDArray[np.float64]
     answers: NDArray[np.float64]
     progress: Progress
     environment: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     def scored(self, task: Task, class_weights: Sequence[float] = ()) -> tuple[Calibration, NDArray[np.float64], dict[str, float]]:
         """The calibration, the calibrated scores (N,) or (N, K), and the metrics on the validation split.
@@ -237,11 +241,11 @@ class Outcome:
         `class_weights` (K,) are those of the job.
         `train_loss` and `valid_loss` are those of the best epoch; `epochs` counts all that were run.
         """
-        calibration = Calibration.fit(task, self.outputs, self.answers, class_weights=class_weights)
+        calibration = self.calibration or Calibration.fit(task, self.outputs, self.answers, class_weights=class_weights)
         scores = calibration.apply(self.outputs)
         best = self.progress.history[self.progress.best_epoch - 1]
         losses = {"train_loss": best["train_loss"], "valid_loss": best["valid_loss"]}
         robust = {name.removeprefix("valid_"): value for name, value in best.items() if name.startswith("valid_robust_")}
         spent = {name: self.progress.history[-1][name] for name in SPENT if name in best}
         counts = {"epochs": float(self.progress.epochs), "best_epoch": float(self.progress.best_epoch)}
-        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **robust, **spent}
+        return calibration, scores, {**score(task, self.answers, scores), **losses, **counts, **robust, **spent, **self.facts}

@@ -151,7 +151,7 @@ class EpochWatch(pl.Callback):
     def __init__(self, job: Job, seat: Seat, batches: TrainBatches, progress: Progress, report: Report, resume: Path | None) -> None:
         self._job, self._seat, self._batches, self._progress, self._report = job, seat, batches, progress, report
         self._settings = _settings(job)
-        self._resume = resume
+        self._midway = resume if resume and midway.is_midway(resume) else None
         self.best = load_file(resume / BEST) if resume and progress.best_epoch else {}
         """Full weights of the best epoch so far."""
         self._pulse = Pulse(seat.agree, seat.hear, rank=seat.rank, seconds=progress.seconds)
@@ -162,7 +162,7 @@ class EpochWatch(pl.Callback):
         self._saved_s, self._saved_for_notice, self._over = progress.seconds, False, False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._progress.batch:
+        if self._midway:
             midway.moved(checkpoint["loops"], self._progress.batch)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -170,12 +170,13 @@ class EpochWatch(pl.Callback):
         self._pulse.start(self._progress.pace.steps)
         if self._peak:
             self._flops = flops_per_row(lambda: build_net(self._job.shape), self._job.plan.shapes)
-        if not (self._resume and self._progress.batch):
+        if not self._midway:
             return
         _seed_epoch(self._settings.seed, self._progress.epochs, self._seat.rank)
-        sums = midway.load(self._resume, self._seat.rank)
+        sums = midway.load(self._midway, self._seat.rank) if self._progress.batch else None
         if sums is not None:
             pl_module.train_sums.loss, pl_module.train_sums.rows = sums["loss"].to(pl_module.device), sums["rows"]
+            pl_module.train_sums.tokens = sums["tokens"].to(pl_module.device)
             self._batches.reset_clock(sums["waited_s"])
         self._figures.start(sums["train_s"] if sums else 0.0)
 
@@ -246,7 +247,8 @@ class EpochWatch(pl.Callback):
         def save(folder: Path) -> None:
             trainer.save_checkpoint(folder / STATE)
             if module is not None:
-                sums = {"loss": module.train_sums.total(module.device)[0].cpu(), "rows": module.train_sums.rows}
+                loss, _, tokens = module.train_sums.total(module.device).cpu()
+                sums = {"loss": loss, "rows": module.train_sums.rows, "tokens": tokens}
                 spent = {"train_s": self._figures.seconds, "waited_s": self._batches.waited_s}
                 midway.save(folder, self._seat.rank, sums | spent)
             if self._seat.rank == 0:
@@ -259,17 +261,19 @@ class EpochWatch(pl.Callback):
     def _metrics(self, trainer: pl.Trainer, module: TableModule) -> dict[str, float]:
         task, name = module.task, self._job.config.problem.main_metric
         sums = torch.cat([module.train_sums.total(module.device), module.valid_sums.total(module.device)])
-        train_loss, train_rows, valid_loss, valid_rows = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        train_loss, train_rows, train_tokens, valid_loss, valid_rows, valid_tokens = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        per_token = {"tokens_per_s": train_tokens / self._train_s} if task == "language" else {}
         outputs, answers = _in_unit(self._job, module.valid_outputs, module.valid_answers, self._seat.gather)
         return module.logged(trainer) | {
             "epoch": float(self._progress.epochs),
-            "train_loss": train_loss / train_rows,
-            "valid_loss": valid_loss / valid_rows,
+            "train_loss": train_loss / ((train_tokens or math.nan) if per_token else train_rows),
+            "valid_loss": valid_loss / ((valid_tokens or math.nan) if per_token else valid_rows),
             f"valid_{name}": METRICS[task][name](answers, Calibration.undoing(task, self._job.class_weights).apply(outputs)),
             "workers": float(self._seat.world_size),
             **self._robust(module, answers),
             **self._job.spent(self._progress.epochs + 1),
             "rows_per_s": train_rows / self._train_s,
+            **per_token,
             **epoch_figures(self._seat.gather(self._figures.row(train_s=self._train_s, waited_s=self._batches.waited_s))),
             **self._utilisation(train_rows / self._train_s),
         }
@@ -338,7 +342,8 @@ def _trainer(job: Job, seat: Seat, watch: pl.Callback, *, steps: int) -> pl.Trai
 
 def _can_fuse(job: Job, seat: Seat) -> bool:
     """The fused AdamW is quicker; DeepSpeed and Lightning's mixed precisions, which clip gradients themselves, need the plain one."""
-    return job.config.train.precision == "32" and type(seat.strategy).__name__ in ("SingleDeviceStrategy", "RayDDPStrategy")
+    settings = job.config.train
+    return settings.precision == "32" and (isinstance(seat.strategy, SingleDeviceStrategy) or settings.strategy.kind == "ddp")
 
 
 def _seed_epoch(seed: int, epoch: int, rank: int) -> None:
@@ -357,13 +362,11 @@ def _valid_steps(job: Job, world_size: int, rows: int) -> int:
 def _in_unit(
     job: Job, outputs: list[NDArray[np.float32]], answers: list[NDArray[np.float32]], gather: Gather
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Outputs (N,) or (N, K) and answers (N,) of all workers, in the unit of the target, as the predictor gives them."""
+    """Outputs (N,), (N, K) or (N, 3) and answers (N,) of all workers, in the unit of the target, as the predictor gives them."""
     target = job.plan.target
     values = gather(np.concatenate(outputs)).astype(np.float64)
     truth = gather(np.concatenate(answers)).astype(np.float64)
-    if target.task == "multiclass":
-        return values, truth
-    return values[:, 0] * target.scale + target.mean, truth * target.scale + target.mean
+    return target.in_unit(values), truth if target.task == "multiclass" else truth * target.scale + target.mean
 
 
 def _evaluated(job: Job, weights: dict[str, Tensor], batches: ValidBatches, seat: Seat) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

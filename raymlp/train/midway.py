@@ -42,8 +42,13 @@ def load(folder: Path, rank: int) -> dict[str, Any] | None:
     return sums
 
 
+def is_midway(folder: Path) -> bool:
+    """Whether a checkpoint was made in the middle of an epoch."""
+    return _file(folder, 0).exists()
+
+
 def moved(loops: dict[str, Any], batch: int) -> None:
-    """Let Lightning's state of its loops, as saved at the end of a step, stand after another batch of the epoch."""
+    """Let Lightning's state of its loops, as saved at the end of a step, stand after another batch of the epoch, or before its first."""
     current = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
     current.update(ready=batch, started=batch, processed=batch, completed=batch - 1)
 

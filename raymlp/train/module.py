@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raymlp.config.train import Focal, Train
+from raymlp.core.language import LIKELIHOOD, TOKENS
 from raymlp.core.records import Task
 from raymlp.train.adversarial import Attacker, outside_inference
 from raymlp.train.augment import Augmentation
@@ -41,8 +42,10 @@ def loss_sum(
 
     Binary and multiclass: negative log likelihood, times the weight of the row's class where weights (K,) are given, times
     (1 - p) ** gamma, p being the probability of the true class; `smoothing` is the share of the answer that is spread over all
-    classes. Regression: squared error of the standardised value.
+    classes. Regression: squared error of the standardised value. Language: negative log-likelihood of the tokens of the texts.
     """
+    if task == "language":
+        return -outputs[:, LIKELIHOOD].sum()
     if outputs.ndim == 3:
         members = outputs.shape[1]
         each = target.repeat_interleave(members)
@@ -63,21 +66,26 @@ def loss_sum(
 
 
 class Sums:
-    """Loss and rows of one pass, kept on the device so that no step waits for it."""
+    """Loss, rows and tokens of one pass, kept on the device so that no step waits for it. Without a text there are no tokens."""
 
     def __init__(self) -> None:
         self.loss: Tensor | None = None
+        self.tokens: Tensor | None = None
         self.rows = 0
 
-    def add(self, loss: Tensor, rows: int) -> None:
+    def add(self, loss: Tensor, rows: int, tokens: Tensor | None = None) -> None:
         loss = loss.detach().double()
         self.loss = loss if self.loss is None else self.loss + loss
         self.rows += rows
+        if tokens is not None:
+            tokens = tokens.detach().double()
+            self.tokens = tokens if self.tokens is None else self.tokens + tokens
 
     def total(self, device: torch.device) -> Tensor:
-        """float64 (2,): loss, rows."""
-        loss = torch.zeros((), dtype=torch.float64, device=device) if self.loss is None else self.loss
-        return torch.stack([loss, torch.tensor(float(self.rows), dtype=torch.float64, device=device)])
+        """float64 (3,): loss, rows, tokens."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        loss, tokens = (zero if found is None else found for found in (self.loss, self.tokens))
+        return torch.stack([loss, torch.tensor(float(self.rows), dtype=torch.float64, device=device), tokens])
 
 
 class TableModule(pl.LightningModule):
@@ -171,7 +179,7 @@ class TableModule(pl.LightningModule):
             with torch.inference_mode(mode=False), torch.no_grad():
                 moved = self.attacker.moved(outside_inference(batch), self._validation_loss)
                 self.robust_outputs.append(self._kept(moved).cpu().numpy())
-        self.valid_sums.add(loss, len(batch))
+        self.valid_sums.add(loss, len(batch), outputs[:, TOKENS].sum() if self.task == "language" else None)
         self.valid_outputs.append(outputs.cpu().numpy())
         self.valid_answers.append(batch.target.cpu().numpy())
 
@@ -198,3 +206,15 @@ class TableModule(pl.LightningModule):
         """Go along the schedule as far as the pace says: by one step, unless time or another number of workers sets it."""
         scheduler.last_epoch = self.pace.ahead - 1
         scheduler.step()
+
+
+class LanguageModule(TableModule):
+    """A language model. The loss of a step is the mean over the tokens of its texts, so a long text counts as much as it has tokens; of
+    several workers or batches that are accumulated, the mean of their means."""
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        outputs = self(batch)
+        loss, tokens = loss_sum(self.task, outputs, batch.target), outputs[:, TOKENS].sum()
+        self.train_sums.add(loss, len(batch), tokens)
+        mean: Tensor = loss / tokens.clamp_min(1)
+        return mean

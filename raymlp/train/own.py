@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError, TrainingError
+from raymlp.model.decoder import DecoderNet
 from raymlp.train.batches import Batch
-from raymlp.train.module import TableModule
+from raymlp.train.module import LanguageModule, TableModule
 
 UNSEEN = {
     "training_step": ("loss", "label_smoothing", "class_weights", "mix", "augment", "distil", "adversarial", "private"),
@@ -51,6 +52,8 @@ def check(net: nn.Module, settings: Train) -> None:
 
 def module_for(net: nn.Module) -> type[TableModule]:
     """The module that trains a net: a LightningModule brings what it overrides, any other net gets our loss and optimizer."""
+    if isinstance(net, DecoderNet):
+        return LanguageModule
     return OwnModule if isinstance(net, pl.LightningModule) else TableModule
 
 

@@ -92,7 +92,7 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
             losses, outputs = _epoch(making, model.rounds_per_epoch, rows, held, target.task, team, best, figures)
             took = figures.seconds
             metric = job.config.problem.main_metric
-            scores = Calibration.undoing(target.task, job.class_weights).apply(_in_unit(target, team.gather(outputs)))
+            scores = Calibration.undoing(target.task, job.class_weights).apply(target.in_unit(team.gather(outputs)))
             metrics = {
                 "epoch": float(progress.epochs),
                 **losses,
@@ -123,7 +123,7 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
                 raise Stopped
     scorer = TreeScorer.read(model.kind, best.text, job.plan, source="what was trained")
     outputs = team.gather(scorer.forest(held.x))
-    return Outcome(scorer, _in_unit(target, outputs), _truth(target, answers), progress, environment.facts())
+    return Outcome(scorer, target.in_unit(outputs), _truth(target, answers), progress, environment.facts())
 
 
 def _is_over(budget: Budget, rounds: int, seconds: float) -> bool:
@@ -161,11 +161,6 @@ def _rows(source: Source, class_weights: Sequence[float]) -> Rows:
     block = joined(source(None))
     weights = np.array(class_weights, np.float32)[block.target.astype(np.int64)] if class_weights else np.ones(len(block), np.float32)
     return Rows(matrix(block.tensors), np.array(block.target), weights)
-
-
-def _in_unit(target: Target, outputs: Floats) -> Floats:
-    """Outputs (N, O) as (N,) or (N, K), in the unit of the target."""
-    return outputs if target.task == "multiclass" else outputs[:, 0] * target.scale + target.mean
 
 
 def _truth(target: Target, answers: NDArray[Any]) -> Floats:

@@ -15,16 +15,15 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from raymlp.config.strategy import Auto, DeepSpeed, Fsdp
 from raymlp.config.train import Train
 from raymlp.train.layers import blocks_of
 
 
-def strategy_of(settings: Train, *, world_size: int, device: torch.device) -> Strategy:
-    """The Lightning strategy of a worker in a Ray Train group; DDP and FSDP with one worker need no group."""
-    from ray.train.lightning import RayDDPStrategy
-
+def strategy_of(settings: Train, *, world_size: int, device: torch.device, own: bool) -> Strategy:
+    """The Lightning strategy of a worker in a Ray Train group; DDP and FSDP with one worker need no group. `own`: a net of the user's."""
     kind = settings.strategy
     assert not isinstance(kind, Auto), "settled on the driver"
     if isinstance(kind, DeepSpeed):
@@ -33,8 +32,7 @@ def strategy_of(settings: Train, *, world_size: int, device: torch.device) -> St
         return SingleDeviceStrategy(device)
     if isinstance(kind, Fsdp):
         return _fsdp()(device, world_size)
-    ddp: Strategy = RayDDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
-    return ddp
+    return _ddp()(own)
 
 
 def precision_of(settings: Train, strategy: Strategy) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def share_statistics(net: nn.Module, strategy: Strategy) -> None:
     """Give all workers the mean of their batch normalisation statistics, which each collects from its own rows: they all look at one
     net in validation, and that net is saved."""
     for layer in net.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
             for statistic in (layer.running_mean, layer.running_var):
                 statistic.copy_(strategy.reduce(statistic.clone(), reduce_op="mean"))
 
@@ -68,6 +66,11 @@ def full_weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _full(parameter: nn.Parameter) -> Tensor:
+    if hasattr(parameter, "ds_id") and not parameter.requires_grad:  # divided, and without a copy in 32 bits
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -80,6 +83,25 @@ def _full(parameter: nn.Parameter) -> Tensor:
 def _plain(value: Tensor) -> Tensor:
     value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
     return value.clone().contiguous()
+
+
+def _ddp() -> type[Strategy]:
+    from ray.train.lightning import RayDDPStrategy
+
+    class DdpStrategy(RayDDPStrategy):
+        """DDP over Ray Train's workers. The buffers go from rank 0 to the others before a step only where steps may change them; those of
+        our own nets but for batch normalisation are constants, and every worker has them."""
+
+        def __init__(self, own: bool) -> None:
+            super().__init__(find_unused_parameters=False, gradient_as_bucket_view=True)
+            self._own = own
+
+        def _setup_model(self, model: nn.Module) -> nn.Module:
+            self._ddp_kwargs["broadcast_buffers"] = self._own or any(isinstance(layer, _BatchNorm) for layer in model.modules())
+            wrapped: nn.Module = super()._setup_model(model)
+            return wrapped
+
+    return DdpStrategy
 
 
 def _fsdp() -> type[Strategy]:

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from raymlp.config.average import NoAverage
 from raymlp.config.encoder import Transfer
 from raymlp.config.mix import NoMix
+from raymlp.config.model import Decoder
 from raymlp.config.schedule import Plateau
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
 from raymlp.config.train import Focal
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
+from raymlp.core.records import has_classes, needs_target
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
@@ -83,8 +86,17 @@ def _beside_private(config: Config) -> str:
     return ", ".join(f"train.{name}" for name, asked in parts.items() if asked)
 
 
-def _beside_trees(config: Config) -> str:
-    """Settings that boosted trees have no use for, and that change what a net learns or how it is divided."""
+WITHOUT_NET = {
+    "xgboost": "boosted trees",
+    "lightgbm": "boosted trees",
+    "kmeans": "clusters that scikit-learn finds in a sample",
+    "isolation_forest": "trees that scikit-learn grows on a sample",
+}
+"""Kinds of model that are no net, in words."""
+
+
+def _beside_no_net(config: Config) -> str:
+    """Settings that a model without a net has no use for, and that change what a net learns or how it is divided."""
     train, features = config.train, config.features
     parts = {
         "features.image": features.image is not None,
@@ -109,17 +121,100 @@ def _beside_trees(config: Config) -> str:
     return ", ".join(name for name, asked in parts.items() if asked)
 
 
+def _encodes_target(config: Config) -> bool:
+    features = config.features
+    return features.encoding == "target" or any(rules.encoding == "target" for rules in features.columns.values())
+
+
+def _texts_to_foretell(config: Config) -> str:
+    """What a language model would not find among the features, or would not look at; empty when all is right."""
+    features = config.features
+    others = {
+        "numeric": features.numeric,
+        "categorical": features.categorical,
+        "dates": features.dates,
+        "image": features.image,
+        "crosses": features.crosses,
+        "steps": features.steps,
+    }
+    if named := [f"features.{name}" for name, given in others.items() if given]:
+        return f"{', '.join(named)} beside the text; expected none of them, since it reads one text alone. Leave that out."
+    if len(features.text) != 1:
+        found = "no text" if not features.text else f"{len(features.text)} texts"
+        return f"{found} in features.text; expected the name of one column. Set features.text=[NAME] and features.text_encoding=subword."
+    encoding = features.rules(features.text[0]).text_encoding
+    if encoding != "subword":
+        return f"features.text_encoding={encoding}; expected the pieces of a tokenizer. Set features.text_encoding=subword."
+    return ""
+
+
+def _too_long(config: Config) -> int:
+    """Pieces of the text where they are more than the context of a decoder; else 0."""
+    if not isinstance(config.model, Decoder) or len(config.features.text) != 1:
+        return 0
+    length = config.features.rules(config.features.text[0]).text_length
+    return length if length > config.model.context else 0
+
+
 RULES: tuple[Rule, ...] = (
+    (
+        lambda c: c.problem.task == "language" and bool(_texts_to_foretell(c)),
+        lambda c: f"problem.task is language with {_texts_to_foretell(c)}",
+    ),
+    (
+        lambda c: _too_long(c) > 0,
+        lambda c: (
+            f"features.text_length is {_too_long(c)}, and model.context is {getattr(c.model, 'context', 0)}; expected no longer texts than "
+            "the net has places for. Set model.context or features.text_length."
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, Decoder) and c.train.private is not None,
+        lambda c: (
+            "train.private does not go with model.kind=decoder, whose embedding is its output layer, too, so that the gradient of one row "
+            "cannot be told; expected null. Set train.private=null."
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, Decoder) and c.train.adversarial is not None,
+        lambda c: (
+            "train.adversarial moves numbers and pixels, and model.kind=decoder reads text; expected null. Set train.adversarial=null."
+        ),
+    ),
+    (
+        lambda c: not needs_target(c.problem.task) and _encodes_target(c),
+        lambda c: (
+            f"features.encoding is target with problem.task={c.problem.task}, which has none; expected another encoding. "
+            "Set features.encoding=auto."
+        ),
+    ),
+    (
+        lambda c: not needs_target(c.problem.task) and c.train.distil is not None,
+        lambda c: (
+            f"train.distil has a teacher of answers, and problem.task={c.problem.task} has none; expected null. Set train.distil=null."
+        ),
+    ),
     (
         lambda c: isinstance(c.model, Trees) and _missing(c.model.kind),
         lambda c: f"model.kind is {c.model.kind}, which is not installed. Run: pip install 'raymlp[gbdt]'.",
     ),
     (
-        lambda c: isinstance(c.model, Trees) and bool(_beside_trees(c)),
+        lambda c: c.model.kind in WITHOUT_NET and bool(_beside_no_net(c)),
         lambda c: (
-            f"model.kind is {c.model.kind}, and boosted trees do not go with {_beside_trees(c)}; expected numbers, categories, "
-            "CPUs, and no part of a net's recipe (for rare classes there is train.class_weights). "
-            "Leave that out, or choose a net, such as model=mlp."
+            f"model.kind is {c.model.kind}, and {WITHOUT_NET[c.model.kind]} do not go with {_beside_no_net(c)}; expected numbers, "
+            "categories, CPUs, and no part of a net's recipe"
+            + (
+                " (for rare classes there is train.class_weights). Leave that out, or choose a net, such as model=mlp."
+                if isinstance(c.model, Trees)
+                else ". Leave that out."
+            )
+        ),
+    ),
+    (
+        lambda c: isinstance(c.model, KMeans | IsolationForest) and c.train.num_workers > 1,
+        lambda c: (
+            f"train.num_workers is {c.train.num_workers}, and scikit-learn fits model.kind={c.model.kind} in one process, on "
+            f"model.sample_rows rows; expected 1. Set train.num_workers=1."
         ),
     ),
     (
@@ -201,9 +296,9 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     (
-        lambda c: c.train.label_smoothing > 0 and c.problem.task == "regression",
+        lambda c: c.train.label_smoothing > 0 and not has_classes(c.problem.task),
         lambda c: (
-            f"train.label_smoothing is {c.train.label_smoothing:g} with problem.task=regression, which has no classes; "
+            f"train.label_smoothing is {c.train.label_smoothing:g} with problem.task={c.problem.task}, which has no classes; "
             "expected 0. Set train.label_smoothing=0."
         ),
     ),

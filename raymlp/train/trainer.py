@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,10 @@ from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto
 from raymlp.config.train import Train
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder
+from raymlp.core.language import losses
 from raymlp.core.records import Found, Snapshot, TrainedModel
 from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
@@ -36,18 +37,21 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import Bundle, load_bundle, save_bundle
 from raymlp.model.huggingface import start_of
 from raymlp.model.nets import NetShape, number_edges, parameters_of, require
+from raymlp.runtime.session import stays
+from raymlp.train import room
 from raymlp.train.cause import explained, root
 from raymlp.train.choice import choose
+from raymlp.train.disk import writing
 from raymlp.train.distil import teacher_of
 from raymlp.train.feed import HOLD_SHARE, Feed, may_hold
-from raymlp.train.follow import POLL_S, EpochLog, OnEpoch, follow
+from raymlp.train.follow import CHECKPOINTS, POLL_S, EpochLog, OnEpoch, follow
 from raymlp.train.identity import identity, require_same
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
+from raymlp.train.ledger import mend
 from raymlp.train.support import refusals
 
 log = logging.getLogger(__name__)
-WAIT_FOR_CPUS_S = 30.0
 
 
 def train(
@@ -56,10 +60,10 @@ def train(
     """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
 
     `on_epoch` hears, in the caller's thread, each epoch's `epoch` (from 0), `train_loss`, `valid_loss`, `valid_<metric>`, `workers`,
-    `rows_per_s` (over all workers), the figures of `raymlp.train.figures.epoch_figures` and, where the peak of the device is known,
-    `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started again with the same `run_dir`; what
-    interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels` trains on permuted answers: a model
-    that must not pass the gate.
+    `rows_per_s` (over all workers), of a language model `tokens_per_s` too, the figures of `raymlp.train.figures.epoch_figures` and,
+    where the peak of the device is known, `mfu` (in [0, 1]). A run that was cut off goes on from its last checkpoint when it is started
+    again with the same `run_dir`; what interrupts the caller's thread, a signal above all, has the run saved first. `shuffle_labels`
+    trains on permuted answers: a model that must not pass the gate.
 
     Raises ConfigError when the cluster cannot hold the workers, DataError when a split is empty, TrainingError with the root
     cause when a worker fails more often than `train.max_failures`, or at once when the loss is no number, a disk is full, or the run
@@ -78,10 +82,10 @@ def train(
     start = start_of(config.model, plan)
     if config.train.private and not hold:
         raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
-    wait_for_room(config.train, streams=not hold)
+    room.wait_for_room(room.needs_of(config.train, streams=not hold))
     edges = number_edges(config.model, plan, profile)
     model = start.model if start else config.model
-    if not isinstance(model, Trees):
+    if not isinstance(model, Trees | KMeans | IsolationForest):
         config = settled(config, NetShape.of(model, plan, edges))
     require_same(make_folder(run_dir), same)
     try:
@@ -89,9 +93,10 @@ def train(
         job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile), edges, start)
         outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:
-        raise explained(error) from error
+        raise explained(error, run_dir) from error
     bundle, metrics = bundle_of(job, outcome, snapshot, profile, run_id)
-    return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
+    with writing(run_dir, "the bundle"):
+        return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
 
 
 def finished(config: Config, snapshot: Snapshot, *, run_dir: Path) -> TrainedModel | None:
@@ -120,7 +125,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
     """
     check(config)
-    if isinstance(config.model, Trees):
+    if isinstance(config.model, Trees | KMeans | IsolationForest):
         raise ConfigError(
             f"model.kind is {config.model.kind}, whose step size and batch nobody looks for; expected a net. Choose model=mlp."
         )
@@ -130,7 +135,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
         result: Found = ray.get(work.remote(config, snapshot.path, what, make_folder(folder)))
     except RayError as error:
         cause = root(error)
-        raise cause if isinstance(cause, RaymlpError) else explained(error) from error
+        raise cause if isinstance(cause, RaymlpError) else explained(error, folder) from error
     return result
 
 
@@ -165,28 +170,6 @@ def _gpu_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def wait_for_room(settings: Train, *, streams: bool) -> None:
-    """Raise ConfigError with the arithmetic when the workers do not fit the cluster, at once or after others had time to finish."""
-    workers = settings.elastic.min_workers if settings.elastic else settings.num_workers
-    needed = {"CPU": workers * settings.cpus_per_worker + (1 if streams else 0)}
-    if settings.gpu:
-        needed["GPU"] = float(workers)
-    sums = f"{workers} workers x {settings.cpus_per_worker:g} CPUs" + (" + 1 CPU to read" if streams else "")
-    for kind, amount in needed.items():
-        total = ray.cluster_resources().get(kind, 0.0)
-        asked = f"{sums} = {amount:g} CPUs" if kind == "CPU" else f"{workers} workers x 1 GPU = {amount:g} GPUs"
-        if amount > total:
-            raise ConfigError(f"training needs {asked}; the cluster has {total:g}. Set train.num_workers or train.cpus_per_worker.")
-        deadline = time.monotonic() + WAIT_FOR_CPUS_S
-        while amount > (free := ray.available_resources().get(kind, 0.0)):
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"training needs {asked}; of the cluster's {total:g}, {free:g} are free. "
-                    "Stop what holds the rest, or set train.num_workers."
-                )
-            time.sleep(POLL_S)
-
-
 def at_once(settings: Train) -> int:
     """How many runs of these settings the cluster holds side by side, 1 at least. Each may hold its rows in the object store."""
     needed = {"CPU": settings.num_workers * settings.cpus_per_worker, "GPU": float(settings.num_workers if settings.gpu else 0)}
@@ -198,7 +181,7 @@ def _worker(settings: dict[str, Any]) -> Any:
     from raymlp.train.worker import run
 
     job: Job = ray.get(settings["job"])
-    return run(job, Path(settings["run_dir"]), settings["watch_nodes"])
+    return run(job, Path(settings["run_dir"]), settings["held"], watch_nodes=settings["watch_nodes"])
 
 
 def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
@@ -208,23 +191,32 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
     if settings.elastic:
         workers = (settings.elastic.min_workers, settings.num_workers)
         scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": settings.elastic.look_every_s}
+    run_dir, watch_nodes = run_dir.resolve(), _may_lose_nodes(job.config)
+    mend(run_dir / CHECKPOINTS)
+    patience = room.Patience(
+        run_dir,
+        room.needs_of(settings, streams=not job.hold),
+        start_s=room.START_S,
+        again_s=room.AGAIN_S,
+        look_s=settings.elastic.look_every_s if settings.elastic else None,
+    )
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": ray.put(job), "run_dir": str(run_dir.resolve()), "watch_nodes": _has_many_nodes()},
+        train_loop_config={"job": ray.put(job), "held": feed.held, "run_dir": str(run_dir), "watch_nodes": watch_nodes},
         torch_config=_network(job),
         scaling_config=ray.train.ScalingConfig(**scaling, use_gpu=settings.gpu, resources_per_worker=resources),
         datasets=dict(feed.datasets),
         dataset_config=feed.shards,
         run_config=ray.train.RunConfig(
-            name="checkpoints",
-            storage_path=str(run_dir.resolve()),
+            name=CHECKPOINTS,
+            storage_path=str(run_dir),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[EpochLog(run_dir.resolve())],
+            callbacks=[EpochLog(run_dir), patience],
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
     )
-    with _ray_train_settings():
+    with _ray_train_settings(watch_nodes):
         result = trainer.fit()
     if result.return_value is None:
         raise TrainingError("training was saved and stopped by its caller.")
@@ -242,12 +234,11 @@ def _network(job: Job) -> TorchConfig:
 
 
 @contextmanager
-def _ray_train_settings() -> Iterator[None]:
+def _ray_train_settings(watch_nodes: bool) -> Iterator[None]:
     """Ray Train's controller looks at its workers every 2 s by default, which short epochs would wait for. It also keeps a process
     that watches for nodes about to be taken away; one node alone is never."""
-    wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S)}
-    if not _has_many_nodes():
-        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    wanted = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(room.GROUP_S)}
+    wanted |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"} if watch_nodes else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -257,8 +248,8 @@ def _ray_train_settings() -> Iterator[None]:
             del os.environ[name]
 
 
-def _has_many_nodes() -> bool:
-    return len(ray.nodes()) > 1
+def _may_lose_nodes(config: Config) -> bool:
+    return len(ray.nodes()) > 1 or config.train.elastic is not None or stays(config.runtime)
 
 
 def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, run_id: str) -> tuple[Bundle, dict[str, float]]:
@@ -267,7 +258,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
     calibration, scores, metrics = outcome.scored(plan.target.task, job.class_weights)
     if job.shuffle_labels:
         metrics["labels_shuffled"] = 1.0
-    columns = {name: profile.columns[name] for name in [*plan.inputs, plan.target.column]}
+    columns = {name: profile.columns[name] for name in dict.fromkeys([*plan.inputs, *plan.target.columns])}
     bundle = Bundle(
         name=config.problem.name,
         run_id=run_id,
@@ -286,8 +277,12 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
 
 
 def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
-    """Profile of the validation predictions: probability of the positive class, value, or most likely label."""
-    if target.task == "multiclass":
+    """Profile of the validation predictions: probability of the positive class, value, score, label, cluster, or loss a token."""
+    if target.task == "language":
+        column = pa.array(losses(scores), from_pandas=True)
+    elif target.task == "clustering":
+        column = pa.array([str(place) for place in scores.argmin(axis=1)], pa.string())
+    elif target.task == "multiclass":
         column = pa.array([target.classes[index] for index in scores.argmax(axis=1)], pa.string())
     else:
         column = pa.array(scores, pa.float64())

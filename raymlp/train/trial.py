@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.config.schema import Config
@@ -19,6 +18,7 @@ from raymlp.core.files import Place
 from raymlp.core.metrics import METRICS, resample
 from raymlp.core.records import Snapshot
 from raymlp.data.snapshot import load_profile, read_split
+from raymlp.model.judging import judged
 from raymlp.model.predictor import Predictor
 from raymlp.train.shelf import Shelf
 
@@ -117,13 +117,10 @@ def _batches(path: Place, predictor: Predictor) -> Any:
 
 
 def _scored(predictor: Predictor, path: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Answers and scores of the validation rows that have a known answer."""
-    target = predictor.bundle.plan.target
-    table = read_split(path, "valid", list(dict.fromkeys([*predictor.bundle.plan.inputs, target.column])))
-    answers = target.read(table.column(target.column))
-    known = ~np.isnan(answers) & ((answers >= 0) | (target.task == "regression"))
-    scores = predictor.bundle.calibration.apply(predictor.outputs(table.filter(pa.array(known))))
-    return answers[known], scores
+    """What the validation rows are judged by, and their scores."""
+    plan = predictor.bundle.plan
+    table, answers, _ = judged(read_split(path, "valid", list(dict.fromkeys([*plan.inputs, *plan.target.columns]))), plan)
+    return answers, predictor.bundle.calibration.apply(predictor.outputs(table))
 
 
 def _interval(config: Config, answers: NDArray[Any], scores: NDArray[Any]) -> Mapping[str, float]:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.util
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
-from raymlp.core.errors import TrainingError
+from raymlp.train.disk import size_of, writing
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
-"""What a new try would meet again."""
-TORCH_FULL = "PytorchStreamWriter failed writing"
-"""How PyTorch's own writer, which DeepSpeed uses, says that a file could not be written."""
+WHAT = "a checkpoint"
 
 
 class Uploads:
@@ -44,7 +37,7 @@ class Uploads:
         mine = tempfile.mkdtemp(prefix="raymlp-checkpoint-") if context.get_world_rank() == 0 else ""
         folder = Path(broadcast_from_rank_zero(mine))
         folder.mkdir(exist_ok=True)
-        with full_disk_at(str(folder), lambda: shutil.rmtree(folder, ignore_errors=True)):
+        with writing(folder, WHAT, clear=lambda: shutil.rmtree(folder, ignore_errors=True)):
             save(folder)
         barrier()
         checkpoint = Checkpoint.from_directory(folder) if context.get_local_rank() == 0 else None
@@ -60,27 +53,11 @@ class Uploads:
         storage = ray.train.get_context().get_storage()
         place = storage.build_checkpoint_path_from_name(name)
         try:
-            with full_disk_at(place, lambda: _remove(storage.storage_filesystem, place)):
+            with writing(place, WHAT, size=size_of(Path(checkpoint.path)), clear=lambda: _remove(storage.storage_filesystem, place)):
                 return storage.persist_current_checkpoint(checkpoint, name)
         finally:
             with self._lock:
                 self._waiting -= 1
-
-
-@contextmanager
-def full_disk_at(place: str, clear: Callable[[], Any]) -> Iterator[None]:
-    """Raise TrainingError that names the place when the disk is full or read-only; `clear` takes away what was written."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        number = error.errno if isinstance(error, OSError) else errno.ENOSPC if TORCH_FULL in str(error) else None
-        clear()
-        if number not in FULL:
-            raise
-        raise TrainingError(
-            f"a checkpoint could not be written to {place} on node {ray.util.get_node_ip_address()}: {os.strerror(number)}. "
-            "The checkpoint before it is intact: make room there, and start the run again under its name to go on from it."
-        ) from error
 
 
 def _remove(filesystem: Any, place: str) -> None:

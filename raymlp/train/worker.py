@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raymlp.config.distil import Distil
 from raymlp.config.schema import Config
 from raymlp.config.trees import Trees
+from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.data.place import split_files
@@ -27,14 +28,15 @@ from raymlp.data.snapshot import load_profile
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.huggingface import start_of
 from raymlp.model.nets import number_edges
-from raymlp.train.blocks import Block
-from raymlp.train.feed import held_source, local_blocks, shard_source
+from raymlp.train.blocks import Block, Source
+from raymlp.train.feed import Part, held_source, local_blocks, shared_source, streamed_source
 from raymlp.train.follow import STOP
 from raymlp.train.imbalance import class_counts_of
 from raymlp.train.job import Job, Outcome
 from raymlp.train.loop import Seat, alone, fit, quiet
 from raymlp.train.pulse import Notice
 from raymlp.train.rounds import fit_trees
+from raymlp.train.sampled import fit_sampled
 from raymlp.train.strategy import strategy_of
 from raymlp.train.team import Report, Save, Stopped, Team
 from raymlp.train.upload import Uploads
@@ -43,15 +45,16 @@ Splits = Mapping[str, Sequence[Block]]
 """Transformed rows in memory, by split."""
 
 
-def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
+def run(job: Job, run_dir: Path, held: Mapping[str, Sequence[Part]], *, watch_nodes: bool) -> Outcome | None:
     """Train as one worker of a Ray Train group; rank 0 gives the outcome back, unless the run was saved and stopped.
 
-    `watch_nodes` asks now and then whether a node is about to be taken away. What the worker raises names its node in a note.
+    `held` are the rows of the job by split where it holds them; others come as shards of Ray Train. `watch_nodes` asks now and then
+    whether a node is about to be taken away. What the worker raises names its node in a note.
     """
     quiet(job.config.runtime.verbose)
     context, uploads = ray.train.get_context(), Uploads()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if not job.has_trees else torch.device("cpu")
+    device = ray.train.torch.get_device() if job.has_net else torch.device("cpu")
 
     def agree(values: list[float]) -> list[float]:
         return _agree(values, device)
@@ -63,17 +66,18 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
     team = Team(rank, world_size, hear=hear, uploading=uploads.pending)
     if world_size > 1:
         team = replace(team, gather=_gather, agree=agree)
-    first, last = job.valid_range(rank, world_size)
     checkpoint = ray.train.get_checkpoint()
     try:
-        train = shard_source(ray.train.get_dataset_shard("train"), job.plan, hold=job.hold, start=0, stop=job.train_rows(world_size))
-        valid = shard_source(ray.train.get_dataset_shard("valid"), job.plan, hold=job.hold, start=first, stop=last)
+        train, valid = _sources(job, held, rank, world_size)
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
             resume = Path(folder) if folder else None
-            if job.has_trees:
+            if isinstance(job.config.model, KMeans | IsolationForest):
+                outcome = fit_sampled(job, train, valid, team, report=uploads.report)
+            elif isinstance(job.config.model, Trees):
                 outcome = fit_trees(job, train, valid, team, report=uploads.report, resume=resume)
             else:
-                strategy = strategy_of(job.config.train, world_size=world_size, device=device)
+                own = job.config.model.kind == "own"
+                strategy = strategy_of(job.config.train, world_size=world_size, device=device, own=own)
                 outcome = fit(job, train, valid, seat=Seat(strategy=strategy, **vars(team)), report=uploads.report, resume=resume)
     except Stopped:
         return None
@@ -81,6 +85,16 @@ def run(job: Job, run_dir: Path, watch_nodes: bool) -> Outcome | None:
         error.add_note(f"node {ray.util.get_node_ip_address()}")
         raise
     return outcome if rank == 0 else None
+
+
+def _sources(job: Job, held: Mapping[str, Sequence[Part]], rank: int, world_size: int) -> tuple[Source, Source]:
+    """Training rows in equal parts, less up to `world_size - 1`, and validation rows, all of them."""
+    each, (first, last) = job.train_rows(world_size), job.valid_range(rank, world_size)
+    if job.hold:
+        train = shared_source(held["train"], job.plan, start=each * rank, stop=each * (rank + 1))
+        return train, shared_source(held["valid"], job.plan, start=first, stop=last)
+    train = streamed_source(ray.train.get_dataset_shard("train"), job.plan, start=0, stop=each)
+    return train, streamed_source(ray.train.get_dataset_shard("valid"), job.plan, start=first, stop=last)
 
 
 def outcome_alone(
@@ -122,7 +136,9 @@ def fit_alone(job: Job, splits: Splits, report: Report, *, resume: Path | None =
     def of_epochs(metrics: dict[str, float], save: Save | None) -> bool | None:
         return report(metrics, save) if "epoch" in metrics else None
 
-    if job.has_trees:
+    if isinstance(job.config.model, KMeans | IsolationForest):
+        return fit_sampled(job, train, valid, Team(), report=report)
+    if isinstance(job.config.model, Trees):
         return fit_trees(job, train, valid, Team(), report=report, resume=resume)
     return fit(job, train, valid, seat=alone(), report=of_epochs, resume=resume)
 

@@ -12,6 +12,9 @@ from raymlp.tune import space
 from raymlp.tune.draws import require_optuna
 from raymlp.tune.trials import check_objectives
 
+TOKENS = tuple(f"features.{name}" for name in ("lowercase", "text", "text_length", "tokenizer", "vocabulary_size"))
+"""Settings that change into how many tokens a text is taken apart, and how much of it is read."""
+
 
 def check(config: Config) -> None:
     """Build the config at every branch, choice and bound of the space, and see that searcher and objectives fit.
@@ -28,9 +31,9 @@ def check(config: Config) -> None:
             "change while a net is trained. Set tune.space or tune.searcher.kind."
         )
     kinds = {config.model.kind, *(getattr(settings.space.get("model.kind"), "values", ()))}
-    if settings.searcher.kind == "pbt" and (trees := sorted(kinds & {"xgboost", "lightgbm"})):
+    if settings.searcher.kind == "pbt" and (others := sorted(kinds & {"xgboost", "lightgbm", "kmeans", "isolation_forest"})):
         raise ConfigError(
-            f"tune.searcher.kind is pbt with model.kind={trees[0]}, whose trees are not weights that another trial goes on from; expected "
+            f"tune.searcher.kind is pbt with model.kind={others[0]}, which has no weights that another trial goes on from; expected "
             "a net. Set tune.searcher.kind=random."
         )
     if settings.searcher.kind == "grid" and settings.num_samples is not None:
@@ -40,6 +43,11 @@ def check(config: Config) -> None:
                 f"tune.num_samples is {settings.num_samples}, and the grid has more points; expected room for all of them. "
                 "Set tune.num_samples=null, or fewer values (`grid` of a domain)."
             )
+    if config.problem.task == "language" and (keys := sorted(set(TOKENS) & set(settings.space))):
+        raise ConfigError(
+            f"tune.space has {keys[0]} with problem.task=language: losses of other tokens cannot be compared; expected the same tokens in "
+            "every trial. Leave it out of tune.space."
+        )
     space.check(config)
 
 

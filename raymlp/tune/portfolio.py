@@ -15,11 +15,15 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from raymlp.config.loader import with_overrides
+from raymlp.config.model import tasks_of
 from raymlp.config.schema import Config
 from raymlp.config.tune import Choice, Integer, LogUniform, Space, Tune, Uniform
 from raymlp.core.errors import ConfigError
+from raymlp.core.records import Task
 
 LOSS_ALONE = Tune.model_fields["objectives"].default
+GROWING_LOSS: tuple[Task, ...] = ("clustering",)
+"""Tasks whose loss says nothing about settings: a study without objectives takes the problem's metric."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,11 @@ PORTFOLIO: Mapping[str, Family] = {
         modules=("rtdl_revisiting_models",),
         extra="tabular",
     ),
+    "kmeans": Family(points=({"model.clusters": 8},), space={"model.clusters": Integer(low=2, high=20)}),
+    "isolation_forest": Family(
+        points=({"model.trees": 100, "model.tree_rows": 256},),
+        space={"model.trees": Integer(low=50, high=400, log=True), "model.tree_rows": Integer(low=64, high=4096, log=True)},
+    ),
 }
 
 
@@ -112,6 +121,10 @@ def resolved(config: Config) -> tuple[Config, tuple[str, ...]]:
     settings = config.tune
     if settings.auto:
         return _automatic(config)
+    if config.problem.task in GROWING_LOSS and settings.objectives == LOSS_ALONE:
+        metric = config.problem.main_metric
+        chosen = config.model_copy(update={"tune": settings.model_copy(update={"objectives": (metric,)})})
+        return resolved(chosen)[0], (f"the objective is {metric}: the loss falls with every further cluster",)
     if settings.space:
         return config, ()
     kind = config.model.kind
@@ -147,7 +160,7 @@ def left_out(kind: str, config: Config) -> str | None:
 
 
 def _automatic(config: Config) -> tuple[Config, tuple[str, ...]]:
-    reasons = {kind: left_out(kind, config) for kind in kinds()}
+    reasons = {kind: left_out(kind, config) for kind in kinds() if config.problem.task in tasks_of(kind)}
     chosen = [kind for kind, reason in reasons.items() if reason is None]
     if not chosen:
         raise ConfigError(f"no model family suits the data: {'; '.join(filter(None, reasons.values()))}. Set tune.auto=false.")

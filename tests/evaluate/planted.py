@@ -81,7 +81,7 @@ def write_bundle(config: Config, train: pa.Table, folder: Path, *, steps: int = 
     known = ~np.isnan(y)
     tensors = plan.transform(train)
     inputs = {name: torch.from_numpy(values[known]) for name, values in tensors.items()}
-    answers = torch.from_numpy(plan.target.encode(train.column("answer"))[known])
+    answers = torch.from_numpy(plan.target.scaled(y)[known])
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     for _ in range(steps):
         out = net(inputs)

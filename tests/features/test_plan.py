@@ -217,6 +217,6 @@ def test_targets_are_read_as_numbers() -> None:
     assert read[:2].tolist() == [1.0, 0.0]
     assert math.isnan(read[2])
     value = FeaturePlan.fit(Features(), Problem(name="p", task="regression", target="x"), PROFILE).target
-    assert value.encode(TABLE.column("x")).std() == pytest.approx(1, abs=1e-5)
+    assert value.scaled(value.read(TABLE.column("x"))).std() == pytest.approx(1, abs=1e-5)
     many = FeaturePlan.fit(Features(), Problem(name="p", task="multiclass", target="k"), PROFILE).target
     assert many.read(pa.chunked_array([["b", "zzz"]])).tolist() == [1.0, -1.0]

@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from raymlp import pipeline
+from raymlp.config.loader import with_overrides
 from raymlp.config.model import FtTransformer, Tabm
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
@@ -28,7 +32,7 @@ from raymlp.serve.client import replay
 from raymlp.serve.deploy import deploy, problems, set_versions, status, undeploy
 from raymlp.serve.log import read_log
 from raymlp.serve.routing import Routes, misrouted
-from tests.serve.bundles import SHOTS, json_rows, make_bundle, make_config
+from tests.serve.bundles import SHOTS, json_rows, make_bundle, make_config, source_table
 
 pytestmark = pytest.mark.ray
 KEY = "test-key"
@@ -93,6 +97,19 @@ def test_answers_equal_the_predictor_offline(place: Place) -> None:
     together = [answer["probability"] for answer in place.predict(*rows)[1]["predictions"]]
     assert alone == pytest.approx(expected, abs=1e-6)
     assert together == pytest.approx(expected, abs=1e-6)
+
+
+def test_answers_equal_those_of_a_batch(place: Place, tmp_path: Path) -> None:
+    pq.write_table(source_table().slice(0, 40).drop(["late"]).append_column("row", pa.array(range(40))), tmp_path / "rows.parquet")
+    settings = {
+        "data.source": {"kind": "parquet", "path": str(tmp_path / "rows.parquet")},
+        "predict": {"output": str(tmp_path / "out"), "keep": ["row"], "num_workers": 1, "cpus_per_worker": 0.1},
+    }
+    pipeline.predict(with_overrides(place.config, settings), place.old)
+    batch = pq.read_table(tmp_path / "out").sort_by("row").to_pylist()
+    answers = place.predict(*json_rows(40))[1]["predictions"]
+    assert [row["label"] for row in batch] == [answer["label"] for answer in answers]
+    assert [row["score"] for row in batch] == pytest.approx([answer["probability"] for answer in answers], abs=1e-6)
 
 
 def test_an_answer_names_its_version_and_an_id(place: Place) -> None:

@@ -44,7 +44,7 @@ def test_the_log_of_an_endpoint_holds_transformed_values_only(
 ) -> None:
     monkeypatch.setenv("RAYMLP_PRIVACY_KEY", SECRET)
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r")))
-    settings = {"name": "flights", "max_rows": 9, "needs_key": False, "key_hashes": [], "log_folder": tmp_path / "log"}
+    settings = {"name": "flights", "max_rows": 9, "needs_key": False, "keys": [], "keys_file": None, "log_folder": tmp_path / "log"}
 
     async def receive() -> dict[str, Any]:
         return {"body": orjson.dumps({"instances": requests_of(private_bundle), "routing_key": "ann@example.org"})}

@@ -16,9 +16,7 @@ from raymlp.data.contract_row import row_checker
 from raymlp.serve.guard import Guard
 from raymlp.serve.openapi import openapi
 from raymlp.serve.probe import example_row
-from raymlp.serve.request import is_authorized, key_hash, parse
-
-HASHES = [key_hash("first").encode(), key_hash("second").encode()]
+from raymlp.serve.request import parse
 
 
 def test_rows_and_routing_key_are_found() -> None:
@@ -54,16 +52,6 @@ def test_what_is_wrong_is_named(body: bytes, field: str, found: str) -> None:
 def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     with suppress(RequestError):
         assert 1 <= len(parse(body, max_rows=10).instances) <= 10
-
-
-@pytest.mark.parametrize("header", [b"Bearer first", b"bearer second", b"Bearer  first "])
-def test_a_known_key_is_let_in(header: bytes) -> None:
-    assert is_authorized(header, HASHES)
-
-
-@pytest.mark.parametrize("header", [b"", b"Bearer", b"Bearer ", b"first", b"Basic first", b"Bearer firs", b"Bearer \xff", HASHES[0]])
-def test_anything_else_is_kept_out(header: bytes) -> None:
-    assert not is_authorized(header, HASHES)
 
 
 def test_the_example_row_keeps_its_contract_even_where_it_has_no_examples() -> None:

@@ -135,6 +135,14 @@ def test_a_millisecond_is_slack() -> None:
     assert check_latency([step], reference, Latency(slack_ms=0.0)).harm > CERTAIN
 
 
+def test_latencies_that_are_all_the_same_are_fine_and_twice_as_long_ones_are_harm() -> None:
+    one, two = Histogram.of([10.0] * 1_000), Histogram.of([20.0] * 1_000)
+    reference = Histogram.of([10.0] * REFERENCE_REQUESTS)
+    same, double = (check_latency([timed(0.5, one, other)], reference, Latency()) for other in (one, two))
+    assert same.harm < 1 < CERTAIN < (same.fine or 0)
+    assert double.harm > CERTAIN > (double.fine or 0)
+
+
 def test_it_waits_for_its_reference_and_is_not_harsh_on_a_handful() -> None:
     step = timed(0.5, lognormal(10, 29, 1), lognormal(1_000, 29, 2))
     waiting = check_latency([step], lognormal(10, REFERENCE_REQUESTS - 1, 0), Latency())

@@ -184,6 +184,19 @@ def test_a_run_goes_on_with_other_workers_at_the_same_share_of_its_epoch_and_sch
     assert after.pace.rate == pytest.approx((48 - 4) / 40)
 
 
+def test_an_epoch_that_is_one_step_of_the_new_group_begins_anew(snapshots: Snapshots, tmp_path: Path) -> None:
+    """Stopped after 4 of 16 batches; the workers that go on make a whole epoch of one."""
+    drill, wide = (Drill(snapshots("binary"), **(SETTINGS | {"batch_size": size})) for size in (128, 2_000))
+    with pytest.raises(Stopped):
+        drill.run(tmp_path, stop_at=4)
+    after = wide.run(resume=drill.saved[0]).progress
+    assert after.epochs == len(after.history) == 3
+    assert after.pace.steps == 4 + 3
+    assert after.pace.position == pytest.approx(48)
+    assert [epoch["epoch"] for epoch in wide.heard] == [0, 1, 2]
+    assert all(math.isfinite(epoch["train_loss"]) and math.isfinite(epoch["valid_loss"]) for epoch in wide.heard)
+
+
 def test_figures_of_an_epoch_hold_together(snapshots: Snapshots) -> None:
     drill = Drill(snapshots("binary"), **SETTINGS, peak_tflops=0.01)
     drill.run()

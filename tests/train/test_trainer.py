@@ -27,7 +27,7 @@ from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.model.scorer import NetScorer
-from raymlp.train import feed, trainer
+from raymlp.train import feed, room, trainer
 from raymlp.train.job import Job
 from raymlp.train.loop import alone, fit
 from raymlp.train.trainer import fit_in_process, train
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_explained_by_its_root_cause(ray_runtime: Runtime, tmp
 
 def test_the_first_worker_to_fail_is_named_rather_than_those_that_lost_it() -> None:
     failures = {0: RuntimeError("[gloo] Connection closed by peer"), 1: KeyError("carrier")}
-    message = str(trainer.explained(WorkerGroupError("both", failures)))  # type: ignore[arg-type]
+    message = str(trainer.explained(WorkerGroupError("both", failures), Path()))  # type: ignore[arg-type]
     assert message.startswith("KeyError: 'carrier' (worker 1")
 
 
@@ -179,7 +179,7 @@ def test_more_workers_than_cpus_are_refused_with_the_sum(snapshots: Snapshots, r
 def test_cpus_that_another_holds_are_refused_after_a_wait(
     snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "WAIT_FOR_CPUS_S", 0.0)
+    monkeypatch.setattr(room, "START_S", 0.0)
     group = ray.util.placement_group([{"CPU": 3}])
     ray.get(group.ready())
     try:

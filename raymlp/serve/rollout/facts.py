@@ -172,6 +172,8 @@ class Evidence:
     loss: Paired = Paired()
     ranking: Paired | None = None
     """Differences of `misranking` (binary problems): a model that separates nothing can have a fair loss by luck."""
+    has_answers: bool = True
+    """Whether true answers may come; a task without a target is judged by errors and latency, and where there is one a business metric."""
 
     @property
     def requests(self) -> int:

@@ -35,10 +35,11 @@ def check_latency(steps: Sequence[Step], reference: Histogram, settings: Latency
         return Check("latency", 0.0, 0.0, f"{reference.total:,} of the champion's first {REFERENCE_REQUESTS:,} requests are there")
     harms, fines = [], []
     for quantile in settings.quantiles:
-        slow = reference.quantile_bin(quantile) + 1
-        nominal = min(max(reference.from_bin(slow) / reference.total, 0.001), 0.999)
-        harms.append(_bets(steps, slow, _shifted(slow, settings.tolerated, settings.slack_ms, math.ceil), nominal, SLOWER))
-        fines.append(_bets(steps, slow, _shifted(slow, settings.margin, settings.slack_ms, math.floor), nominal, FASTER))
+        # What is slow begins after the quantile's bin for harm and with it for its absence, so that both work for latencies that are
+        # all the same.
+        place = reference.quantile_bin(quantile)
+        harms.append(_bets(steps, reference, place + 1, settings.tolerated, settings.slack_ms, math.ceil, SLOWER))
+        fines.append(_bets(steps, reference, place, settings.margin, settings.slack_ms, math.floor, FASTER))
     harm = float(mean_of([float(from_any_step(found)) for found in harms]))
     fine = min(float(found[0]) for found in fines) if steps else 0.0
     told = ", ".join(f"p{100 * q:g} {new.quantile_ms(q):.1f} ms beside {old.quantile_ms(q):.1f} ms" for q in settings.quantiles)
@@ -53,8 +54,18 @@ def _shifted(slow: int, share: float, slack_ms: float, whole: Callable[[float], 
     return max(slow, whole(BINS_PER_OCTAVE * math.log2(allowed_ms) - 1e-9))
 
 
-def _bets(steps: Sequence[Step], champion_bin: int, challenger_bin: int, nominal: float, odds: Sequence[float]) -> Floats:
-    """`nominal` is about the share of the champion's requests that are slow: it aims the alternatives, and validity does not need it."""
+def _bets(
+    steps: Sequence[Step],
+    reference: Histogram,
+    champion_bin: int,
+    share: float,
+    slack_ms: float,
+    whole: Callable[[float], int],
+    odds: Sequence[float],
+) -> Floats:
+    """The reference's share of slow requests aims the alternatives; validity does not need it."""
+    challenger_bin = _shifted(champion_bin, share, slack_ms, whole)
+    nominal = min(max(reference.from_bin(champion_bin) / reference.total, 0.001), 0.999)
     old_slow, new_slow = counts([Pair(step.latency[0].from_bin(champion_bin), step.latency[1].from_bin(challenger_bin)) for step in steps])
     old, new = counts([Pair(step.latency[0].total, step.latency[1].total) for step in steps])
     slow = tuple(ratio / (1 + nominal * (ratio - 1)) for ratio in odds)

@@ -54,14 +54,15 @@ def decide(evidence: Evidence, position: Position, settings: Rollout) -> Decisio
 
 
 def guards_of(evidence: Evidence, settings: Rollout) -> list[Check]:
-    """What each guard that is switched on says."""
+    """What each guard that is switched on says. Without answers there is no quality, and no predictions that could be compared."""
     steps = evidence.steps
     found = [
         check_errors(steps, settings.errors),
         check_latency(steps, evidence.latency_reference, settings.latency),
-        check_quality(evidence.loss, evidence.ranking, settings.quality, alpha=settings.alpha),
     ]
-    if settings.distribution.max_gap is not None:
+    if evidence.has_answers:
+        found.append(check_quality(evidence.loss, evidence.ranking, settings.quality, alpha=settings.alpha))
+    if evidence.has_answers and settings.distribution.max_gap is not None:
         found.append(check_distribution(steps, evidence.scores, settings.distribution))
     if settings.business is not None:
         found.append(check_business(steps, settings.business, alpha=settings.alpha))
@@ -94,8 +95,8 @@ def _spent(evidence: Evidence, position: Position, settings: Rollout) -> str:
 def _unexplained_shift(guards: Sequence[Check], certain: float) -> str:
     """The words of a shift of the answers that labels have not shown to be harmless; empty without one."""
     by_name = {guard.guard: guard for guard in guards}
-    shift, quality = by_name.get("distribution"), by_name["quality"]
-    if shift is None or shift.harm < certain or (quality.fine is not None and quality.fine >= certain):
+    shift, quality = by_name.get("distribution"), by_name.get("quality")
+    if shift is None or quality is None or shift.harm < certain or (quality.fine is not None and quality.fine >= certain):
         return ""
     return f"{shift}, and labels do not show yet that they are no worse"
 

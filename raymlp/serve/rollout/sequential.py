@@ -25,6 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import erfcx, log_ndtr
 
 Floats = NDArray[np.float64]
+LARGEST_Z = 1e8
+"""Deviations beyond which more say nothing more; their square is still a number."""
 
 
 class Outcome(NamedTuple):
@@ -107,7 +109,8 @@ def mean_above(rows: float, total: float, variance: float, *, alpha: float, targ
     """
     if rows <= 0 or (variance <= 0 and total == 0):
         return 0.0
-    z = total / math.sqrt(variance) if variance > 0 else math.copysign(1e8, total)
+    ratio = total / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, total)
+    z = math.copysign(min(abs(ratio), LARGEST_Z), ratio)
     k = rows * tuning(alpha) / target_rows
     shrunk = z * math.sqrt(k / (1 + k))
     # Below 0 the square and the logarithm of Phi cancel, and their sum is that of the scaled complementary error function.

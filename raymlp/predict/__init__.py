@@ -1,0 +1,1 @@
+"""Batch prediction: a bundle over all rows of a source, by many processes, into Parquet files."""

@@ -1,0 +1,145 @@
+"""Who did what to which version: a log that is only added to, one JSON object a line, each with the hash of the one before.
+
+A line that is changed, taken out or put in breaks the chain from there on, which `verify` shows. What a chain alone cannot show is
+that lines at its end are gone, or that all of it was written anew: for that a hash that was noted elsewhere is looked for in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raymlp.config.runtime import Runtime
+from raymlp.core.errors import RaymlpError
+from raymlp.core.files import make_folder, to_json
+from raymlp.runtime.session import storage_root
+
+FIRST = "0" * 64
+"""What the first line has in the place of the hash before it."""
+FIELDS = ("number", "time", "who", "what", "model", "version", "details", "before", "hash")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A log that holds: how many lines, and the hash of the last, to be noted elsewhere."""
+
+    entries: int
+    head: str
+
+
+def audit_file(runtime: Runtime) -> Path:
+    """Where the log of a storage folder is."""
+    return storage_root(runtime) / "audit" / "audit.jsonl"
+
+
+def record(runtime: Runtime, what: str, *, model: str, version: str, **details: Any) -> None:
+    """Add a line: `what` was done to a version of a model, by the user of this process, now. `details` never hold a secret.
+
+    Raises RaymlpError when it cannot be written: what is not recorded does not count as done.
+    """
+    file = audit_file(runtime)
+    make_folder(file.parent)
+    who = f"{_user()}@{socket.gethostname()}"
+    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": who, "what": what, "model": model, "version": version}
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
+    except OSError as error:
+        raise RaymlpError(f"{file} cannot be written ({error.strerror}); expected to record '{what}'. Mend its permissions.") from error
+    with os.fdopen(descriptor, "r+b", buffering=0) as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        end = log.seek(0, os.SEEK_END)
+        number, before = _last(log, end, file)
+        line = _sealed(entry | {"details": details, "number": number + 1, "before": before})
+        try:
+            if log.write(line) != len(line):
+                raise OSError(None, "the line was cut off")
+            os.fsync(log.fileno())
+        except OSError as error:
+            log.truncate(end)  # half a line would break the chain
+            raise RaymlpError(f"{file} cannot be written ({error.strerror}); expected to record '{what}'. Make room.") from error
+
+
+def entries(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log, each after its place in the chain was checked. Raises RaymlpError that names the line and what is wrong."""
+    before, number = FIRST, 0
+    try:
+        lines = file.open("rb")
+    except FileNotFoundError:
+        return
+    with lines:
+        for line in lines:
+            number += 1
+            try:
+                entry = json.loads(line)
+                content = {name: entry[name] for name in FIELDS if name != "hash"}
+                whole = line == _sealed(content) and len(entry) == len(FIELDS)
+            except (ValueError, KeyError, TypeError):
+                raise _broken(file, number, "is no entry of the log") from None
+            if entry["before"] != before or entry["number"] != number:
+                raise _broken(file, number, "does not follow the line before it: lines were taken out, put in or moved")
+            if not whole:
+                raise _broken(file, number, "was changed after it was written: its hash does not fit")
+            before = entry["hash"]
+            yield entry
+
+
+def verify(file: Path, *, head: str = "") -> Chain:
+    """The chain, when every line holds. `head` is a hash noted earlier (its first digits will do), which must still be in it.
+
+    Raises RaymlpError as `entries`, and when `head` is not there: lines at the end are gone, or all was written anew.
+    """
+    last, found, count = FIRST, not head, 0
+    for entry in entries(file):
+        last, count = entry["hash"], entry["number"]
+        found = found or last.startswith(head)
+    if not found:
+        raise RaymlpError(
+            f"{file} has no line with the hash {head}, which was noted earlier; expected it among {count:,}. Lines at the end are gone, "
+            "or all of it was written anew. Look for a copy."
+        )
+    return Chain(count, last)
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """The line of an entry with its hash: SHA-256 over the JSON of everything else."""
+    plain = json.loads(to_json(content, indent=None))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return (json.dumps(plain | {"hash": hashlib.sha256(text.encode()).hexdigest()}, sort_keys=True, separators=(",", ":")) + "\n").encode()
+
+
+def _last(log: Any, end: int, file: Path) -> tuple[int, str]:
+    """Number and hash of the last line."""
+    if not end:
+        return 0, FIRST
+    size = min(end, 1 << 16)
+    log.seek(end - size)
+    tail = log.read(size)
+    try:
+        if not tail.endswith(b"\n"):
+            raise ValueError
+        entry = json.loads(tail.rstrip(b"\n").rpartition(b"\n")[2])
+        return int(entry["number"]), str(entry["hash"])
+    except (ValueError, KeyError, TypeError):
+        raise RaymlpError(
+            f"the last line of {file} is no entry of the log; expected one to go on from. Look at it: raymlp audit verify."
+        ) from None
+
+
+def _broken(file: Path, number: int, what: str) -> RaymlpError:
+    return RaymlpError(f"{file}, line {number:,} {what}. The log cannot be trusted from there on; compare it with a copy.")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -1,0 +1,109 @@
+"""Room in the cluster for the workers of a run: asked for before it begins, and waited for, not without end, when it has to begin again.
+
+Kept small: Ray Train's controller loads this file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
+from raymlp.train.follow import POLL_S, STOP
+
+if TYPE_CHECKING:
+    from raymlp.config.train import Train
+
+START_S = 30.0
+"""Seconds that a run waits for what others hold before it begins."""
+AGAIN_S = 600.0
+"""Seconds that a run which has lost workers waits for room to go on."""
+GROUP_S = 10.0
+"""Seconds until Ray Train looks anew at what the cluster has when the workers find no room."""
+LOOK_S = 5.0
+"""Seconds in which a look at the cluster has to be over."""
+WAITING = ("InitializingState", "RestartingState")
+Needs = Mapping[str, tuple[float, str]]
+"""CPUs and GPUs, each with its sum in words."""
+
+
+def needs_of(settings: Train, *, streams: bool) -> Needs:
+    """What the fewest workers take, and the one that reads where rows are streamed."""
+    workers = settings.elastic.min_workers if settings.elastic else settings.num_workers
+    cpus = workers * settings.cpus_per_worker + (1 if streams else 0)
+    sums = f"{workers} workers x {settings.cpus_per_worker:g} CPUs" + (" + 1 CPU to read" if streams else "")
+    needs = {"CPU": (cpus, f"{sums} = {cpus:g} CPUs")}
+    return needs | ({"GPU": (float(workers), f"{workers} workers x 1 GPU = {workers:g} GPUs")} if settings.gpu else {})
+
+
+def wait_for_room(needs: Needs) -> None:
+    """Raise ConfigError with the arithmetic when the workers do not fit the cluster, at once or after others had time to finish."""
+    for kind, (amount, sums) in needs.items():
+        total = ray.cluster_resources().get(kind, 0.0)
+        if amount > total:
+            raise ConfigError(f"training needs {sums}; the cluster has {total:g}. Set train.num_workers or train.cpus_per_worker.")
+        deadline = time.monotonic() + START_S
+        while amount > ray.available_resources().get(kind, 0.0):
+            if time.monotonic() > deadline:
+                raise no_room(needs, begun=False, waited_s=START_S)
+            time.sleep(POLL_S)
+
+
+def no_room(needs: Needs, *, begun: bool, waited_s: float) -> RaymlpError:
+    """Why a run cannot begin, or cannot go on, with the arithmetic of what is missing most."""
+    free, totals = ray.available_resources(), ray.cluster_resources()
+    kind = max(needs, key=lambda kind: needs[kind][0] - free.get(kind, 0.0))
+    sums = f"{needs[kind][1]}; of the cluster's {totals.get(kind, 0.0):g}, {free.get(kind, 0.0):g} are free"
+    if not begun:
+        return ConfigError(f"training needs {sums}. Stop what holds the rest, or set train.num_workers.")
+    return TrainingError(
+        f"training lost workers and waited {waited_s:.0f} s for room to go on: it needs {sums}. Add a node or stop what holds the rest, "
+        "and start the run again under its name to go on from its last checkpoint; with train.elastic it goes on with fewer workers."
+    )
+
+
+class Patience(ControllerCallback):
+    """Runs in the controller: ends a run that has no room for its workers when it has waited long enough, or when its caller gives up.
+
+    Ray Train by itself asks for room without end. What was free when the run was let in may be another's when its workers start.
+    """
+
+    def __init__(self, run_dir: Path, needs: Needs, *, start_s: float, again_s: float, look_s: float | None) -> None:
+        """An elastic run looks every `look_s` for nodes that came or went; None for one whose number of workers is fixed."""
+        self._run_dir, self._needs, self._start_s, self._again_s, self._look_s = run_dir, needs, start_s, again_s, look_s
+        self._since: float | None = None
+        self._begun = False
+        self._looked = 0.0
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Without room a fixed group is rescheduled, and an elastic one stays in the state in which it waits."""
+        now, state = time.monotonic(), type(current_state).__name__
+        if self._look_s is not None and now - self._looked > (self._look_s if state == "RunningState" else POLL_S):
+            self._looked = now
+            _look(wait_s=0.0 if state == "RunningState" else LOOK_S)
+        if state == "RunningState":
+            self._since, self._begun = None, True
+            return
+        self._since = now if self._since is None else self._since
+        stays = state in WAITING and type(previous_state) is type(current_state)
+        if not stays and state != "ReschedulingState":
+            return
+        if (self._run_dir / STOP).exists():
+            raise TrainingError("training was stopped by its caller while it waited for room.")
+        if now - self._since > (self._again_s if self._begun else self._start_s):
+            raise no_room(self._needs, begun=self._begun, waited_s=now - self._since)
+        if stays:
+            time.sleep(POLL_S)  # Ray Train would ask again at once, without end
+
+
+def _look(*, wait_s: float) -> None:
+    """Let Ray see which nodes there are: what it gives to an elastic run follows a picture of the cluster that may be 20 s old."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    looking = get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True)
+    ray.wait([looking], timeout=wait_s)
