@@ -47,7 +47,7 @@ def optuna_loop(config: Config) -> tuple[int, float]:
     from raymlp import prepare
     from raymlp.train.trainer import fit_in_process
     from raymlp.tune.draws import RandomDraws
-    from raymlp.tune.search import trial_config
+    from raymlp.tune.space import trial_config
 
     snapshot = _snapshot(prepare, config)
     draws = RandomDraws(config.tune)

@@ -176,6 +176,11 @@ def reproduce(
     rows = [(item.name, item.recorded, item.again, "same" if item.same else "differs") for item in result.facts]
     _columns(("", "recorded", "again", ""), rows)
     if result.differences:
+        if result.unrepeatable:
+            raise TrainingError(
+                f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}, as they must: "
+                f"{'; '.join(result.unrepeatable)}."
+            )
         moved = [f"{item.name} was {item.recorded} and is {item.again}" for item in result.environment if not item.same]
         told = "; ".join(moved) or ("the environment is the same" if result.environment else "the bundle does not say where it was made")
         raise TrainingError(f"{len(result.differences)} of {len(result.facts)} facts differ from run {result.run_id}: {told}.")
@@ -272,7 +277,7 @@ def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
     config = _config(overrides, verbose)
     with _running(config) as story, ray_session(config.runtime):
         result = pipeline.rollout(config, story=story)
-    _done({"verdict": str(result.decision)})
+    _done({"verdict": str(result.decision), "record": str(result.record)})
 
 
 @app.command()

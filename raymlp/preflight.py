@@ -19,7 +19,7 @@ from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
 from raymlp.runtime.session import storage_root
 from raymlp.train.choice import foretold
-from raymlp.train.support import refusals
+from raymlp.train.support import refusals, unused
 
 GROWTH = 3
 """Free disk asked for, as a multiple of the source files."""
@@ -98,7 +98,7 @@ def _own_steps(config: Config, problem: Say) -> dict[str, str]:
 
 
 def _model(config: Config, problem: Say) -> dict[str, str]:
-    """Whether the model's package, or a net of the user's own, is there, and whether the endpoint may run it."""
+    """Whether the model's package, or a net of the user's own, is there, goes with the recipe, and whether the endpoint may run it."""
     from raymlp.config.model import Own
     from raymlp.core.trust import TRUSTED, serves
     from raymlp.model.nets import require
@@ -106,7 +106,13 @@ def _model(config: Config, problem: Say) -> dict[str, str]:
     require(config.model)
     if not isinstance(config.model, Own):
         return {}
-    path = config.model.target
+    from raymlp.model.own import class_of
+
+    path, kind = config.model.target, class_of(config.model)
+    if hasattr(kind, "training_step"):
+        from raymlp.train.own import refuse_hooks
+
+        refuse_hooks(kind, config.train)
     if not serves(path):
         problem(
             f"model._target_ is {path}, which the endpoint would refuse; expected its module in {TRUSTED}. "
@@ -153,12 +159,14 @@ def _training(config: Config, problem: Say) -> dict[str, str]:
     how = f"{strategy.kind}{detail}, {workers}, precision {_precision(train)}, {rows:,} rows a step"
     if isinstance(config.model, Trees):
         how = f"{workers}, {config.model.rounds_per_epoch} rounds an epoch"
+    ignored = unused(config)
     length = f"at most {train.epochs} epochs"
     if isinstance(config.model, KMeans | IsolationForest):
         how = f"{workers}, by scikit-learn on at most {config.model.sample_rows:,} evenly spaced training rows"
         length = "in one go"
     return {
         "training": f"{config.model.kind}, {how}, {length}",
+        **({"not used": ignored} if ignored else {}),
         "ray": f"cluster at {where}" if where else f"local, {offered} CPUs",
     }
 

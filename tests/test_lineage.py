@@ -10,16 +10,18 @@ from typing import Any
 
 import pyarrow.csv
 import pytest
+import yaml
 
 from raymlp import lineage, pipeline
 from raymlp.cli import run_command
-from raymlp.config.loader import with_overrides
+from raymlp.config.loader import build_config, to_yaml, with_overrides
 from raymlp.config.schema import Site
 from raymlp.core.errors import ConfigError, DataError, RegistryError
 from raymlp.core.files import sha256_file
 from raymlp.core.records import Snapshot, Station, TrainedModel
 from raymlp.data import sources
 from raymlp.model.bundle import load_bundle, save_bundle
+from raymlp.train.support import unrepeatable
 from tests.train.planted import config_of, planted, trained, write_snapshot
 
 
@@ -91,6 +93,21 @@ def test_a_difference_of_environment_is_named(
     said = " ".join(capsys.readouterr().err.split())
     assert "1 of " in said
     assert f"torch was 1.0 and is {first.environment['torch']}" in said
+
+
+def test_a_private_run_is_said_to_differ_as_it_must(
+    recorded: TrainedModel, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("opacus")
+    first = load_bundle(recorded.bundle)
+    private = with_overrides(build_config(yaml.safe_load(first.config_yaml)), {"train.private": {"max_epsilon": 50.0, "noise": 1.0}})
+    other = save_bundle(replace(first, config_yaml=to_yaml(private)), recorded.bundle.parent / "other")
+    monkeypatch.setattr(pipeline, "train", trained)
+    assert run_command(["reproduce", str(other), f"runtime.storage={site.runtime.storage}"]) == 1
+    shown = capsys.readouterr()
+    assert f"run {recorded.run_id} cannot be made again bit by bit" in " ".join(shown.out.split())
+    assert "as they must: train.private draws batches and noise from the operating system" in " ".join(shown.err.split())
+    assert unrepeatable(config_of()) == ()
 
 
 def test_a_snapshot_that_the_source_no_longer_gives_is_refused(

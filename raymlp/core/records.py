@@ -233,11 +233,14 @@ class RetrainResult:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """How a rollout ended: promoted, rolled back or held, after how many requests."""
+    """How a rollout ended (`promote`, `rollback`, or `pause` where only a person can say), after how many requests; the shares of traffic
+    the challenger had, and the file of its record."""
 
     decision: Decision
     requests: int
     challenger_requests: int
+    shares: tuple[float, ...]
+    record: Path
 
 
 @dataclass(frozen=True)
@@ -277,12 +280,13 @@ class Compared:
 @dataclass(frozen=True)
 class Reproduction:
     """A recorded run made again. `facts` are the digests of the bundle's files and the metrics; `environment` has what may explain
-    a difference: versions, processor, threads."""
+    a difference: versions, processor, threads. `unrepeatable` has the settings of a run that cannot come out the same, with the reason."""
 
     run_id: str
     model: TrainedModel
     facts: tuple[Compared, ...]
     environment: tuple[Compared, ...]
+    unrepeatable: tuple[str, ...] = ()
 
     @property
     def differences(self) -> tuple[Compared, ...]:

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from raymlp.config.augment import Augment
 from raymlp.core.errors import ConfigError
-from raymlp.train.batches import Batch
 
 ERASED = (0.02, 0.33)
 """Share of an image that is erased, between these two."""
 
 
 class Augmentation(nn.Module):
-    """Flip, one warp for shift, zoom and turn, colour, erasing, in this order. Draws from torch's own generator, and has no weights."""
+    """Flip, one warp for shift, zoom and turn, colour, erasing, in this order. Draws from torch's own generator, and has no weights. It
+    takes and gives a tensor, as ZeRO 3 expects of every module."""
 
     def __init__(self, settings: Augment) -> None:
         super().__init__()
@@ -42,9 +42,8 @@ class Augmentation(nn.Module):
             steps.append(changes.RandomErasing(p=settings.erase, scale=ERASED))
         self.steps = nn.Sequential(*steps)
 
-    def forward(self, batch: Batch) -> Batch:
-        """The same batch with other pixels: `image` uint8 (B, 3, H, V)."""
-        image = batch.tensors["image"]
+    def forward(self, image: Tensor) -> Tensor:
+        """Uint8 (B, 3, H, V) to the same with other pixels."""
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             changed: Tensor = self.steps(image.float() / 255)
-        return Batch({**batch.tensors, "image": (changed * 255).round().clamp(0, 255).to(torch.uint8)}, batch.target)
+        return (changed * 255).round().clamp(0, 255).to(torch.uint8)

@@ -43,6 +43,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.target)
 
+    def with_image(self, image: Tensor) -> Batch:
+        """The same rows with other images; what a teacher said of them stays what it was."""
+        return Batch({**self.tensors, "image": image}, self.target, self.soft)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
         tensors = {name: part.to(device, non_blocking=non_blocking) for name, part in self.tensors.items()}

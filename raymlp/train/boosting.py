@@ -7,7 +7,7 @@ Legend: N rows of the worker, F features, O outputs, R rounds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from raymlp.model.trees import OBJECTIVES
 
 Floats = NDArray[np.float32]
 Outputs = NDArray[np.float64]
+Split = Literal["train", "valid"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Booster(Protocol):
     def update(self) -> None:
         """Add a round."""
 
-    def outputs(self) -> tuple[Outputs, Outputs]:
-        """Of this worker's training and validation rows, (N, O) each: logits, or the standardised value."""
+    def outputs(self, split: Split) -> Outputs:
+        """Of this worker's training or validation rows, (N, O): logits, or the standardised value."""
 
     def text(self, rounds: int) -> str:
         """The first rounds as the library writes them."""
@@ -101,9 +102,8 @@ class _XGBoost:
         self._booster.update(self._train, self.rounds)
         self.rounds += 1
 
-    def outputs(self) -> tuple[Outputs, Outputs]:
-        train, valid = (self._booster.predict(rows, output_margin=True) for rows in (self._train, self._valid))
-        return _columns(train), _columns(valid)
+    def outputs(self, split: Split) -> Outputs:
+        return _columns(self._booster.predict(self._train if split == "train" else self._valid, output_margin=True))
 
     def text(self, rounds: int) -> str:
         return bytes(self._booster[:rounds].save_raw("json")).decode()
@@ -171,17 +171,15 @@ class _LightGBM:
         rows, features = (int(drawn) >> 1 for drawn in np.random.SeedSequence([self._seed, epoch]).generate_state(2))
         return {"bagging_seed": rows, "feature_fraction_seed": features, "bagging_fraction": self._share * (1 - 1e-9 * (epoch % 2))}
 
-    def outputs(self) -> tuple[Outputs, Outputs]:
+    def outputs(self, split: Split) -> Outputs:
         found: list[Outputs] = []
 
         def hear(answers: Any, _: Any) -> tuple[str, float, bool]:
             found.append(_columns(answers))
             return "heard", 0.0, True
 
-        self._booster.eval_train(hear)
-        self._booster.eval_valid(hear)
-        train, valid = (_logits(self._task, part) for part in found)
-        return train, valid
+        (self._booster.eval_train if split == "train" else self._booster.eval_valid)(hear)
+        return _logits(self._task, found[0])
 
     def text(self, rounds: int) -> str:
         said: str = self._booster.model_to_string(num_iteration=rounds)

@@ -1,8 +1,8 @@
 """What a teacher says of the training rows, and the loss that listens to it (Hinton et al. 2015).
 
-Legend: B rows, K classes, O outputs of the net. Soft targets are float32 (B, O): the logit of the teacher's probability (binary), the
-logarithm of each class's (multiclass; the same as its logits, but for a constant a row), or its value, standardised as the answers
-are (regression). They are made of calibrated scores, so that any kind of model can teach.
+Legend: B rows, K classes, M members and O outputs of the net. Soft targets are float32 (B, O): the logit of the teacher's
+probability (binary), the logarithm of each class's (multiclass; the same as its logits, but for a constant a row), or its value,
+standardised as the answers are (regression). They are made of calibrated scores, so that any kind of model can teach.
 """
 
 from __future__ import annotations
@@ -70,16 +70,23 @@ def _predictor(bundle: str) -> Predictor:
 
 
 def distilled_sum(task: Task, loss: Tensor, outputs: Tensor, soft: Tensor, settings: Distil) -> Tensor:
-    """The summed loss of B rows by their answers, mixed with that by the teacher: `outputs` and `soft` float32 (B, O).
+    """The summed loss of B rows by their answers, mixed with that by the teacher: `outputs` float32 (B, O), or (B, M, O) of M members,
+    whose mean counts; `soft` float32 (B, O).
 
     Classes: T^2 times the cross entropy of the teacher's and the net's probabilities at temperature T; the square keeps the size
     of the gradient the same at any T. Regression: squared error.
     """
-    t = settings.temperature
-    if task == "regression":
-        listened = functional.mse_loss(outputs, soft, reduction="sum")
-    elif task == "binary":
-        listened = t**2 * functional.binary_cross_entropy_with_logits(outputs / t, (soft / t).sigmoid(), reduction="sum")
+    if outputs.ndim == 3:
+        members = outputs.shape[1]
+        listened = _listened(task, outputs.flatten(0, 1), soft.repeat_interleave(members, dim=0), settings.temperature) / members
     else:
-        listened = t**2 * functional.cross_entropy(outputs / t, (soft / t).softmax(dim=1), reduction="sum")
+        listened = _listened(task, outputs, soft, settings.temperature)
     return (1 - settings.weight) * loss + settings.weight * listened
+
+
+def _listened(task: Task, outputs: Tensor, soft: Tensor, t: float) -> Tensor:
+    if task == "regression":
+        return functional.mse_loss(outputs, soft, reduction="sum")
+    if task == "binary":
+        return t**2 * functional.binary_cross_entropy_with_logits(outputs / t, (soft / t).sigmoid(), reduction="sum")
+    return t**2 * functional.cross_entropy(outputs / t, (soft / t).softmax(dim=1), reduction="sum")

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from raymlp.config.mix import NoMix
 from raymlp.config.model import Own
 from raymlp.config.schema import Config
 from raymlp.config.train import Train
@@ -29,9 +31,12 @@ from raymlp.model.nets import Edges, NetShape, build_net
 from raymlp.model.scorer import Scorer
 from raymlp.train.adversarial import Attacker
 from raymlp.train.imbalance import Resampler, balanced_weights
+from raymlp.train.layers import require_blocks
 from raymlp.train.pace import Pace
-from raymlp.train.private import Budget, budget_of, refuse_unfit
+from raymlp.train.private import Budget, budget_of, refuse_unfit, try_rows
 
+SHOWN = 3
+"""Columns that an error names."""
 SPENT = ("epsilon", "delta")
 """What all epochs together have spent, whichever of them was the best: all were looked at."""
 
@@ -52,9 +57,9 @@ class Job:
     """Settings and weights of a Hugging Face encoder; None for other nets."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for SMOTE on texts or images, since nothing lies between two; for augmentation without images; for
-        privacy that the net or the budget does not allow; for an attack that has nothing to move; and for a net of the user's own
-        that is not sound."""
+        """Raises ConfigError for SMOTE on texts or images, since nothing lies between two; for augmentation without images; for images
+        that are mixed beside other features; for privacy that the net or the budget does not allow; for an attack that has nothing
+        to move; for activations to compute again in a net without blocks; and for a net of the user's own that is not sound."""
         if self.config.train.augment.is_on and self.plan.image is None:
             raise ConfigError("train.augment changes images, and the features hold none; expected one. Set features.image.")
         if self.config.train.resample == "smote" and (self.plan.texts or self.plan.image):
@@ -63,6 +68,16 @@ class Job:
                 f"train.resample is smote, and the features hold {kind}; expected numbers and categories alone. "
                 "Set train.resample=oversample or undersample."
             )
+        if not isinstance(self.config.train.mix, NoMix) and (len(self.plan.inputs) > 1 or self.plan.image is None):
+            others = [name for name in self.plan.inputs if self.plan.image is None or name != self.plan.image.column]
+            raise ConfigError(
+                f"train.mix.kind is {self.config.train.mix.kind}, which mixes images and their answers, and the features hold "
+                f"{', '.join(others[:SHOWN])}, which would speak for one of the two alone; expected the image as the only feature. "
+                "Set train.mix.kind=none, or leave the others out by features.drop."
+            )
+        if self.config.train.activation_checkpointing and self.has_net:
+            with torch.device("meta"):
+                require_blocks(build_net(self.shape))
         if not self.has_net and (self.plan.texts or self.plan.image):
             raise ConfigError(
                 f"model.kind is {self.config.model.kind}, and the features hold {'a text' if self.plan.texts else 'an image'}; expected "
@@ -71,7 +86,12 @@ class Job:
         if self.config.train.adversarial:
             Attacker(self.config.train.adversarial, self.plan)
         if self.budget is not None:
-            refuse_unfit(build_net(self.shape), self.config.model.kind)
+            from raymlp.train.transfer import let_learn
+
+            net = build_net(self.shape)
+            let_learn(net)
+            refuse_unfit(net, self.config.model.kind)
+            try_rows(net, self.shape)
             _ = self.budget.epochs
         if isinstance(self.config.model, Own):
             from raymlp.train.own import check

@@ -28,7 +28,7 @@ from raymlp.train.layers import prepare
 from raymlp.train.mixing import mixed
 from raymlp.train.optimizer import optimizer_of
 from raymlp.train.pace import Pace
-from raymlp.train.private import Budget, private_optimizer
+from raymlp.train.private import Budget, empty_step, private_optimizer
 from raymlp.train.schedule import shares
 
 SURE = 1e-7
@@ -137,8 +137,10 @@ class TableModule(pl.LightningModule):
         return outputs.float()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.budget is not None and not len(batch):
+            return empty_step(self.net)
         if self.augment is not None:
-            batch = self.augment(batch)
+            batch = batch.with_image(self.augment(batch.tensors["image"]))
         batch, answers = mixed(batch, self.settings.mix)
         loss = self._training_loss(batch, answers)
         if self.attacker is not None:

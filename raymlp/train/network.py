@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ray.train.backend import Backend, BackendConfig
 from ray.train.lightgbm import LightGBMConfig
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 from ray.train.xgboost import XGBoostConfig
 
 from raymlp.model.trees import Library
@@ -20,20 +20,31 @@ class TreeNetwork(TorchConfig):
     library: Library = "xgboost"
 
     @property
-    def backend_cls(self) -> type[_Backend]:
-        return _Backend
+    def backend_cls(self) -> type[Backend]:
+        return _Both
+
+    @property
+    def parts(self) -> tuple[BackendConfig, BackendConfig]:
+        """Torch's own settings, and those of Ray Train for the library."""
+        torch = TorchConfig(backend=self.backend, init_method=self.init_method, timeout_s=self.timeout_s)
+        return torch, XGBoostConfig() if self.library == "xgboost" else LightGBMConfig()
 
 
-class _Backend(_TorchBackend):
-    """Torch's, and that of Ray Train for the library. One is made for each start of the workers."""
+class _Both(Backend):
+    """One network after the other, anew for each group of workers."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Backend, BackendConfig]] = []
+
+    def on_start(self, worker_group: Any, backend_config: TreeNetwork) -> None:
+        self._parts = [(config.backend_cls(), config) for config in backend_config.parts]
+        for backend, config in self._parts:
+            backend.on_start(worker_group, config)
 
     def on_training_start(self, worker_group: Any, backend_config: TreeNetwork) -> None:
-        super().on_training_start(worker_group, backend_config)
-        self._config = XGBoostConfig() if backend_config.library == "xgboost" else LightGBMConfig()
-        self._network = self._config.backend_cls()
-        self._network.on_training_start(worker_group, self._config)
+        for backend, config in self._parts:
+            backend.on_training_start(worker_group, config)
 
     def on_shutdown(self, worker_group: Any, backend_config: TreeNetwork) -> None:
-        if hasattr(self, "_network"):
-            self._network.on_shutdown(worker_group, self._config)
-        super().on_shutdown(worker_group, backend_config)
+        for backend, config in reversed(self._parts):
+            backend.on_shutdown(worker_group, config)

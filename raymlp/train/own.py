@@ -32,22 +32,33 @@ FOREIGN = (
 
 
 def check(net: nn.Module, settings: Train) -> None:
+    """`refuse_hooks`. Raises ConfigError for a LightningModule that steps its optimizers itself, too."""
+    refuse_hooks(type(net), settings)
+    if isinstance(net, pl.LightningModule) and not net.automatic_optimization:
+        raise ConfigError(
+            f"model ({type(net).__qualname__}) steps its optimizers itself; expected automatic_optimization to be left on. Mend the net."
+        )
+
+
+def refuse_hooks(kind: type[nn.Module], settings: Train) -> None:
     """Raise ConfigError when a LightningModule has a hook that would not be called, or one that leaves a setting without effect."""
-    if not isinstance(net, pl.LightningModule):
+    if not issubclass(kind, pl.LightningModule):
         return
-    where, plain = f"model ({type(net).__qualname__})", Train()
+    where, plain = f"model ({kind.__qualname__})", Train()
     for hook in FOREIGN:
-        if is_overridden(hook, net):
+        if _overrides(kind, hook):
             raise ConfigError(f"{where} has {hook}, which would not be called; expected no hooks but {' and '.join(UNSEEN)}. Remove it.")
-    if not net.automatic_optimization:
-        raise ConfigError(f"{where} steps its optimizers itself; expected automatic_optimization to be left on. Mend the net.")
     for hook, names in UNSEEN.items():
-        for name in names if is_overridden(hook, net) else ():
+        for name in names if _overrides(kind, hook) else ():
             if getattr(settings, name) != getattr(plain, name):
                 raise ConfigError(
                     f"{where} has a {hook} of its own, where train.{name} does nothing; expected the default. "
                     f"Remove the setting, or the {hook}."
                 )
+
+
+def _overrides(kind: type[nn.Module], hook: str) -> bool:
+    return getattr(kind, hook) is not getattr(pl.LightningModule, hook)
 
 
 def module_for(net: nn.Module) -> type[TableModule]:

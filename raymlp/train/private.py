@@ -16,14 +16,17 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError
+from raymlp.model.nets import NetShape
 from raymlp.train.batches import Batch, TrainBatches, batch_of
 from raymlp.train.blocks import Source, joined
 
@@ -31,6 +34,8 @@ DELTA_SHARE = 0.1
 HIGHER_ORDERS = (96, 128, 256, 512)
 NOISE = (0.1, 100.0)
 """Least and most noise that is chosen; what is given may be any."""
+TRIED_ROWS = 3
+"""Rows that a net is tried on."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,14 @@ class Budget:
 
     def epsilon(self, epochs: int) -> float:
         """What is spent after so many epochs, at `delta`."""
-        from opacus.accountants import RDPAccountant
+        from opacus.accountants.analysis import rdp
 
-        accountant = RDPAccountant()
-        accountant.history = [(self.noise, self.rate, epochs * self.epoch_steps)] if epochs else []
+        if not epochs:
+            return 0.0
+        orders, each = _step_cost(self.noise, self.rate)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that another order might bound it more tightly: it is a bound at any
-            return float(accountant.get_epsilon(self.delta, [*RDPAccountant.DEFAULT_ALPHAS, *HIGHER_ORDERS]))
+            return float(rdp.get_privacy_spent(orders=orders, rdp=each * epochs * self.epoch_steps, delta=self.delta)[0])
 
     @cached_property
     def epochs(self) -> int:
@@ -78,6 +84,16 @@ class Budget:
                 f"and max_epsilon is {self.max_epsilon:g}; expected at least one epoch within it. Set train.private.noise or max_epsilon."
             )
         return low
+
+
+@lru_cache(maxsize=64)
+def _step_cost(noise: float, rate: float) -> tuple[list[float], NDArray[np.float64]]:
+    """Orders, and the Renyi divergence of one step at each: many steps cost as many times that."""
+    from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis import rdp
+
+    orders = [*RDPAccountant.DEFAULT_ALPHAS, *HIGHER_ORDERS]
+    return orders, np.asarray(rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=orders))
 
 
 @lru_cache(maxsize=8)
@@ -133,15 +149,24 @@ class PoissonBatches(TrainBatches):
 
 def private_optimizer(net: nn.Module, optimizer: Optimizer, budget: Budget) -> Optimizer:
     """The optimizer, behind one that clips the gradient of each row and adds noise to their sum. Losses are means over the batch."""
-    from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
-
-    GradSampleModule(net, loss_reduction="mean")  # leaves its hooks in the net itself
+    _tell_rows_apart(net)
     generator = torch.Generator(next(net.parameters()).device).manual_seed(secrets.randbits(63))
-    wrapped: Optimizer = DPOptimizer(
-        optimizer, noise_multiplier=budget.noise, max_grad_norm=budget.clip, expected_batch_size=budget.batch_rows, generator=generator
-    )
+    settings = {"noise_multiplier": budget.noise, "max_grad_norm": budget.clip, "expected_batch_size": budget.batch_rows}
+    wrapped: Optimizer = _optimizer(net)(optimizer, generator=generator, **settings)
     return wrapped
+
+
+def empty_step(net: nn.Module) -> Tensor:
+    """The loss of a batch without rows, which not every net takes: the step after it is one of noise alone."""
+    learning = [weight for weight in net.parameters() if weight.requires_grad]
+
+    def no_rows(_: Tensor) -> None:
+        for weight in learning:
+            weight.grad_sample = weight.new_zeros((0, *weight.shape))  # type: ignore[attr-defined]
+
+    loss = torch.stack([(weight * 0).sum() for weight in learning]).sum()
+    loss.register_hook(no_rows)  # type: ignore[no-untyped-call]  # in the backward pass: gradients are reset before it
+    return loss
 
 
 def refuse_unfit(net: nn.Module, kind: str) -> None:
@@ -154,3 +179,92 @@ def refuse_unfit(net: nn.Module, kind: str) -> None:
         raise ConfigError(
             f"train.private does not go with model.kind={kind}: {str(errors[0]).splitlines()[0]} Choose a model without it, such as mlp."
         )
+
+
+def try_rows(net: nn.Module, shape: NetShape) -> None:
+    """Raise ConfigError when a pass over some rows does not leave the gradient of each: one a row for every weight that learns, with the
+    gradient of the batch as their mean. The net is not to be used afterwards."""
+    _tell_rows_apart(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the first layer's inputs need no gradient
+        (net.train()(_drawn(shape)).float().square().sum() / TRIED_ROWS).backward()
+    for name, weight in net.named_parameters():
+        each = getattr(weight, "grad_sample", None)
+        if not weight.requires_grad or weight.grad is None:
+            continue
+        if (
+            not isinstance(each, Tensor)
+            or len(each) != TRIED_ROWS
+            or not torch.allclose(_mean(net, weight, each), weight.grad, rtol=1e-3, atol=1e-5)
+        ):
+            raise ConfigError(
+                f"train.private does not go with model.kind={shape.model.kind} as it is set: Opacus cannot tell each row's gradient of "
+                f"{name}. "
+                "Choose another model, such as mlp; of an encoder, let adapters learn (model.transfer.lora) or the upper blocks alone."
+            )
+
+
+def _drawn(shape: NetShape) -> dict[str, Tensor]:
+    """Inputs of `TRIED_ROWS` rows, drawn at random."""
+    draws, rows = torch.Generator().manual_seed(0), TRIED_ROWS
+
+    def ids(below: int, width: int = 1) -> Tensor:
+        return torch.randint(below, (rows, width), generator=draws)
+
+    drawn = {
+        "numeric": torch.randn(rows, shape.num_numeric, generator=draws),
+        "categorical": torch.cat([torch.zeros(rows, 0, dtype=torch.int64), *map(ids, shape.cardinalities)], dim=1),
+    }
+    if shape.texts:
+        drawn["text"] = torch.cat([ids(size, length) for size, length in shape.texts], dim=1)
+    if shape.image:
+        drawn["image"] = torch.randint(256, (rows, 3, *shape.image), generator=draws, dtype=torch.uint8)
+    return drawn
+
+
+def _tell_rows_apart(net: nn.Module) -> None:
+    """Have each backward pass leave the gradient of every row, as `grad_sample`, beside that of the batch."""
+    from opacus import GradSampleModule
+
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            layer.register_forward_pre_hook(_channels_first)
+    GradSampleModule(net, loss_reduction="mean")  # leaves its hooks in the net itself
+
+
+def _channels_first(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Opacus cuts an image into patches by the strides of channels that come first: with others the gradients of rows would be mixed."""
+    return tuple(part.contiguous() for part in inputs)
+
+
+def _padding(net: nn.Module) -> dict[Tensor, int]:
+    """Of every embedding with padding that learns, which row stands for it."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Embedding) and layer.weight.requires_grad]
+    return {layer.weight: layer.padding_idx for layer in layers if layer.padding_idx is not None}
+
+
+def _mean(net: nn.Module, weight: nn.Parameter, each: Tensor) -> Tensor:
+    mean = each.mean(dim=0)
+    if (row := _padding(net).get(weight)) is not None:
+        mean[row] = 0
+    return mean
+
+
+def _optimizer(net: nn.Module) -> type[Any]:
+    from opacus.optimizers import DPOptimizer
+
+    class RowOptimizer(DPOptimizer):
+        """Leaves padding at 0, which Opacus takes for a word like others: it gets neither gradient nor noise."""
+
+        def clip_and_accumulate(self) -> None:
+            for weight, row in _padding(net).items():
+                weight.grad_sample[:, row] = 0  # type: ignore[attr-defined]
+            super().clip_and_accumulate()
+
+        def add_noise(self) -> None:
+            super().add_noise()
+            for weight, row in _padding(net).items():
+                if weight.grad is not None:
+                    weight.grad[row] = 0
+
+    return RowOptimizer

@@ -6,6 +6,7 @@ Legend: N rows of the worker, F features, K classes, O outputs.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ from raymlp.data.target import Target
 from raymlp.model.calibration import Calibration
 from raymlp.model.trees import FILES, TreeScorer, matrix
 from raymlp.runtime import environment
-from raymlp.train.blocks import Source, joined
+from raymlp.train.blocks import Block, Source, grouped, joined
 from raymlp.train.boosting import Booster, Rows, booster
 from raymlp.train.figures import Figures, epoch_figures
 from raymlp.train.job import Job, Outcome, Progress
@@ -71,7 +72,7 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
     pulse = Pulse(team.agree, team.hear, rank=team.rank, seconds=progress.seconds)
     saved_s, figures = progress.seconds, Figures()
     started = time.perf_counter()
-    rows, held = _rows(train, job.class_weights), _rows(valid, job.class_weights)
+    rows, held = _training_rows(job, train, team), _rows(joined(valid(None)), job.class_weights)
     waited = time.perf_counter() - started
     if job.shuffle_labels:
         drawn = np.random.default_rng((settings.seed, team.rank)).permutation(len(rows.y))
@@ -89,16 +90,19 @@ def fit_trees(job: Job, train: Source, valid: Source, team: Team, *, report: Rep
         while not progress.finished:
             before = best.round
             figures.start()
-            losses, outputs = _epoch(making, model.rounds_per_epoch, rows, held, target.task, team, best, figures)
+            rounds = min(model.rounds_per_epoch, (settings.budget.steps or sys.maxsize) - making.rounds)
+            valid_loss, outputs = _epoch(making, rounds, held, len(answers), target.task, team, best, figures)
+            train_sum, train_rows = team.total(np.array([_total(target.task, making.outputs("train"), rows), len(rows.y)]))
             took = figures.seconds
             metric = job.config.problem.main_metric
             scores = Calibration.undoing(target.task, job.class_weights).apply(target.in_unit(team.gather(outputs)))
             metrics = {
                 "epoch": float(progress.epochs),
-                **losses,
+                "train_loss": train_sum / train_rows,
+                "valid_loss": valid_loss,
                 f"valid_{metric}": METRICS[target.task][metric](_truth(target, answers), scores),
                 "workers": float(team.world_size),
-                "rows_per_s": job.rows["train"] * model.rounds_per_epoch / took,
+                "rows_per_s": train_rows * rounds / took,
                 **epoch_figures(team.gather(figures.row(train_s=waited + took, waited_s=waited))),
             }
             waited = 0.0
@@ -133,32 +137,37 @@ def _is_over(budget: Budget, rounds: int, seconds: float) -> bool:
 
 
 def _epoch(
-    making: Booster, rounds: int, train: Rows, valid: Rows, task: Task, team: Team, best: Best, figures: Figures
-) -> tuple[dict[str, float], Floats]:
-    """Some rounds; the losses at the best of them, and this worker's validation outputs there. Notes in `best` the best round of all.
-    A round is a step of the figures."""
+    making: Booster, rounds: int, valid: Rows, num_valid: int, task: Task, team: Team, best: Best, figures: Figures
+) -> tuple[float, Floats]:
+    """Some rounds; the lowest validation loss, over the `num_valid` rows of all workers, and this worker's validation outputs there. Notes
+    in `best` the best round of all. A round is a step of the figures."""
     lowest, kept = float("inf"), np.zeros(0)
-    losses: dict[str, float] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         making.update()
-        outputs = making.outputs()
-        sums = np.array([[_total(task, part, rows), len(rows.y)] for part, rows in zip(outputs, (train, valid), strict=True)])
-        (train_sum, train_rows), (valid_sum, valid_rows) = team.gather(sums[None]).sum(axis=0)
-        loss = valid_sum / valid_rows
-        if not losses or loss < lowest or not np.isfinite(loss):
-            lowest, kept, losses = loss, outputs[1], {"train_loss": train_sum / train_rows, "valid_loss": loss}
+        outputs = making.outputs("valid")
+        loss = float(team.total(np.array([_total(task, outputs, valid)]))[0]) / num_valid
+        if not number or loss < lowest or not np.isfinite(loss):
+            lowest, kept = loss, outputs
         if loss < best.loss:
-            best.round, best.loss = making.rounds, float(loss)
+            best.round, best.loss = making.rounds, loss
         figures.step()
-    return losses, kept
+    return lowest, kept
 
 
 def _total(task: Task, outputs: Floats, rows: Rows) -> float:
     return float((loss_of(task, outputs, rows.y) * rows.weights).sum())
 
 
-def _rows(source: Source, class_weights: Sequence[float]) -> Rows:
-    block = joined(source(None))
+def _training_rows(job: Job, source: Source, team: Team) -> Rows:
+    """The rows of this worker, weighed, or resampled once for the whole run, which draws them again when it goes on."""
+    settings, blocks = job.config.train, source(None)
+    resample = job.resampler(team.world_size)
+    if resample is not None:
+        blocks = resample(map(joined, grouped(blocks)), np.random.default_rng((settings.seed, team.rank)), keep_order=True)
+    return _rows(joined(blocks), job.class_weights if settings.class_weights == "balanced" else ())
+
+
+def _rows(block: Block, class_weights: Sequence[float]) -> Rows:
     weights = np.array(class_weights, np.float32)[block.target.astype(np.int64)] if class_weights else np.ones(len(block), np.float32)
     return Rows(matrix(block.tensors), np.array(block.target), weights)
 

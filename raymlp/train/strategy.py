@@ -36,16 +36,18 @@ def strategy_of(settings: Train, *, world_size: int, device: torch.device, own: 
 
 
 def precision_of(settings: Train, strategy: Strategy) -> dict[str, Any]:
-    """What the Lightning trainer is told of the precision: DeepSpeed holds the weights in it (`true`), others compute in it (`mixed`).
+    """What the Lightning trainer is told of the precision: DeepSpeed holds the weights in it (`true`), others compute in it (`mixed`),
+    and so does a single device, which keeps no copy in 32 for the optimizer, whatever the settings say.
 
     Lightning refuses 16 under its ModelParallelStrategy by name, and takes the same plugin from outside: the gradient scaler of PyTorch
     agrees on overflows among divided gradients.
     """
     if settings.precision == "32":
         return {"precision": "32-true"}
-    if settings.precision == "16" and isinstance(settings.strategy, Fsdp):
+    alone = isinstance(strategy, SingleDeviceStrategy)
+    if settings.precision == "16" and isinstance(settings.strategy, Fsdp) and not alone:
         return {"plugins": [MixedPrecision("16-mixed", strategy.root_device.type)]}
-    held = "true" if isinstance(settings.strategy, DeepSpeed) else "mixed"
+    held = "true" if isinstance(settings.strategy, DeepSpeed) and not alone else "mixed"
     return {"precision": f"{settings.precision}-{held}"}
 
 

@@ -8,19 +8,27 @@ import shutil
 from collections.abc import Callable
 
 from raymlp.config.average import NoAverage
-from raymlp.config.encoder import Transfer
+from raymlp.config.encoder import ImageEncoder, TextEncoder, Transfer
 from raymlp.config.mix import NoMix
 from raymlp.config.model import Decoder
 from raymlp.config.schedule import Plateau
 from raymlp.config.schema import Config
 from raymlp.config.strategy import Auto, Ddp, DeepSpeed
-from raymlp.config.train import Focal
+from raymlp.config.train import Focal, Train
 from raymlp.config.trees import Trees
 from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.records import has_classes, needs_target
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
+NEVER_PRIVATE = ("resnet", "ft_transformer")
+"""Kinds of model whose net mixes rows, by batch normalisation, or in which Opacus cannot tell the gradient of each."""
+NORMALISED = ("efficientnet", "mobilenet_v1", "mobilenet_v2", "resnet")
+"""Image encoders with batch normalisation."""
+NETS_ALONE = (
+    "batch_size", "shuffle_rows", "learning_rate", "schedule", "optimizer", "weight_decay", "gradient_clip", "gradient_clip_by",
+)  # fmt: skip
+"""Settings of `train` that what is no net takes no notice of. They stand in many a config, so they are told rather than refused."""
 
 Rule = tuple[Callable[[Config], bool], Callable[[Config], str]]
 
@@ -31,6 +39,33 @@ def refusals(config: Config) -> list[str]:
     Each says what was found, what was expected and what to set.
     """
     return [says(config) for applies, says in RULES if applies(config)]
+
+
+def unused(config: Config) -> str:
+    """Settings that were changed and do nothing here, with the reason; empty when all of them count."""
+    train, plain = config.train, Train()
+    changed = {name for name in NETS_ALONE if getattr(train, name) != getattr(plain, name)}
+    if isinstance(config.model, Trees):
+        why = f"of use to nets alone; trees have their own under model ({config.model.kind})"
+    elif isinstance(config.model, KMeans | IsolationForest):
+        why = "of use to nets alone"
+    elif train.private is not None:
+        changed &= {"gradient_clip", "gradient_clip_by", "shuffle_rows"}
+        why = "train.private.clip is the clip, and batches are drawn from all rows"
+    else:
+        return ""
+    return f"{', '.join(f'train.{name}' for name in NETS_ALONE if name in changed)}: {why}" if changed else ""
+
+
+def unrepeatable(config: Config) -> tuple[str, ...]:
+    """Settings that keep a run from being made again bit by bit, each with the reason."""
+    train = config.train
+    reasons = {
+        "train.private draws batches and noise from the operating system, since a seed that is known takes the noise away": train.private,
+        "train.budget.minutes ends training by the clock": train.budget.minutes,
+        "train.elastic goes by the nodes that were there": train.elastic,
+    }
+    return tuple(reason for reason, asked in reasons.items() if asked is not None)
 
 
 def _zero(config: Config) -> bool:
@@ -58,6 +93,31 @@ def _thaws(config: Config) -> bool:
 
 def _extra(config: Config) -> str:
     return "text" if config.model.kind == "text_encoder" else "vision"
+
+
+def _reads(config: Config) -> list[str]:
+    """Inputs that the config names and that are neither numbers nor categories: texts that are read, and an image."""
+    features = config.features
+    texts = [f"a text ({name})" for name in features.text if features.rules(name).text_encoding != "length"]
+    return texts[:1] + ([] if features.image is None else [f"an image ({features.image})"])
+
+
+def _beside_image(config: Config) -> tuple[str, ...]:
+    """Columns that the config names as features beside the image."""
+    features = config.features
+    dates = tuple(name for name, parts in (features.dates or {}).items() if parts)
+    own = tuple(name for target in features.steps for name in target.columns)
+    return (*(features.numeric or ()), *(features.categorical or ()), *features.text, *dates, *own)
+
+
+def _unfit_for_private(config: Config) -> bool:
+    model, transfer = config.model, _transfer(config)
+    if isinstance(model, ImageEncoder):
+        return model.architecture.get("model_type") in NORMALISED
+    if isinstance(model, TextEncoder):
+        assert transfer is not None
+        return transfer.lora is None and transfer.train_blocks is None
+    return model.kind in NEVER_PRIVATE
 
 
 def _missing(package: str) -> bool:
@@ -113,7 +173,7 @@ def _beside_no_net(config: Config) -> str:
         "train.augment": train.augment.is_on,
         "train.label_smoothing": train.label_smoothing > 0,
         "train.mix": not isinstance(train.mix, NoMix),
-        "train.resample": train.resample != "none",
+        f"train.resample={train.resample}": train.resample == "smote" or (train.resample != "none" and not isinstance(config.model, Trees)),
         "train.distil": train.distil is not None,
         "train.private": train.private is not None,
         "train.adversarial": train.adversarial is not None,
@@ -204,7 +264,8 @@ RULES: tuple[Rule, ...] = (
             f"model.kind is {c.model.kind}, and {WITHOUT_NET[c.model.kind]} do not go with {_beside_no_net(c)}; expected numbers, "
             "categories, CPUs, and no part of a net's recipe"
             + (
-                " (for rare classes there is train.class_weights). Leave that out, or choose a net, such as model=mlp."
+                " (for rare classes there are train.class_weights and train.resample=oversample). Leave that out, or choose a net, "
+                "such as model=mlp."
                 if isinstance(c.model, Trees)
                 else ". Leave that out."
             )
@@ -226,6 +287,14 @@ RULES: tuple[Rule, ...] = (
         lambda c: f"train.private does not go with {_beside_private(c)}; expected plain rows and weights. Leave one of them out.",
     ),
     (
+        lambda c: c.train.private is not None and _unfit_for_private(c),
+        lambda c: (
+            f"train.private does not go with model.kind={c.model.kind} as it is set: its net mixes rows, or hides the gradient of each; "
+            "expected mlp, linear or tabm, a text encoder with model.transfer.lora or a few model.transfer.train_blocks, or a vit. "
+            "Set model, or train.private=null."
+        ),
+    ),
+    (
         lambda c: c.train.distil is not None and not isinstance(c.train.mix, NoMix),
         lambda c: f"train.mix.kind is {c.train.mix.kind}, and the teacher of train.distil has not seen mixed images; expected none.",
     ),
@@ -240,6 +309,26 @@ RULES: tuple[Rule, ...] = (
     (
         lambda c: c.train.resample == "smote" and _missing("imblearn"),
         lambda c: "train.resample is smote, which needs imbalanced-learn. Run: pip install 'raymlp[imbalance]'.",
+    ),
+    (
+        lambda c: c.train.resample == "smote" and not isinstance(c.model, Trees) and bool(_reads(c)),
+        lambda c: (
+            f"train.resample is smote, and the features hold {' and '.join(_reads(c))}; expected numbers and categories alone. "
+            "Set train.resample=oversample or undersample."
+        ),
+    ),
+    (
+        lambda c: c.train.augment.is_on and c.features.image is None and not isinstance(c.model, Trees),
+        lambda c: (
+            "train.augment changes images, and features.image names none; expected one. Set features.image, or leave train.augment out."
+        ),
+    ),
+    (
+        lambda c: not isinstance(c.train.mix, NoMix) and c.features.image is not None and bool(_beside_image(c)),
+        lambda c: (
+            f"train.mix.kind is {c.train.mix.kind}, which mixes images and their answers, and {', '.join(_beside_image(c))} would speak "
+            "for one of the two alone; expected the image as the only feature. Set train.mix.kind=none, or features.drop."
+        ),
     ),
     (
         lambda c: _transfer(c) is not None and _missing("transformers"),

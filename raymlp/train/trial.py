@@ -41,11 +41,13 @@ def fit_held(
     `train.checkpoint` makes one; true ends training. `resume` is such a checkpoint, perhaps of other settings.
 
     Gives the metrics on the validation split, `interval_low` and `interval_high` of the main metric, and `latency_ms` where asked.
+    Raises ConfigError for settings that do not go together, as `train` does.
     """
     from raymlp.train.population import adopted, note_settings
-    from raymlp.train.trainer import bundle_of
+    from raymlp.train.trainer import bundle_of, check
     from raymlp.train.worker import fit_alone, job_of
 
+    check(config)
     plan, splits = shelf.get(config.features, keeps_missing=isinstance(config.model, Trees))
     profile = load_profile(snapshot.path)
     job = job_of(config, plan, splits, profile)

@@ -65,7 +65,7 @@ def run(job: Job, run_dir: Path, held: Mapping[str, Sequence[Part]], *, watch_no
 
     team = Team(rank, world_size, hear=hear, uploading=uploads.pending)
     if world_size > 1:
-        team = replace(team, gather=_gather, agree=agree)
+        team = replace(team, gather=_gather, total=_total, agree=agree)
     checkpoint = ray.train.get_checkpoint()
     try:
         train, valid = _sources(job, held, rank, world_size)
@@ -154,6 +154,12 @@ def _agree(values: list[float], device: torch.device) -> list[float]:
     torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
     agreed: list[float] = together.tolist()
     return agreed
+
+
+def _total(numbers: NDArray[Any]) -> NDArray[Any]:
+    together = torch.tensor(numbers, dtype=torch.float64)
+    torch.distributed.all_reduce(together)
+    return together.numpy()
 
 
 def _gather(rows: NDArray[Any]) -> NDArray[Any]:

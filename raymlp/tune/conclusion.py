@@ -18,7 +18,7 @@ from raymlp.runtime.page import render
 from raymlp.tune.importance import importance
 from raymlp.tune.search import Found
 from raymlp.tune.space import overrides_of
-from raymlp.tune.study_svg import importance_bars, parallel_coordinates
+from raymlp.tune.study_svg import importance_bars, parallel_coordinates, trade_off
 from raymlp.tune.trials import Trial, pareto, ranked
 
 TEMPLATE = Path(__file__).with_name("study.html.j2")
@@ -84,6 +84,7 @@ def page_of(found: Found) -> str:
     states = Counter(trial.state for trial in found.trials)
     rest = sorted((trial for trial in found.trials if trial not in order), key=lambda trial: trial.number)
     bounds = [trial.interval for trial in families.values() if trial.interval]
+    front = {trial.number for trial in pareto(found.trials, objectives)}
     return render(
         TEMPLATE,
         study=found.folder.name,
@@ -92,7 +93,8 @@ def page_of(found: Found) -> str:
         objectives=objectives,
         main_shown=config.problem.main_metric in objectives,
         several=len(objectives) > 1,
-        pareto={trial.number for trial in pareto(found.trials, objectives)},
+        pareto=front,
+        trade_off=trade_off(found.trials, objectives, front) if len(objectives) > 1 and front else "",
         best=order[0],
         best_settings=[word.split("=", 1) for word in overrides_of(order[0].draw)],
         overlay=found.folder / OVERLAY,
@@ -102,7 +104,7 @@ def page_of(found: Found) -> str:
         seconds=statistics.median(trial.seconds for trial in found.trials),
         at_once=config.tune.max_concurrent,
         families=[{"family": name, "trial": trial, "places": _places(trial.interval, bounds)} for name, trial in families.items()],
-        mark=_places(order[0].interval, bounds)[0] if families and order[0].interval else 0.0,
+        mark=_places(next((trial.interval for trial in families.values() if trial.interval), None), bounds)[:1],
         coordinates=parallel_coordinates(found.trials, config.tune.space, objectives[0]),
         unplaced=len(rest),
         importance=importance_bars(shares) if shares else "",

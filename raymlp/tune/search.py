@@ -23,14 +23,13 @@ from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_par
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
 from raymlp.config.tune import CONTINUED, Choice, Integer, Population, Tune
 from raymlp.core.errors import TrainingError
 from raymlp.core.records import Interval
 from raymlp.tune.checks import at_a_time, check, resources
 from raymlp.tune.draws import Draws, beginning, draws_of
-from raymlp.tune.space import Draw, plain, sampled
+from raymlp.tune.space import Draw, plain, sampled, trial_config
 from raymlp.tune.study import Study, earlier
 from raymlp.tune.trials import LOSS, Trial
 
@@ -93,18 +92,6 @@ def search(config: Config, objective: Objective, *, root: Path, snapshot: str, o
         return Found(study.folder, config, tuple(trials), study.resumed, tuple(notes))
 
 
-def trial_config(config: Config, draw: Mapping[str, Any]) -> Config:
-    """The config of one trial: the drawn values, for `tune.epochs` epochs, on one CPU unless trials have the workers of `train`."""
-    fixed: dict[str, Any] = {"train.epochs": config.tune.epochs}
-    if config.tune.workers == "one":
-        fixed |= {"train.num_workers": 1, "train.elastic": None, "train.cpus_per_worker": 1, "train.gpu": False}
-        if config.train.precision == "16":
-            fixed["train.precision"] = "32"
-    if config.tune.searcher.kind == "pbt":
-        fixed["train.checkpoint.every_epochs"] = 1
-    return with_overrides(config, {**fixed, **draw})
-
-
 def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listener, scratch: Path, at_once: int) -> tune.Tuner:
     settings = config.tune
     deadline = time.time() + 60 * settings.minutes if settings.minutes else None
@@ -114,9 +101,7 @@ def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listen
     def trial(draw: dict[str, Any]) -> None:
         ends = [deadline] if deadline else []
         ends += [time.time() + 60 * settings.trial_minutes] if settings.trial_minutes else []
-        _run(
-            trial_config(config, draw), objective, deadline=min(ends, default=None), main=config.problem.main_metric, population=population
-        )
+        _run(config, draw, objective, deadline=min(ends, default=None), population=population)
 
     needs = resources(config)
     if settings.workers == "as_train":  # its workers take their own CPUs, the trial only waits for them; Ray wants some request
@@ -144,9 +129,11 @@ def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listen
     )
 
 
-def _run(config: Config, objective: Objective, *, deadline: float | None, main: str, population: bool) -> None:
-    """One trial, in its process. An error of training is told as the trial's result: only the death of the process is tried again."""
+def _run(config: Config, draw: Draw, objective: Objective, *, deadline: float | None, population: bool) -> None:
+    """One trial, in its process. An error of training, or settings that cannot be together, are told as the trial's result: only the
+    death of the process is tried again."""
     last: dict[str, Any] = {}
+    main = config.problem.main_metric
     checkpoint = tune.get_checkpoint() if population else None
 
     def report(metrics: dict[str, float], save: Save | None = None) -> bool:
@@ -163,16 +150,17 @@ def _run(config: Config, objective: Objective, *, deadline: float | None, main: 
         return deadline is not None and time.time() > deadline
 
     try:
+        settings = trial_config(config, draw)
         if checkpoint is None:
-            final = objective(config, report, None)
+            final = objective(settings, report, None)
         else:
             with checkpoint.as_directory() as folder:
                 last = json.loads((Path(folder) / STATE).read_text())
-                final = objective(config, report, Path(folder))
+                final = objective(settings, report, Path(folder))
     except Exception as error:
         tune.report({**last, "error": _root_cause(error)})
         return
-    cut = deadline is not None and time.time() > deadline and last.get("epochs", 0) < config.train.epochs
+    cut = deadline is not None and time.time() > deadline and last.get("epochs", 0) < config.tune.epochs
     tune.report({**last, "final": dict(final), "cut": cut})
 
 

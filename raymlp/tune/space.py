@@ -88,8 +88,27 @@ def contexts(space: Space) -> Iterator[Draw]:
     return _grid(space, [key for key in ordered(space) if key in gates], {})
 
 
+def trial_config(config: Config, draw: Mapping[str, Any]) -> Config:
+    """The config of one trial: the drawn values, for `tune.epochs` epochs, in one process on one CPU unless trials have the workers of
+    `train`. Raises ConfigError when the drawn values cannot be together."""
+    fixed: dict[str, Any] = {"train.epochs": config.tune.epochs}
+    if config.tune.workers == "one":
+        fixed |= {
+            "train.num_workers": 1,
+            "train.elastic": None,
+            "train.cpus_per_worker": 1,
+            "train.gpu": False,
+            "train.strategy.kind": "ddp",
+        }
+        if config.train.precision == "16":
+            fixed["train.precision"] = "32"
+    if config.tune.searcher.kind == "pbt":
+        fixed["train.checkpoint.every_epochs"] = 1
+    return with_overrides(config, {**fixed, **draw})
+
+
 def check(config: Config) -> None:
-    """Build the config at every choice and bound of the space, in every branch of its conditions.
+    """Build the config of a trial at every choice and bound of the space, in every branch of its conditions.
 
     Raises ConfigError that names the key, and the branch where there is one.
     """
@@ -107,7 +126,7 @@ def check(config: Config) -> None:
 
 def _try(config: Config, draw: Draw, branch: Draw) -> None:
     try:
-        with_overrides(config, draw)
+        trial_config(config, draw)
     except ConfigError as error:
         where = f" (with {', '.join(overrides_of(branch))})" if branch else ""
         raise ConfigError(f"tune.space: {error}{where}") from None

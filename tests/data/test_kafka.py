@@ -15,6 +15,7 @@ from raymlp.config.runtime import Runtime
 from raymlp.core.errors import SourceUnavailable
 from raymlp.data import sources
 from raymlp.data.snapshot import prepare, read_split
+from raymlp.data.sources import kafka
 
 pytestmark = pytest.mark.ray
 ROWS = 40
@@ -35,8 +36,8 @@ class Broker(NamedTuple):
 @pytest.fixture
 def broker() -> Iterator[Broker]:
     """Four partitions; rows 0, 2, 4 ... of the table lie in partition 0, the others in partition 1."""
-    kafka = pytest.importorskip("confluent_kafka", reason="needs raymlp[kafka]")
-    producer = kafka.Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "unused:1", "log_level": 3})
+    client = pytest.importorskip("confluent_kafka", reason="needs raymlp[kafka]")
+    producer = client.Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "unused:1", "log_level": 3})
     (found,) = producer.list_topics(timeout=10).brokers.values()
     place = Broker(f"{found.host}:{found.port}", producer)
     for i in range(ROWS):
@@ -88,8 +89,9 @@ def test_of_a_topic_that_grew_the_new_messages_are_read(broker: Broker, ray_runt
     assert grown.rows == whole.rows
 
 
-def test_a_broker_that_is_not_there_is_unavailable(ray_runtime: Runtime) -> None:
+def test_a_broker_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("confluent_kafka", reason="needs raymlp[kafka]")
+    monkeypatch.setattr(kafka, "ASK_S", 1.0)  # nobody will answer, however long one waits
     source = Data.model_validate(
         {
             "source": {

@@ -27,7 +27,6 @@ from raymlp.features.text import PADDING, pretrained_tokenizer, text_step
 from raymlp.model.huggingface import KINDS, encoder_of, start_of
 from raymlp.model.nets import NetShape, build_net
 from raymlp.train.augment import Augmentation
-from raymlp.train.batches import Batch
 from raymlp.train.groups import parameter_groups
 from raymlp.train.transfer import Thaw, let_learn, plain_weights, rate_shares
 
@@ -310,17 +309,15 @@ def test_a_pretrained_tokenizer_keeps_its_marks_when_it_cuts(folder: str) -> Non
 
 def test_images_are_mirrored_moved_and_erased() -> None:
     image = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8).remainder(256).to(torch.uint8)
-    batch = Batch({"image": image, "numeric": torch.zeros(2, 0)}, torch.zeros(2))
-    flipped = Augmentation(Augment(flip=1.0))(batch).tensors["image"]
+    flipped = Augmentation(Augment(flip=1.0))(image)
     assert flipped.dtype == torch.uint8
     assert torch.equal(flipped, image.flip(-1))
     torch.manual_seed(0)
-    first = Augmentation(Augment(shift=0.2, rotate=10, colour=0.2))(batch).tensors["image"]
+    first = Augmentation(Augment(shift=0.2, rotate=10, colour=0.2))(image)
     torch.manual_seed(0)
-    assert torch.equal(first, Augmentation(Augment(shift=0.2, rotate=10, colour=0.2))(batch).tensors["image"])
+    assert torch.equal(first, Augmentation(Augment(shift=0.2, rotate=10, colour=0.2))(image))
     assert not torch.equal(first, image)
-    white = Batch({"image": torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)}, torch.zeros(4))
-    erased = Augmentation(Augment(erase=1.0))(white).tensors["image"]
+    erased = Augmentation(Augment(erase=1.0))(torch.full((4, 3, 8, 8), 255, dtype=torch.uint8))
     share = (erased == 0).float().mean(dim=(1, 2, 3))
     assert ((share > 0) & (share < 0.5)).all()
     assert not Augment().is_on

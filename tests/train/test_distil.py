@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from raymlp.data.snapshot import load_profile, read_split
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.bundle import save_bundle
 from raymlp.model.predictor import Predictor
-from raymlp.train.batches import TrainBatches
+from raymlp.train.batches import Batch, TrainBatches
 from raymlp.train.blocks import pack, unpack
 from raymlp.train.distil import Teacher, distilled_sum
 from raymlp.train.feed import held_source
@@ -65,6 +66,14 @@ def test_two_classes_cost_the_same_as_one_logit_and_a_student_that_agrees_has_no
     assert gradient.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("task", "width"), [("binary", 1), ("multiclass", 3), ("regression", 1)])
+def test_members_of_a_net_listen_each_for_itself_and_count_by_their_mean(task: Any, width: int) -> None:
+    outputs, soft = torch.randn(5, 4, width), torch.randn(5, width)
+    settings = Distil(teacher="x", temperature=2.0, weight=0.7)
+    each = [float(distilled_sum(task, torch.tensor(3.0), outputs[:, member], soft, settings)) for member in range(4)]
+    assert float(distilled_sum(task, torch.tensor(3.0), outputs, soft, settings)) == pytest.approx(np.mean(each))
+
+
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_soft_targets_are_the_scores_of_the_teacher_row_by_row_through_every_shuffle(
     task: str, teachers: Callable[[str], Path], snapshots: Snapshots
@@ -102,6 +111,13 @@ def test_a_teacher_takes_the_noise_out_of_few_answers(teachers: Callable[[str], 
         for config in (alone, taught)
     ]
     assert losses[1] < losses[0] - 0.003
+
+
+def test_a_changed_image_keeps_what_the_teacher_said_of_it() -> None:
+    batch = Batch({"image": torch.zeros(3, 3, 8, 8), "numeric": torch.ones(3, 1)}, torch.zeros(3), torch.ones(3, 1))
+    other = batch.with_image(torch.ones(3, 3, 8, 8))
+    assert other.soft is batch.soft
+    assert [float(other.tensors[name].mean()) for name in ("image", "numeric")] == [1, 1]
 
 
 def test_shuffled_labels_shuffle_the_teacher_too(teachers: Callable[[str], Path], snapshots: Snapshots) -> None:

@@ -15,16 +15,19 @@ from torch import nn
 from torch.nn import functional
 
 from raymlp.config.loader import with_overrides
+from raymlp.config.model import Linear, Mlp, PlainNumbers, Tabm
 from raymlp.config.private import Private
 from raymlp.config.train import Train
 from raymlp.core.errors import ConfigError
 from raymlp.core.records import Snapshot
 from raymlp.data.snapshot import load_profile
+from raymlp.features.text import PADDING
 from raymlp.model.bundle import card
+from raymlp.model.nets import NetShape, build_net
 from raymlp.train import trainer
 from raymlp.train.blocks import Block
 from raymlp.train.feed import held_source
-from raymlp.train.private import Budget, PoissonBatches, budget_of, private_optimizer, refuse_unfit
+from raymlp.train.private import Budget, PoissonBatches, budget_of, empty_step, private_optimizer, refuse_unfit, try_rows
 from raymlp.train.trainer import bundle_of, fit_in_process
 from raymlp.train.worker import outcome_alone
 from tests.train.planted import config_of
@@ -142,6 +145,65 @@ def test_noise_is_not_drawn_from_the_seed_that_is_written_in_the_run(snapshots: 
     config = with_overrides(config_of(batch_size=64, epochs=1), {"train.private": {"max_epsilon": 8.0}})
     first, second = (fit_in_process(config, snapshots("binary").path, lambda _: None) for _ in range(2))
     assert first["log_loss"] != second["log_loss"]
+
+
+def shape(**parts: Any) -> NetShape:
+    return NetShape(**{"model": Mlp(hidden=(4,)), "num_numeric": 2, "cardinalities": (3,), "outputs": 1, "task": "binary", **parts})
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize(
+    "given",
+    [
+        shape(),
+        shape(model=Linear(), image=(9, 8)),
+        shape(model=Tabm(numbers=PlainNumbers(), width=4)),
+        shape(texts=((40, 5), (30, 3)), image=(16, 12)),
+    ],
+    ids=["mlp", "linear", "tabm", "text and image"],
+)
+def test_the_gradients_of_rows_have_that_of_the_batch_as_their_mean(given: NetShape) -> None:
+    """Opacus mixes the rows of a convolution whose channels come last, as those of our nets do."""
+    torch.manual_seed(0)
+    try_rows(build_net(given), given)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_a_weight_that_no_row_can_be_told_of_is_refused_by_name() -> None:
+    class Shared(nn.Module):
+        """Adds one embedding of the place to all rows, as BERT does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.out = nn.Embedding(1, 2), nn.Linear(2, 1)
+
+        def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.out(tensors["numeric"] + self.places(torch.zeros(1, dtype=torch.int64)))
+
+    with pytest.raises(ConfigError, match=r"Opacus cannot tell each row's gradient of places.weight"):
+        try_rows(Shared(), shape())
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_padding_stays_what_it_was_and_an_empty_batch_is_a_step_of_noise() -> None:
+    torch.manual_seed(0)
+    given = shape(texts=((40, 5),))
+    net = build_net(given)
+    optimizer = private_optimizer(net, torch.optim.SGD(net.parameters(), lr=0.1), budget())
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    tensors = {
+        "numeric": torch.randn(6, 2), "categorical": torch.zeros(6, 1, dtype=torch.int64), "text": torch.tensor([[3, 4, 0, 0, 0]] * 6),
+    }  # fmt: skip
+    for loss in (lambda: net(tensors).square().mean(), lambda: empty_step(net)):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        moved = [name for name, weight in net.named_parameters() if not torch.equal(weight, before[name])]
+        assert len(moved) == len(before)
+        before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+        padding = before["texts.0.embedding.weight"]
+        assert not padding[PADDING].any()
+        assert padding[PADDING + 1 :].all()
 
 
 @pytest.mark.parametrize(

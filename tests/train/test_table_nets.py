@@ -190,6 +190,11 @@ def test_a_net_that_is_not_sound_is_explained(name: str, error: Any, words: str,
         trained(tmp_path, Own.model_validate({"_target_": f"mypackage.nets.{name}"}), "regression", plain=True)
 
 
+def test_a_net_without_blocks_is_told_before_workers_start(page: dict[str, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.activation_checkpointing is true, and Wide has no repeated blocks"):
+        trained(tmp_path, Own.model_validate({"_target_": "mypackage.nets.Wide"}), "regression", plain=True, activation_checkpointing=True)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -222,5 +227,7 @@ def test_a_config_keeps_the_settings_of_a_net_and_preflight_looks_for_it(
     assert any(words in problem for problem in preflight(config).problems)
     monkeypatch.setenv(TRUSTED, "mypackage")
     assert not any("mypackage" in problem for problem in preflight(config).problems)
+    own_steps = load_config("flights", ["model=wide", "model._target_=mypackage.nets.Robust", "train.label_smoothing=.1"])
+    assert any("where train.label_smoothing does nothing" in problem for problem in preflight(own_steps).problems)
     gone = load_config("flights", ["model=wide", "model._target_=mypackage.nets.Gone"])
     assert any("model._target_: mypackage.nets.Gone does not exist" in problem for problem in preflight(gone).problems)

@@ -184,6 +184,28 @@ def test_class_weights_are_taken_back_by_the_calibration(kind: str, snapshots: S
     assert metrics["auc"] > 0.8
 
 
+@pytest.mark.parametrize(("kind", "resample"), [("xgboost", "oversample"), ("lightgbm", "undersample")])
+def test_resampled_rows_are_taken_back_by_the_calibration(kind: str, resample: str, snapshots: Snapshots) -> None:
+    job, outcome, epochs = fitted(snapshots("binary"), config_for(kind, "binary", resample=resample))
+    rows = 2 * (max if resample == "oversample" else min)(job.class_counts)
+    assert job.resampler(1).rows == pytest.approx(rows)  # type: ignore[union-attr]
+    share = float(outcome.answers.mean())
+    assert np.mean(1 / (1 + np.exp(-outcome.outputs))) < share - 0.01
+    assert outcome.scored("binary", job.class_weights)[1].mean() == pytest.approx(share, abs=0.01)
+    assert epochs[-1]["train_loss"] != fitted(snapshots("binary"), config_for(kind, "binary"))[2][-1]["train_loss"]
+    again = fitted(snapshots("binary"), config_for(kind, "binary", resample=resample))[1]
+    np.testing.assert_array_equal(again.outputs, outcome.outputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_limit_of_rounds_holds_within_an_epoch(kind: str, snapshots: Snapshots, tmp_path: Path) -> None:
+    job, splits = job_alone(config_for(kind, "binary", budget={"steps": 11}), snapshots("binary").path)
+    outcome = fit_alone(job, splits, lambda _, save: save(tmp_path))
+    assert outcome.progress.epochs == 2
+    text = (tmp_path / FILES[kind]).read_text()  # type: ignore[index]
+    assert (text.count('"tree_param"') if kind == "xgboost" else text.count("Tree=")) == 11
+
+
 def _resealed(bundle: Path, name: str, text: str) -> None:
     """Change a file and the manifest with it, as one who means harm would."""
     (bundle / name).write_text(text)
@@ -226,6 +248,7 @@ def test_what_trees_do_not_support_is_refused_by_name(monkeypatch: pytest.Monkey
     found = refusals(config_for("lightgbm", "binary", compile=True, label_smoothing=0.1, features={"image": "shot"}))
     assert any("do not go with features.image, train.compile, train.label_smoothing" in line for line in found)
     assert refusals(config_for("xgboost", "binary", features={"text": ["words"]})) == []
+    assert any("do not go with train.resample=smote" in line for line in refusals(config_for("lightgbm", "binary", resample="smote")))
     with pytest.raises(ConfigError, match=r"model\.kind is xgboost, whose step size"):
         trainer.find(config_for("xgboost", "binary"), Snapshot(Path(), "", {}), "learning-rate", folder=Path())
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -262,7 +285,10 @@ def test_a_trial_of_a_study_trains_trees_and_measures_them(snapshots: Snapshots)
 def test_what_plan_and_tuning_say_of_trees() -> None:
     config = config_for("xgboost", "binary")
     problems: list[str] = []
-    assert _training(config, problems.append)["training"] == "xgboost, 1 worker, 8 rounds an epoch, at most 5 epochs"
+    said = _training(config, problems.append)
+    assert said["training"] == "xgboost, 1 worker, 8 rounds an epoch, at most 5 epochs"
+    assert said["not used"].startswith("train.batch_size, train.shuffle_rows, train.learning_rate: of use to nets alone")
+    assert "not used" not in _training(config_of(), problems.append)
     assert problems == []
     with pytest.raises(ConfigError, match=r"tune\.searcher\.kind is pbt with model\.kind=xgboost"):
         check(

@@ -14,6 +14,7 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.tune import Choice, LogUniform
 from raymlp.core.records import Snapshot
 from raymlp.train.population import adopted, note_settings, rescale
+from raymlp.train.room import needs_of, wait_for_room
 from raymlp.train.shelf import shelf
 from raymlp.train.trainer import fit_in_process
 from raymlp.train.trial import fit_by_workers, fit_held
@@ -52,22 +53,34 @@ def test_a_trial_on_the_shelf_is_a_training_of_its_own_and_each_plan_is_made_onc
 
 
 @pytest.mark.ray
-def test_a_trial_with_workers_of_its_own_is_what_train_makes(
+def test_a_trial_with_workers_of_its_own_is_what_train_makes_and_stops_when_it_falls_behind(
     ray_runtime: Runtime, tmp_path: Path, snapshots: Callable[[str], Snapshot]
 ) -> None:
+    import ray
+
     snapshot = snapshots("binary")
-    space = {"train.learning_rate": Choice(values=(0.005,))}
-    config = with_overrides(tuned(space, num_samples=1, epochs=1, workers="as_train"), {"train.num_workers": 2})
+    rates = (0.005, 1e-9)
+    config = tuned(
+        {"train.learning_rate": Choice(values=rates)},
+        points=tuple({"train.learning_rate": rate} for rate in rates),
+        num_samples=2, epochs=3, grace_epochs=1, max_concurrent=1, workers="as_train",
+    )  # fmt: skip
+    config = with_overrides(config, {"train.num_workers": 2})
     config = config.model_copy(update={"runtime": ray_runtime})
     found = search(
         config, lambda trial, report, _: fit_by_workers(trial, snapshot, report, latency=True), root=tmp_path, snapshot=snapshot.digest
     )
-    (trial,) = found.trials
-    assert (trial.state, trial.epochs, trial.error) == ("finished", 1, None)
+    trial, behind = found.trials
+    assert (trial.state, trial.epochs, trial.error) == ("finished", 3, None)
     assert trial.metrics["auc"] > 0.8
     assert trial.interval
     assert trial.interval.low < trial.metrics["auc"] < trial.interval.high
     assert trial.metrics["latency_ms"] > 0
+    assert (behind.state, behind.epochs, behind.error) == ("stopped", 1, None)
+    assert behind.values["valid_loss"] > trial.values["valid_loss"]
+    assert not list((Path(ray_runtime.storage) / "tune").glob("raymlp-trial-*"))
+    wait_for_room(needs_of(config.train, streams=False))
+    assert ray.available_resources()["CPU"] >= 2
 
 
 @pytest.mark.ray

@@ -16,6 +16,7 @@ from raymlp.tune.study import Study
 from raymlp.tune.trials import Trial
 from tests.tune.studies import bowl, ended, tuned
 
+PAIR = {"train.finder.lowest": Choice(values=(1e-6, 1e-2)), "train.finder.highest": Choice(values=(1e-3, 1.0))}
 RATES = {"train.learning_rate": Choice(values=(0.01, 1.0))}
 
 
@@ -77,11 +78,23 @@ def test_asha_stops_trials_that_fall_behind(ray_runtime: Runtime, tmp_path: Path
 
 @pytest.mark.ray
 def test_a_trial_that_fails_is_a_row_and_the_others_count(ray_runtime: Runtime, tmp_path: Path) -> None:
-    config = tuned({"train.batch_size": Choice(values=(1, 2))}, num_samples=5, study="some")
+    """Also one whose settings cannot be together, though each of them can."""
+    space = {"train.batch_size": Choice(values=(1, 2)), **PAIR}
+    points = ((1, 1e-6, 1.0), (2, 1e-6, 1.0), (2, 1e-2, 1e-3))
+    given = tuple(dict(zip(space, point, strict=True)) for point in points)
+    config = tuned(space, num_samples=3, points=given, study="some", max_failures=3)
     found = search(config, bowl(refused=1), root=tmp_path, snapshot="s")
-    assert {trial.error for trial in found.trials if trial.draw["train.batch_size"] == 1} == {"ValueError: too small"}
-    assert {trial.state for trial in found.trials if trial.draw["train.batch_size"] == 2} <= {"finished", "stopped"}
-    assert conclude(found).best == ("train.batch_size=2",)
+    failed, good, odd = found.trials
+    assert (failed.state, failed.error) == ("failed", "ValueError: too small")
+    assert good.state in ("finished", "stopped")
+    assert odd.state == "failed"
+    assert odd.error
+    assert odd.error.startswith("ConfigError: ")
+    assert "highest is 0.001 and lowest 0.01" in odd.error
+    assert conclude(found).best[0] == "train.batch_size=2"
+    again = search(tuned(space, num_samples=1, warm_start=("some",)), bowl(), root=tmp_path, snapshot="s")
+    assert [trial.draw for trial in again.trials] == [good.draw]
+    assert again.notes == ("1 settings of some were tried first",)
     with Study.open(tuned(RATES, num_samples=2, study="none"), root=tmp_path, snapshot="s") as study:
         for number in range(2):
             study.add(ended(number, {"train.learning_rate": 1.0}, None, state="failed"))

@@ -14,8 +14,7 @@ from raymlp.config.loader import with_overrides
 from raymlp.config.tune import Choice, Integer, LogUniform, Tune, Uniform, holds
 from raymlp.core.errors import ConfigError
 from raymlp.tune.checks import at_a_time, check
-from raymlp.tune.search import trial_config
-from raymlp.tune.space import contexts, fits, grid, is_active, overrides_of, sampled, spread
+from raymlp.tune.space import contexts, fits, grid, is_active, overrides_of, sampled, spread, trial_config
 from tests.tune.studies import tuned
 
 BRANCHES: dict[str, Any] = {
@@ -151,6 +150,21 @@ def test_overrides_compose_to_the_config_of_the_trial() -> None:
     many = with_overrides(config, {"train.num_workers": 2})
     assert trial_config(many, draw).train.num_workers == 1
     assert trial_config(with_overrides(many, {"tune.workers": "as_train"}), draw).train.num_workers == 2
+
+
+def test_what_a_trial_in_one_process_cannot_have_is_refused_before_any() -> None:
+    """Trials of one process are on the CPU, whatever `train` says: half precision is not for them, and no strategy divides anything."""
+    base = with_overrides(
+        tuned({}), {"train.gpu": True, "train.num_workers": 2, "train.precision": "16", "train.strategy.kind": "deepspeed"}
+    )
+    one = trial_config(base, {}).train
+    assert (one.gpu, one.num_workers, one.precision, one.strategy.kind) == (False, 1, "32", "ddp")
+    wide = trial_config(with_overrides(base, {"tune.workers": "as_train"}), {}).train
+    assert (wide.gpu, wide.num_workers, wide.precision, wide.strategy.kind) == (True, 2, "16", "deepspeed")
+    space = {"train.precision": {"kind": "choice", "values": ["bf16", "16"]}}
+    with pytest.raises(ConfigError, match=r"tune.space: .*precision=16 needs gpu=true"):
+        check(with_overrides(base, {"tune.space": space}))
+    check(with_overrides(base, {"tune.space": space, "tune.workers": "as_train"}))
 
 
 def test_another_kind_takes_the_settings_of_the_old_one_away() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from raymlp.tune.draws import TpeDraws, beginning, draws_of
 from raymlp.tune.importance import importance
 from raymlp.tune.search import Found, as_trial
 from raymlp.tune.study import Study, earlier
+from raymlp.tune.study_svg import parallel_coordinates, trade_off
 from raymlp.tune.trials import Trial, pareto, ranked
 from tests.train.planted import config_of
 from tests.tune.studies import ended, tuned
@@ -173,6 +175,37 @@ def test_the_page_and_the_overlay_say_what_was_best(tmp_path: Path) -> None:
     assert "ValueError: no" in page
     assert "<b>" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_trade_off_marks_and_joins_the_trials_that_no_other_beats() -> None:
+    pairs = [(0.9, 5.0), (0.8, 1.0), (0.7, 2.0), (0.8, 9.0)]
+    trials = [
+        *(ended(i, {}, 1.0, auc=auc, latency_ms=ms) for i, (auc, ms) in enumerate(pairs)),
+        ended(4, {}, None),
+        ended(5, {}, 1.0, auc=0.99),
+    ]
+    drawn = trade_off(trials, ("auc", "latency_ms"), {0, 1})
+    places = {words: (float(x), float(y)) for x, y, words in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="5"><title>(trial \d)', drawn)}
+    assert list(places) == ["trial 0", "trial 1", "trial 2", "trial 3"]
+    assert drawn.count('class="front"') == 2
+    assert places["trial 0"][1] < places["trial 1"][1] == places["trial 3"][1] < places["trial 2"][1], "a higher auc is further up"
+    assert places["trial 1"][0] < places["trial 2"][0] < places["trial 0"][0] < places["trial 3"][0], "more milliseconds are to the right"
+    assert f'points="{places["trial 1"][0]:.1f},{places["trial 1"][1]:.1f} {places["trial 0"][0]:.1f},{places["trial 0"][1]:.1f}"' in drawn
+    assert "<polyline" not in trade_off(trials, ("auc", "latency_ms", "valid_loss"), {0, 1})
+
+
+def test_the_axis_of_numbers_rises_and_a_drawing_of_many_settings_is_wider() -> None:
+    trials = [ended(i, {"model.width": width}, 1.0 - i / 10) for i, width in enumerate((64, 512, 96))]
+    few = parallel_coordinates(trials, {"model.width": Choice(values=(512, 64, 96))}, "valid_loss")
+    heights = {int(trial): float(y) for y, trial in re.findall(r'points="70.0,([\d.]+) [^"]*"><title>trial (\d)', few)}
+    assert heights[0] > heights[2] > heights[1]
+    many = {f"model.s{i}": Choice(values=(1, 2)) for i in range(20)}
+    widths = [
+        float(found)
+        for drawing in (few, parallel_coordinates(trials, many, "valid_loss"))
+        for found in re.findall(r'viewBox="0 0 (\d+)', drawing)
+    ]
+    assert widths == [1040, 2 * 70 + 112 * 20]
 
 
 def test_an_overlay_lies_between_the_groups_and_single_keys(tmp_path: Path) -> None:
