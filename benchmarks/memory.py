@@ -334,7 +334,7 @@ def rows_of(found: dict[str, Any], options: dict[str, Any]) -> list[dict[str, An
             "tokens/s": f"{speeds[name]:,.0f}",
             "MFU": f"{speeds[name] * work / workers / options['peak_tflops'] / 1e12:.2%}" if options["peak_tflops"] else "-",
             "behind plain": "-" if behind is None or name == "plain" else f"{behind:+.1%}",
-            f"within {ALLOWED:.0%}": "-" if behind is None or name == "plain" or not options["gpu"] else "yes" if behind <= ALLOWED else "no",
+            f"within {ALLOWED:.0%}": "-" if behind is None or name == "plain" or not options["gpu"] else ("no", "yes")[behind <= ALLOWED],
         })  # fmt: skip
     return rows
 
