@@ -185,7 +185,7 @@ def ours(name: str, options: dict[str, Any], device: torch.device, rank: int, wo
 
     job = job_of(name, options, workers)
     watch = Watch(Clock(options, device))
-    strategy = strategy_of(job.config.train, world_size=workers, device=device)
+    strategy = strategy_of(job.config.train, world_size=workers, device=device, own=False)
     steps(job, lambda _: texts(options, rank), seat=Seat(strategy=strategy, rank=rank, world_size=workers), watch=watch)
     assert watch.scales is not None, "too few steps"
     return {"bytes": watch.scales.bytes, "s": watch.clock.seconds, "loss": float(watch.loss)}

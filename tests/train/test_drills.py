@@ -170,7 +170,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_goes_on(
 ) -> None:
     """Only one checkpoint has room, and a new one is written before the one before it is removed."""
     model, _ = trained(snapshots("binary"), tmp_path / "whole")
-    (folder,) = (tmp_path / "whole" / CHECKPOINTS).glob("checkpoint_*")
+    folder = tmp_path / "whole" / CHECKPOINTS / next(iter(saves(tmp_path / "whole")))
     pages = sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
     run_dir = small_disk((pages + pages // 2 + 8) * 4096) / "run"
     with pytest.raises(
@@ -292,8 +292,8 @@ model: {{kind: mlp, hidden: [16]}}
 train: {{epochs: 25, batch_size: 16, learning_rate: 0.005, stopping: {{patience: 30}}}}
 tune:
   space:
-    train.learning_rate: {{kind: log_uniform, low: 0.001, high: 0.1}}
-runtime: {{storage: {folder}/artifacts, num_cpus: 4, object_store_mb: 200}}
+    train.learning_rate: {{kind: loguniform, low: 0.001, high: 0.1}}
+runtime: {{num_cpus: 4, object_store_mb: 200}}
 """
 
 
@@ -302,7 +302,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an experiment on a planted table, as a user has it."""
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     pq.write_table(planted(3_000, 1, "binary"), tmp_path / "rows.parquet")
-    experiment = EXPERIMENT.format(rows=tmp_path / "rows.parquet", folder=tmp_path)
+    experiment = EXPERIMENT.format(rows=tmp_path / "rows.parquet")
     (tmp_path / "conf" / "experiment" / "planted.yaml").write_text(experiment)
     monkeypatch.chdir(tmp_path)
     return tmp_path
