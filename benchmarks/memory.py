@@ -185,7 +185,7 @@ def ours(name: str, options: dict[str, Any], device: torch.device, rank: int, wo
 
     job = job_of(name, options, workers)
     watch = Watch(Clock(options, device))
-    strategy = strategy_of(job.config.train, world_size=workers, device=device)
+    strategy = strategy_of(job.config.train, world_size=workers, device=device, own=False)
     steps(job, lambda _: texts(options, rank), seat=Seat(strategy=strategy, rank=rank, world_size=workers), watch=watch)
     assert watch.scales is not None, "too few steps"
     return {"bytes": watch.scales.bytes, "s": watch.clock.seconds, "loss": float(watch.loss)}
@@ -352,6 +352,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["plain", *STRATEGIES], choices=["plain", *STRATEGIES])
     options = vars(parser.parse_args())
     options["size"] = {name: options.pop(name) or value for name, value in SIZES[options.pop("preset")].items()}
+    if options["size"]["steps"] < 4:
+        parser.error(f"--steps is {options['size']['steps']}; expected 4 at least: bytes are counted in the first half, time in the second")
 
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

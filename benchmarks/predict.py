@@ -130,7 +130,7 @@ def bare(source: Path, bundle: Path, out: Path) -> None:
     import ray.data
 
     pool = ray.data.ActorPoolStrategy(size=WORKERS)
-    rows = ray.data.read_parquet(str(source), override_num_blocks=8)  # or it would make one block, and use one actor
+    rows = ray.data.read_parquet(str(source), override_num_blocks=8)  # small blocks are joined all the same
     rows.map_batches(
         Bare, fn_constructor_args=[str(bundle)], compute=pool, batch_size=BATCH, batch_format="pyarrow", num_cpus=1
     ).write_parquet(str(out))

@@ -277,7 +277,7 @@ def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
     config = _config(overrides, verbose)
     with _running(config) as story, ray_session(config.runtime):
         result = pipeline.rollout(config, story=story)
-    _done({"verdict": str(result.decision)})
+    _done({"verdict": str(result.decision), "record": str(result.record)})
 
 
 @app.command()

@@ -7,10 +7,11 @@ The life of an endpoint over time (`run`) is told in `life.py`.
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from raymlp.config.loader import load_config, load_site, to_yaml, with_overrides
 from raymlp.config.schema import Config, Site
 from raymlp.config.split import TimeSplit
 from raymlp.core.errors import ConfigError, DataError, GateRefused
+from raymlp.core.files import make_folder, write_text
 from raymlp.core.records import (
     BatchPrediction,
     CrossValidation,
@@ -488,8 +490,14 @@ def retrain(
     story = story or SilentStory()
     seen = seen or monitor(config, story=story)
     folder = storage_root(config.runtime) / "retrain" / config.problem.name
-    new_rows = seen.labelled if needs_target(config.problem.task) else seen.rows
-    facts = RetrainFacts(Counter(alert.kind for alert in seen.alerts), new_rows, lock.seconds_since_last(folder), lock.is_held(folder))
+    labelled = needs_target(config.problem.task)
+    facts = RetrainFacts(
+        Counter(alert.kind for alert in seen.alerts),
+        seen.labelled if labelled else seen.rows,
+        lock.seconds_since_last(folder),
+        lock.is_held(folder),
+        has_answers=labelled,
+    )
     decision = decide(facts, config.retrain)
     if decision.action != "retrain":
         return RetrainResult(decision)
@@ -500,9 +508,7 @@ def retrain(
         with story.step("compare") as step:
             champion = resolve(config)
             gate, gain = compare_models(newer, Path(champion.bundle), model.bundle, read_split(snapshot.path, "valid"))
-            step.result(
-                f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} labelled rows: {gain}"
-            )
+            step.result(f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} rows: {gain}")
             step.note(f"gate {gate}")
     if gate.action != "pass":
         return RetrainResult(decision, gate, model)
@@ -534,45 +540,62 @@ def newest_moment(config: Config) -> datetime:
 
 
 def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Story | None = None) -> RolloutResult:
-    """Give the registry's challenger a share of the traffic, look at the evidence, then promote it or roll it back.
+    """Give the registry's challenger growing shares of the traffic, look at the evidence, then promote it or roll it back.
 
-    `traffic` lets requests pass between two looks; without it there is a look every two seconds.
+    `traffic` lets requests pass between two looks, and a step then needs no least time; without it there is a look every two seconds
+    or, over a long log, less often.
+    Doubts that only a person can settle (`pause`) end it too: the champion serves alone, and the challenger keeps its alias.
     """
     from raymlp.model.predictor import Predictor
     from raymlp.registry import promotion
     from raymlp.serve import deploy as serving
-    from raymlp.serve.evidence import gather
-    from raymlp.serve.rollout import decide
+    from raymlp.serve.evidence import Versions, gather, traffic_of
+    from raymlp.serve.rollout.course import Course
+    from raymlp.serve.rollout.drive import BY, World, drive
+    from raymlp.serve.rollout.outlook import outlook
 
     settings, store, name = config.serve.rollout, _store(config), config.problem.name
+    if traffic is not None:
+        settings = settings.model_copy(update={"min_step_s": 0.0})
     champion, challenger = as_version(store.get(f"{name}@champion")), as_version(store.get(f"{name}@challenger"))
-    both = {champion.label: champion.bundle, challenger.label: challenger.bundle}
-    predictors = Predictor.load(champion.bundle), Predictor.load(challenger.bundle)
-    started = datetime.now(UTC)
-    decision = Decision("hold", "no request so far")
+    bundles = {champion.label: champion.bundle, challenger.label: challenger.bundle}
+    versions = Versions(champion.label, challenger.label, Predictor.load(champion.bundle), Predictor.load(challenger.bundle))
+    start = Course.start(name, champion.label, challenger.label, salt=uuid.uuid4().hex, settings=settings, now=time.time(), by=BY)
+    file = make_folder(storage_root(config.runtime) / "rollouts" / name) / f"{start.salt}.json"
+
+    def give(course: Course) -> None:
+        serving.set_versions(config, name, {label: bundles[label] for label in course.weights}, course.weights, salt=course.salt)
+
+    def save(course: Course) -> None:
+        event = course.history[-1]
+        write_text(file, course.to_json())
+        facts = {"champion": champion.label, "share": event.weight, "reason": event.reason}
+        record(config.runtime, f"rollout {event.what}" if course.is_open else event.what, model=name, version=challenger.label, **facts)
+
     with (story or SilentStory()).step("rollout") as step:
-        serving.set_versions(config, name, both, {champion.label: 1 - settings.weight, challenger.label: settings.weight})
-        for _ in traffic or _ticks():
-            log = prediction_log(config, since=started)
-            evidence = gather(log, labels(config), champion.label, challenger.label, *predictors)
-            decision = decide(evidence, settings)
+        for line in outlook(settings, traffic_of(prediction_log(config), champion.label)).lines():
+            step.note(line)
+
+        def tell(decision: Decision) -> None:
             step.say(str(decision))
-            if decision.action != "hold":
-                break
-        winner = challenger if decision.action == "promote" else champion
-        if decision.action == "hold":
-            decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
-        serving.set_versions(config, name, {winner.label: winner.bundle}, {winner.label: 1.0})
-        event: promotion.Event = "promote" if winner is challenger else "rollback"
-        store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
-        record(config.runtime, event, model=name, version=challenger.label, champion=champion.label, reason=decision.reason)
-        requests = evidence.champion.requests + evidence.challenger.requests
+            if decision.action == "advance":
+                step.note(str(decision))
+
+        world = World(
+            evidence=lambda: gather(prediction_log(config), labels(config), versions, start.salt, settings),
+            left_out=lambda: serving.problems(name).get(challenger.label, ""),
+            give=give,
+            save=save,
+        )
+        course, decision, evidence = drive(start, traffic if traffic is not None else _ticks(), world, settings, tell=tell)
+        if course.state != "aborted":
+            event: promotion.Event = "promote" if course.state == "promoted" else "rollback"
+            store.set_aliases(name, promotion.decide(event, challenger.label.removeprefix("v"), store.aliases(name))[1])
         step.result(
-            f"{challenger.label} {'promoted' if winner is challenger else 'rolled back'} after {requests:,} requests, "
-            f"{evidence.challenger.requests:,} of them its own"
+            f"{challenger.label} {course.state} after {evidence.requests:,} requests, {evidence.challenger_requests:,} of them its own"
         )
         step.note(str(decision))
-    return RolloutResult(decision, requests, evidence.challenger.requests)
+    return RolloutResult(decision, evidence.requests, evidence.challenger_requests, course.shares, file)
 
 
 def forget(
@@ -654,9 +677,13 @@ def require(gate: Decision) -> None:
 
 
 def _ticks() -> Iterator[None]:
+    """One every two seconds, and where what follows takes long, a fifth of the time for it."""
+    took = 0.0
     while True:
-        time.sleep(2)
+        time.sleep(max(2.0, 4 * took))
+        start = time.monotonic()
         yield
+        took = time.monotonic() - start
 
 
 def _store(config: Config) -> Store:

@@ -27,12 +27,8 @@ HOLD_SHARE = 0.3
 SPLITS = ("train", "valid")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Packed rows in the object store."""
-
-    ref: Any
-    rows: int
+Part = tuple[Any, int]
+"""A reference to packed rows in the object store, and how many they are: plain, since Ray Train's controller passes them on."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Feed:
                 split: _parts(held_refs(_files(path, split), packed_files, plan=plan, training=split == "train", distil=distil))
                 for split in SPLITS
             }
-            feed = cls({split: sum(part.rows for part in parts) for split, parts in held.items()}, held)
+            feed = cls({split: sum(rows for _, rows in parts) for split, parts in held.items()}, held)
         else:
             datasets = {
                 split: stream_files(_files(path, split), packed_files, plan=plan, training=split == "train", distil=distil)
@@ -65,7 +61,7 @@ class Feed:
 
 def _parts(refs: Sequence[Any]) -> list[Part]:
     count = ray.remote(num_cpus=0)(num_rows)
-    return [Part(ref, rows) for ref, rows in zip(refs, ray.get([count.remote(ref) for ref in refs]), strict=True)]
+    return list(zip(refs, ray.get([count.remote(ref) for ref in refs]), strict=True))
 
 
 def _refuse_too_few(rows: Mapping[str, int], path: Place, num_workers: int) -> None:
@@ -94,13 +90,11 @@ def shared_source(parts: Sequence[Part], plan: FeaturePlan, *, start: int, stop:
 
     Ray Data would cut the parts by tasks, which wait without end for a CPU when the workers have them all.
     """
-    ends = list(itertools.accumulate(part.rows for part in parts))
-    mine = [(part, end - part.rows) for part, end in zip(parts, ends, strict=True) if end > start and end - part.rows < stop]
-    if not mine:
-        return held_source(())
-    blocks = (block for table in ray.get([part.ref for part, _ in mine]) for block in unpack(table, plan))
-    first = mine[0][1]
-    return held_source(clipped(blocks, start - first, stop - first))
+    firsts = [0, *itertools.accumulate(rows for _, rows in parts)]
+    mine = [(ref, first) for (ref, rows), first in zip(parts, firsts, strict=False) if first < stop and first + rows > start]
+    tables = ray.get([ref for ref, _ in mine])
+    before = mine[0][1] if mine else 0
+    return held_source(clipped((block for table in tables for block in unpack(table, plan)), start - before, stop - before))
 
 
 def streamed_source(shard: Any, plan: FeaturePlan, *, start: int, stop: int) -> Source:

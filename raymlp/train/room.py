@@ -27,6 +27,7 @@ GROUP_S = 10.0
 """Seconds until Ray Train looks anew at what the cluster has when the workers find no room."""
 LOOK_S = 5.0
 """Seconds in which a look at the cluster has to be over."""
+WORKING = ("RunningState", "PreemptingState")
 WAITING = ("InitializingState", "RestartingState")
 Needs = Mapping[str, tuple[float, str]]
 """CPUs and GPUs, each with its sum in words."""
@@ -83,10 +84,11 @@ class Patience(ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Without room a fixed group is rescheduled, and an elastic one stays in the state in which it waits."""
         now, state = time.monotonic(), type(current_state).__name__
-        if self._look_s is not None and now - self._looked > (self._look_s if state == "RunningState" else POLL_S):
+        works = state in WORKING
+        if self._look_s is not None and now - self._looked > (self._look_s if works else POLL_S):
             self._looked = now
-            _look(wait_s=0.0 if state == "RunningState" else LOOK_S)
-        if state == "RunningState":
+            _look(wait_s=0.0 if works else LOOK_S)
+        if works:
             self._since, self._begun = None, True
             return
         self._since = now if self._since is None else self._since

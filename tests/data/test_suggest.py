@@ -16,6 +16,7 @@ from raymlp.config.loader import load_config
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.split import StratifiedSplit
+from raymlp.core.errors import ConfigError
 from raymlp.data.profile import ColumnProfile, Profile
 from raymlp.data.snapshot import load_profile, prepare
 from raymlp.data.split import assign
@@ -130,3 +131,22 @@ def test_few_values_name_nothing_and_gaps_say_something() -> None:
     assert [column([f"n{i}" for i in range(rows)]).is_id_like(0.95) for rows in (100, 101)] == [False, True]
     assert [column([0.5 + i for i in range(101)]).is_id_like(0.95), column(list(range(101))).is_id_like(0.95)] == [False, True]
     assert [column(values).is_constant for values in (["a", "a"], ["a", None], ["a", "b"])] == [True, False, False]
+
+
+@pytest.mark.parametrize(("task", "kind"), [("clustering", "kmeans"), ("anomaly", "isolation_forest")])
+def test_without_a_target_the_task_brings_its_model(task: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pacsv.write_csv(planted(), tmp_path / "table.csv")
+    written = write_experiment(tmp_path / "table.csv", None, task=task, name="table", folder=tmp_path / "conf" / "experiment")
+    config = load_config("table")
+    assert (config.problem.task, config.problem.target, config.model.kind, config.data.split.kind) == (task, None, kind, "random")
+    assert "pairs" in config.problem.id_columns
+    assert written.remarks[0] == f"no target: {task}, learns from the rows alone"
+
+
+@pytest.mark.parametrize(
+    ("target", "task", "words"), [(None, None, "neither a target nor a task"), ("y", "anomaly", "a target and the task")]
+)
+def test_init_wants_a_target_or_a_task(target: str | None, task: str | None, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        write_experiment(tmp_path / "table.csv", target, task=task, name="table", folder=tmp_path)

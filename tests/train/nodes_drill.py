@@ -60,7 +60,7 @@ class Nodes:
 
     def _announce(self) -> None:
         """A notice that the node will be taken away in a minute; no other save is due in this run."""
-        assert not list((self._run_dir / CHECKPOINTS).glob("checkpoint_*"))
+        assert not list((self._run_dir / CHECKPOINTS).glob("checkpoint_*/progress.json"))
         minute = int(1e3 * (time.time() + 60))
         client = GcsClient(address=self._cluster.address)
         taken, why = client.drain_node(self._second.node_id, DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "drill", minute)
