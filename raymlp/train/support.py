@@ -262,7 +262,7 @@ RULES: tuple[Rule, ...] = (
         lambda c: (
             f"train.private does not go with model.kind={c.model.kind} as it is set: its net mixes rows, or hides the gradient of each; "
             "expected mlp, linear or tabm, a text encoder with model.transfer.lora or a few model.transfer.train_blocks, or a vit. "
-            "Set model, or train.private=null."
+            "Set model.kind, or train.private=null."
         ),
     ),
     (
