@@ -113,7 +113,7 @@ class Place:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     config = make_config(Runtime(storage=str(tmp_path)), rollout=SETTINGS)
     made = Place(config, {"v1": Model(), "v2": Model()})
-    monkeypatch.setattr(pipeline, "_store", lambda _: made)
+    monkeypatch.setattr("raymlp.pipeline.serving.store_of", lambda _: made)
     monkeypatch.setattr("raymlp.model.predictor.Predictor.load", lambda path: made.models[path])
     monkeypatch.setattr(serving, "set_versions", made.set_versions)
     monkeypatch.setattr(serving, "problems", made.problems)

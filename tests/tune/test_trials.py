@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from raymlp.cli import _trials
+from raymlp.cli.screens import show_trials
 from raymlp.config.loader import load_config, with_overrides
 from raymlp.config.tune import Choice, LogUniform, Uniform
 from raymlp.core.errors import ConfigError, RaymlpError
@@ -166,7 +166,7 @@ def test_the_page_and_the_overlay_say_what_was_best(tmp_path: Path) -> None:
         "train": {"epochs": 6, "learning_rate": pytest.approx(0.001), "loss": {"kind": "focal"}, "resample": "<b>"},
     }
     shown = Console(file=io.StringIO(), width=200)
-    _trials(result, shown)
+    show_trials(result, shown)
     lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any(line.split()[:2] == ["3", "0.2500"] and "learning_rate=0.001" in line for line in lines)
     assert any(line.split()[0] == "4" and "ValueError: no" in line for line in lines if line.strip())
