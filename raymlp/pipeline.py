@@ -438,8 +438,8 @@ def predict(config: Config, model: str | Path = "", *, story: Story | None = Non
 
 
 def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config to predict with a model: problem and data as its bundle records them, where the overrides choose no others, and Hydra
-    overrides as `data.source.path=new.csv predict.output=scores`. Raises RegistryError, BundleError or ConfigError."""
+    """The config to predict with a model: problem, data and model as its bundle records them, where the overrides choose no others, and
+    Hydra overrides as `data.source.path=new.csv predict.output=scores`. Raises RegistryError, BundleError or ConfigError."""
     import yaml
 
     from raymlp.model.bundle import load_bundle
@@ -451,7 +451,7 @@ def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
         site = load_site([word for word in overrides if word.startswith(("runtime.", "registry."))])
         bundle = Store(site.registry, site.runtime).get(str(model)).bundle
     recorded = yaml.safe_load(load_bundle(bundle).config_yaml) or {}
-    return load_config(overrides=overrides, base={name: recorded[name] for name in ("problem", "data") if name in recorded})
+    return load_config(overrides=overrides, base={name: recorded[name] for name in ("problem", "data", "model") if name in recorded})
 
 
 def monitor(config: Config, *, window: str = "all", since: datetime | None = None, story: Story | None = None) -> MonitorReport:
