@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlp.config.loader import load_config, load_site, to_yaml, with_overrides
@@ -228,6 +229,7 @@ def _trained_beside(parts: Sequence[Config], snapshots: Sequence[Snapshot], widt
 
 def tune(config: Config, *, story: Story | None = None) -> TuneResult:
     """Run a study over the settings of `tune.space`, or go on with it. Its record, page and `best.yaml` lie in one folder."""
+    from raymlp.core.files import make_folder
     from raymlp.train.shelf import shelf
     from raymlp.train.trial import fit_by_workers, fit_held
     from raymlp.tune.checks import check
@@ -240,7 +242,13 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
     config, notes = resolved(with_teacher(config))
     check(config)
     snapshot, distil = prepare(config, story=story), config.train.distil
-    with ray_session(config.runtime), story.step("tune") as step, shelf(snapshot.path, config.problem, config.features, distil) as rows:
+    root = make_folder(storage_root(config.runtime) / "tune")
+    with (
+        ray_session(config.runtime),
+        story.step("tune") as step,
+        shelf(snapshot.path, config.problem, config.features, distil) as rows,
+        TemporaryDirectory(prefix=".trials-", dir=root, ignore_cleanup_errors=True) as scratch,
+    ):
         settings, latency, done = config.tune, LATENCY in config.tune.objectives, [0]
 
         def on_trial(trial: Trial) -> None:
@@ -249,10 +257,10 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
 
         def objective(trial: Config, report: Any, resume: Path | None) -> Mapping[str, float]:
             if settings.workers == "as_train":
-                return fit_by_workers(trial, snapshot, report, latency=latency)
+                return fit_by_workers(trial, snapshot, report, folder=Path(scratch), latency=latency)
             return fit_held(trial, snapshot, rows, report, resume, latency=latency)
 
-        found = search(config, objective, root=storage_root(config.runtime) / "tune", snapshot=snapshot.digest, on_trial=on_trial)
+        found = search(config, objective, root=root, snapshot=snapshot.digest, on_trial=on_trial)
         result = conclude(found)
         step.result(f"{len(result.trials)} trials, best {result.metric} {result.score:.4f}")
         for note in (*notes, *found.notes):
