@@ -253,11 +253,12 @@ def test_families_that_share_a_key_share_a_domain_that_has_the_values_of_both() 
 
 @pytest.mark.parametrize("kind", portfolio.kinds())
 def test_every_family_of_the_portfolio_builds(kind: str) -> None:
-    family = portfolio.PORTFOLIO[kind]
+    family, task = portfolio.PORTFOLIO[kind], {"kmeans": "clustering", "isolation_forest": "anomaly"}.get(kind)
+    problem = {"problem.task": task, "problem.target": None} if task else {}
     for point in family.points:
-        assert with_overrides(config_of(), {"model.kind": kind, **point}).model.kind == kind
+        assert with_overrides(config_of(), {"model.kind": kind, **problem, **point}).model.kind == kind
     if any(family.points) or family.space:
-        chosen, _ = portfolio.resolved(with_overrides(config_of(), {"model.kind": kind, "tune.space": {}}))
+        chosen, _ = portfolio.resolved(with_overrides(config_of(), {"model.kind": kind, **problem, "tune.space": {}}))
         check(chosen)
 
 
