@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from raymlp.data.snapshot import load_profile, read_split
 from raymlp.data.target import Target
 from raymlp.evaluate.baselines import scores_of
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.bundle import save_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.train.trainer import bundle_of
 from raymlp.train.worker import outcome_alone
@@ -47,6 +49,8 @@ from raymlp.train.worker import outcome_alone
 SEEDS = (0, 1, 2)
 VALID = 0.15
 """Share of the training rows that validates."""
+FEW = 1_000
+"""Test rows of a month below which nothing is told of it: in UTC the last flights of a year are of the next."""
 ADULT = [
     "age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship", "race", "sex",
     "capital_gain", "capital_loss", "hours", "country", "income",
@@ -78,6 +82,8 @@ class Case:
     model: str
     words: tuple[str, ...]
     beside: str
+    teacher: str | None = None
+    """The model of another case on the same data, which the net learns from (`train.distil`)."""
     scores: Callable[[Config, Path, pa.Table, int], Scores] | None = None
 
 
@@ -158,10 +164,15 @@ def flights(folder: Path, seed: int) -> pa.Table:
     return table.append_column("split", pa.array(split))
 
 
+def learnable(snapshot: Path, columns: list[str]) -> pa.Table:
+    """All rows that are not test rows."""
+    return pa.concat_tables([read_split(snapshot, split).select(columns) for split in ("train", "valid")])
+
+
 def boosting(config: Config, snapshot: Path, test: pa.Table, seed: int) -> Scores:
     """Histogram gradient boosting of scikit-learn, 200 rounds on all rows that are not test rows, the validation rows among them."""
-    rows = pa.concat_tables([read_split(snapshot, "train"), read_split(snapshot, "valid")])
     plan = FeaturePlan.fit(config.features, config.problem, load_profile(snapshot), keeps_missing=True)
+    rows = learnable(snapshot, [*plan.inputs, plan.target.column])
     return scores_of(("gradient_boosting",), plan, rows, test, seed=seed)["gradient_boosting"]
 
 
@@ -171,7 +182,7 @@ def tf_idf(config: Config, snapshot: Path, test: pa.Table, seed: int) -> Scores:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegressionCV
 
-    rows = pa.concat_tables([read_split(snapshot, "train"), read_split(snapshot, "valid")])
+    rows = learnable(snapshot, ["text", "answer"])
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     x = words.fit_transform(rows.column("text").to_pylist())
     model = LogisticRegressionCV(
@@ -194,7 +205,13 @@ TASKS = {
     "sst2": Task(
         sst2, ("problem.task=binary", "problem.target=answer", "problem.positive_class='1'", "features.text=[text]"), ("accuracy",)
     ),
-    "flights": Task(flights, ("~data.source.types",), ("auc",), experiment="flights", months="time_hour"),
+    "flights": Task(
+        flights,
+        ("~data.source.types", "~data.split.valid_start", "~data.split.valid_end"),
+        ("auc",),
+        experiment="flights",
+        months="time_hour",
+    ),
 }
 NUMBERS = ("features.scaling=quantile", "features.quantiles=1000")
 BINS = ("model.numbers.kind=piecewise_linear",)
@@ -254,15 +271,36 @@ CASES = [
     Case("trec", "TF-IDF, logistic", (), "", scores=tf_idf),
     Case("sst2", "MiniLM", (*SENTENCES, "model.transfer.encoder_rate=0.1"), "TF-IDF with logistic regression .811, Kim 2014 CNN .872"),
     Case("sst2", "TF-IDF, logistic", (), "", scores=tf_idf),
-    Case("flights", "mlp", (), "boosting below"),
-    Case("flights", "xgboost", ("model=xgboost", "train.epochs=20"), ""),
     Case("flights", "lightgbm", ("model=lightgbm", "train.epochs=20"), ""),
+    Case(
+        "flights", "mlp, bins, taught by lightgbm",
+        (*NUMBERS, *BINS, "model.numbers.bins=16", "train.epochs=3", "train.distil.weight=0.8", "train.distil.temperature=1"),
+        "boosting beside it", teacher="lightgbm",
+    ),
     Case("flights", "scikit-learn boosting", (), "", scores=boosting),
+    Case("flights", "xgboost", ("model=xgboost", "train.epochs=20"), ""),
+    Case("flights", "plain mlp", (), "boosting beside it"),
 ]  # fmt: skip
 
 
 def run(case: Case, folder: Path, seed: int, place: Path) -> tuple[dict[str, float], float]:
-    """The test metrics of one training run, and the seconds that the CPU worked."""
+    """The test metrics of one training run, and the seconds that the CPU worked; those of a teacher are not among them."""
+    config, snapshot = prepared(case, folder, seed, place)
+    target = Target.fit(config.problem, load_profile(snapshot.path))
+    test = read_split(snapshot.path, "test")
+    asked = test.drop_columns([target.column])
+    if case.scores is None:
+        bundle, seconds = trained(case, folder, seed, place)
+        scores = Predictor.load(bundle).scores(asked)
+    else:
+        started = time.process_time()
+        scores = case.scores(config, snapshot.path, asked, seed)
+        seconds = time.process_time() - started
+    return figures(TASKS[case.data], config, test, target.read(test.column(target.column)), scores), seconds
+
+
+def prepared(case: Case, folder: Path, seed: int, place: Path) -> tuple[Config, Snapshot]:
+    """The config of a case and the snapshot of its data."""
     task = TASKS[case.data]
     source = place / f"{case.data}-{seed}.parquet"
     if not source.exists():
@@ -270,22 +308,22 @@ def run(case: Case, folder: Path, seed: int, place: Path) -> tuple[dict[str, flo
     rows = ("data.source.kind=parquet", f"data.source.path={source}", "data.split.kind=column", "data.split.column=split")
     where = (f"problem.name={case.data}", f"runtime.storage={place}", f"train.seed={seed}", "data.checks.outliers=off")
     words = [word.replace("{encoder}", str(encoder())) if "{encoder}" in word else word for word in case.words]
+    if case.teacher is not None:
+        other = next(each for each in CASES if (each.data, each.model) == (case.data, case.teacher))
+        words.append(f"train.distil.teacher={trained(other, folder, seed, place)[0]}")
     config = raymlp.load_config(task.experiment, [*task.words, *rows, *where, "data.checks.label_noise=off", *words])
-    snapshot: Snapshot = raymlp.prepare(config)
-    profile = load_profile(snapshot.path)
-    target = Target.fit(config.problem, profile)
-    test = read_split(snapshot.path, "test")
-    asked = test.drop_columns([target.column])
+    return config, raymlp.prepare(config)
+
+
+@cache
+def trained(case: Case, folder: Path, seed: int, place: Path) -> tuple[Path, float]:
+    """The folder of the bundle that one training run gives, and the seconds that the CPU worked."""
+    config, snapshot = prepared(case, folder, seed, place)
     started = time.process_time()
-    if case.scores is None:
-        job, outcome = outcome_alone(config, snapshot.path, lambda _: None)
-        seconds = time.process_time() - started
-        bundle, _ = bundle_of(job, outcome, snapshot, profile, "quality")
-        scores = Predictor(bundle).scores(asked)
-    else:
-        scores = case.scores(config, snapshot.path, asked, seed)
-        seconds = time.process_time() - started
-    return figures(task, config, test, target.read(test.column(target.column)), scores), seconds
+    job, outcome = outcome_alone(config, snapshot.path, lambda _: None)
+    seconds = time.process_time() - started
+    bundle, _ = bundle_of(job, outcome, snapshot, load_profile(snapshot.path), "quality")
+    return save_bundle(bundle, place / "bundles" / f"{CASES.index(case)}-{seed}"), seconds
 
 
 def figures(task: Task, config: Config, test: pa.Table, truth: Scores, scores: Scores) -> dict[str, float]:
@@ -294,7 +332,7 @@ def figures(task: Task, config: Config, test: pa.Table, truth: Scores, scores: S
     parts = {"": known}
     if task.months is not None:
         months = test.column(task.months).cast(pa.timestamp("us")).to_numpy().astype("datetime64[M]")
-        parts |= {f" {month}": known & (months == month) for month in np.unique(months)}
+        parts |= {f" {month}": rows for month in np.unique(months) if (rows := known & (months == month)).sum() >= FEW}
     return {
         f"{name}{part}": METRICS[config.problem.task][name](truth[rows], scores[rows])
         for name in task.metrics

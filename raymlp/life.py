@@ -34,7 +34,7 @@ from raymlp.data.contract import Contract
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import ray_session, storage_root
 
-CHUNK_ROWS = 500
+CHUNK_ROWS = 250
 """Rows between two looks at the evidence of a rollout."""
 LOG_WAIT_S = 20.0
 KEYS = "RAYMLP_API_KEYS"
@@ -188,10 +188,12 @@ def _roll_out(life: Life, window: Window, title: str) -> MonitorReport:
     """A rollout on the window's traffic; what is left of the window goes to the winner, and is watched."""
     traffic = _traffic(life, window)
     result = pipeline.rollout(life.config, traffic=traffic, story=life.story)
-    verb = "promoted" if result.decision.action == "promote" else "rolled back"
+    verb = {"promote": "promoted", "rollback": "rolled back", "pause": "taken out"}[result.decision.action]
+    through = ", ".join(f"{share:.0%}" for share in result.shares)
     life.tell(
         window.name,
-        f"{title}: challenger {verb} after {result.requests:,} requests ({result.challenger_requests:,} its own); {result.decision.reason}",
+        f"{title}: challenger {verb} after {result.requests:,} requests ({result.challenger_requests:,} its own, at {through}); "
+        f"{result.decision.reason}",
     )
     if title == "drill" and result.decision.action == "promote":
         raise RaymlpError(f"the drill failed: a model trained on shuffled labels was promoted ({result.decision.reason}).")

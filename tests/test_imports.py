@@ -58,7 +58,7 @@ def test_the_sdk_is_the_list_that_was_promised() -> None:
 def test_a_submodule_does_not_hide_the_function_of_the_same_name() -> None:
     code = "import raymlp, raymlp.monitor.quality, raymlp.train; print(raymlp.monitor.__module__, raymlp.train.__module__)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["raymlp.pipeline", "raymlp.pipeline"]
+    assert out.split() == ["raymlp.pipeline.upkeep", "raymlp.pipeline.training"]
 
 
 def test_importing_leaves_no_file_behind(tmp_path: object) -> None:

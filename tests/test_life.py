@@ -84,7 +84,7 @@ def test_the_retrained_model_was_compared_and_rolled_out_and_the_broken_one_roll
     told = "\n".join(what for _, what in lived.summary.happened)
     assert "retrained" in told
     assert "drill: challenger rolled back after" in told
-    store = pipeline._store(lived.config)
+    store = pipeline.store_of(lived.config)
     aliases = store.aliases("flights")
     assert "challenger" not in aliases
     assert aliases["champion"] in ("1", "2")
@@ -95,7 +95,7 @@ def test_every_logged_answer_equals_the_offline_predictor(lived: Lived) -> None:
     log = pipeline.prediction_log(lived.config)
     assert set(log.column("status").to_pylist()) == {200}
     assert len(set(log.column("prediction_id").to_pylist())) == log.num_rows
-    store = pipeline._store(lived.config)
+    store = pipeline.store_of(lived.config)
     versions = set(log.column("version").to_pylist())
     assert {"v1"} < versions
     for version in versions:
@@ -128,7 +128,7 @@ def test_one_mlflow_run_a_job_holds_what_is_needed_to_repeat_it(lived: Lived) ->
     assert sorted(run.data.tags["raymlp.job"] for run in runs) == ["retrain", "sabotage", "train"]
     run = next(run for run in runs if run.data.tags["raymlp.job"] == "train")
     assert run.info.status == "FINISHED"
-    bundle = load_bundle(pipeline._store(lived.config).get("flights/1").bundle)
+    bundle = load_bundle(pipeline.store_of(lived.config).get("flights/1").bundle)
     assert (bundle.run_id, bundle.snapshot) == (run.info.run_id, run.data.tags["raymlp.snapshot"])
     assert run.data.metrics["bundle_auc"] == pytest.approx(bundle.metrics["auc"])
     files = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -153,7 +153,7 @@ def test_mlflow_itself_loads_the_champion_without_unpickling(lived: Lived) -> No
     table = pipeline.prediction_log(lived.config).slice(0, 3)
     rows = pa.table({name.removeprefix("in."): table.column(name) for name in table.column_names if name.startswith("in.")})
     ours = raymlp.load_predictor("models:/flights/1", config=lived.config).predict(rows).rows()
-    assert model.predict(life.as_requests(rows, load_bundle(pipeline._store(lived.config).get("flights/1").bundle).contract)) == ours
+    assert model.predict(life.as_requests(rows, load_bundle(pipeline.store_of(lived.config).get("flights/1").bundle).contract)) == ours
 
 
 def test_the_registry_names_what_it_has(lived: Lived) -> None:
@@ -165,7 +165,7 @@ def test_the_registry_names_what_it_has(lived: Lived) -> None:
 
 def test_a_gate_that_asks_too_much_refuses(lived: Lived) -> None:
     config = raymlp.load_config("flights", [*settings_of(lived.root), "problem.success_threshold=0.99", "evaluate.baselines=[rule]"])
-    bundle = pipeline._store(config).get("flights/1").bundle
+    bundle = pipeline.store_of(config).get("flights/1").bundle
     evaluation = raymlp.evaluate(config, bundle)
     assert evaluation.gate.action == "fail"
     with pytest.raises(GateRefused, match=r"0.99"):

@@ -60,7 +60,7 @@ def states(stations: tuple[Station, ...]) -> dict[str, str]:
 
 
 def test_a_run_made_again_is_equal_to_the_last_bit(recorded: TrainedModel, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "train", trained)
+    monkeypatch.setattr("raymlp.pipeline.training.train", trained)
     result = pipeline.reproduce(recorded.run_id, site)
     assert result.differences == ()
     assert {"weights.safetensors", "plan.json", "calibration.json", "auc"} <= {fact.name for fact in result.facts}
@@ -72,7 +72,7 @@ def test_a_run_made_again_is_equal_to_the_last_bit(recorded: TrainedModel, site:
 def test_another_seed_is_told_from_the_recorded_one_with_exit_code_1(
     recorded: TrainedModel, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "train", lambda config, **rest: trained(with_overrides(config, {"train.seed": 1}), **rest))
+    monkeypatch.setattr("raymlp.pipeline.training.train", lambda config, **rest: trained(with_overrides(config, {"train.seed": 1}), **rest))
     assert run_command(["reproduce", str(recorded.bundle), f"runtime.storage={site.runtime.storage}"]) == 1
     shown = capsys.readouterr()
     assert "weights.safetensors" in shown.out
@@ -88,7 +88,7 @@ def test_a_difference_of_environment_is_named(
         replace(first, scorer=replace(first.scorer, weights=changed), environment={**first.environment, "torch": "1.0"}),
         recorded.bundle.parent / "other",
     )
-    monkeypatch.setattr(pipeline, "train", trained)
+    monkeypatch.setattr("raymlp.pipeline.training.train", trained)
     assert run_command(["reproduce", str(moved), f"runtime.storage={site.runtime.storage}"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "1 of " in said
@@ -102,7 +102,7 @@ def test_a_private_run_is_said_to_differ_as_it_must(
     first = load_bundle(recorded.bundle)
     private = with_overrides(build_config(yaml.safe_load(first.config_yaml)), {"train.private": {"max_epsilon": 50.0, "noise": 1.0}})
     other = save_bundle(replace(first, config_yaml=to_yaml(private)), recorded.bundle.parent / "other")
-    monkeypatch.setattr(pipeline, "train", trained)
+    monkeypatch.setattr("raymlp.pipeline.training.train", trained)
     assert run_command(["reproduce", str(other), f"runtime.storage={site.runtime.storage}"]) == 1
     shown = capsys.readouterr()
     assert f"run {recorded.run_id} cannot be made again bit by bit" in " ".join(shown.out.split())
@@ -115,7 +115,7 @@ def test_a_snapshot_that_the_source_no_longer_gives_is_refused(
 ) -> None:
     manifest = Path(site.runtime.storage) / "snapshots" / "planted" / "abc" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"digest": "1" * 64}))
-    monkeypatch.setattr(pipeline, "prepare", lambda *_, **__: Snapshot(manifest.parent, "1" * 64, {}))
+    monkeypatch.setattr("raymlp.pipeline.training.prepare", lambda *_, **__: Snapshot(manifest.parent, "1" * 64, {}))
     with pytest.raises(DataError, match=r"trained on snapshot 0000000000.*source now gives 1111111111"):
         pipeline.reproduce(recorded.run_id, site)
     assert states(pipeline.trace(recorded.run_id, site).stations)["snapshot"] == "missing"

@@ -59,8 +59,12 @@ def test_the_verbs_are_those_of_the_command_line() -> None:
 
 def test_every_path_and_picture_it_names_exists() -> None:
     for text, base in ((README, ROOT), (TRAINING, ROOT / "docs"), (BATCH, ROOT / "docs")):
-        for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        for path, _, part in (link.partition("#") for link in re.findall(r"\]\(((?!http)[^)]+)\)", text)):
             assert (base / path).exists(), path
+            if part:
+                page = (base / path).read_text() if path else text
+                titles = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.M)]
+                assert part in titles, part
         for path in re.findall(r"`((?:raymlp|conf|docs|jobs)/[\w/.]*)`", text):
             assert (ROOT / path).exists(), path
 

@@ -1,4 +1,4 @@
-"""How the endpoint runs, and how traffic moves to a challenger."""
+"""How the endpoint runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.rollout import Rollout
 from raymlp.config.section import Section
 
 
@@ -20,34 +21,6 @@ class Log(Section):
 
     flush_s: float = Field(default=2.0, gt=0)
     """Seconds after which waiting rows are written anyway."""
-
-
-class Rollout(Section):
-    """Moving traffic from champion to challenger."""
-
-    weight: float = Field(default=0.1, gt=0, lt=1)
-    """Share of traffic that a challenger gets while it is compared."""
-
-    min_requests: int = Field(default=200, ge=1)
-    """Requests the challenger must have answered before it can be promoted."""
-
-    max_requests: int = Field(default=20_000, ge=1)
-    """Requests in total after which a rollout without a verdict ends with the champion."""
-
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """Chance of a wrong verdict over the whole rollout, however often it is looked at."""
-
-    margin: float = Field(default=0.01, ge=0)
-    """Extra mean loss per labelled row that still counts as no worse, as a share of the champion's mean loss."""
-
-    ranking_margin: float = Field(default=0.05, ge=0, le=1)
-    """Binary: AUC that a challenger may be behind and still count as no worse, in [0, 1]."""
-
-    max_error_rate: float = Field(default=0.01, ge=0, le=1)
-    """Share of challenger requests that may fail, in [0, 1], before it is rolled back."""
-
-    max_latency_ratio: float = Field(default=3.0, gt=1)
-    """Challenger's p95 latency over the champion's before it is rolled back."""
 
 
 class Serve(Section):

@@ -140,7 +140,8 @@ class Train(Section):
     resample: Resample = "none"
     """Rows that a training epoch sees, of the training split alone: `undersample` takes as many of each class as the rarest has,
     `oversample` repeats rows up to the most frequent, `smote` makes new ones between neighbours (needs raymlp[imbalance]) among
-    8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch."""
+    8,192 to 16,383 rows at a time, which knows no neighbour outside them and takes a second or two for each such part and epoch. Nets
+    draw anew in each epoch, boosted trees once for all rounds, and not by `smote`."""
 
     distil: Distil | None = None
     """A teacher that the net listens to beside the answers; null has none."""

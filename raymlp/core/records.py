@@ -233,11 +233,14 @@ class RetrainResult:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """How a rollout ended: promoted, rolled back or held, after how many requests."""
+    """How a rollout ended (`promote`, `rollback`, or `pause` where only a person can say), after how many requests; the shares of traffic
+    the challenger had, and the file of its record."""
 
     decision: Decision
     requests: int
     challenger_requests: int
+    shares: tuple[float, ...]
+    record: Path
 
 
 @dataclass(frozen=True)

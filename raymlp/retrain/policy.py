@@ -21,6 +21,8 @@ class RetrainFacts:
     """Seconds since the last retrain ended; None if there was none."""
     is_running: bool = False
     """Whether a retrain is running now."""
+    has_answers: bool = True
+    """Whether the task has a target, whose labels come."""
 
 
 def decide(facts: RetrainFacts, settings: Retrain) -> Decision:
@@ -36,9 +38,10 @@ def decide(facts: RetrainFacts, settings: Retrain) -> Decision:
         kept = ", ".join(settings.triggers) or "none"
         return Decision("wait", f"none of {found} alerts is of a kind that asks for a new model ({kept})", plain)
     why = " and ".join(f"{count} {kind} alert{'s' * (count != 1)}" for kind, count in sorted(asking.items()))
+    rows = "new labelled rows" if facts.has_answers else "new rows"
     if facts.new_rows < settings.min_new_rows:
-        return Decision("wait", f"{why}, but only {facts.new_rows:,} of {settings.min_new_rows:,} new labelled rows", plain)
+        return Decision("wait", f"{why}, but only {facts.new_rows:,} of {settings.min_new_rows:,} {rows}", plain)
     if facts.seconds_since_last is not None and facts.seconds_since_last < settings.cooldown_s:
         ago = f"the last retrain ended {facts.seconds_since_last:,.0f} s ago (cooldown {settings.cooldown_s:,.0f} s)"
         return Decision("wait", f"{why}, but {ago}", plain)
-    return Decision("retrain", f"{why}, with {facts.new_rows:,} new labelled rows", plain)
+    return Decision("retrain", f"{why}, with {facts.new_rows:,} {rows}", plain)

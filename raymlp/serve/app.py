@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,18 @@ class State:
     revision: str
     problems: Mapping[str, str]
 
+    @cached_property
+    def routed(self) -> str:
+        """The routes as the log has them."""
+        return str(self.routes)
+
+    def hide(self, key: str) -> str:
+        """A routing key as it is logged: hashed where a version has privacy rules with a key. The version is chosen by what is logged,
+        so that the log shows why."""
+        for loaded in self.loaded.values():
+            key = loaded.predictor.hide_routing_key(key)
+        return key
+
 
 class ModelServer:
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
@@ -139,7 +152,7 @@ class ModelServer:
                 logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])
         try:
             shares = weights if not problems else _shares_of(champion, weights, loaded)
-            routes = Routes.of(champion, shares)
+            routes = Routes.of(champion, shares, salt=wanted["salt"])
             if champion not in loaded:
                 raise ServingError(f"the champion {champion} cannot be loaded: {problems.get(champion, 'it is not among the versions')}")
         except (ServingError, KeyError) as error:
@@ -204,14 +217,14 @@ class ModelServer:
             request = parse(content, max_rows=self.max_rows)
             rows = len(request.instances)
             key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
+            key = state.hide(key)
             label = state.routes.choose(key)
             predictor = state.loaded[label].predictor
-            key = predictor.hide_routing_key(key)
             typed = [predictor.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
             answer = await _answers(predictor, typed)
             body = orjson.dumps({"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id})
             status = 200
-            self._note(prediction_id, label, key, typed, answer, (time.perf_counter() - start) * 1e3)
+            self._note(state.routed, prediction_id, label, key, typed, answer, (time.perf_counter() - start) * 1e3)
         except RequestError as error:
             status, body = 422, refusal(error.field, error.found, error.expected)
         except RecursionError:
@@ -221,7 +234,7 @@ class ModelServer:
             status, body = 500, refusal("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
             took_ms = (time.perf_counter() - start) * 1e3
             for place in range(rows):
-                self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None))
+                self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, state.routed if state else ""))
         finally:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
@@ -235,10 +248,10 @@ class ModelServer:
                 return refused
         return None
 
-    def _note(self, prediction_id: str, label: str, key: str, typed: list[Row], answer: Prediction, took_ms: float) -> None:
+    def _note(self, routed: str, prediction_id: str, label: str, key: str, typed: list[Row], answer: Prediction, took_ms: float) -> None:
         now = time.time()
         for place, (row, score) in enumerate(zip(typed, answer.summary.tolist(), strict=True)):
-            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row))
+            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
 
     # ------------------------------------------------------------------ background
 

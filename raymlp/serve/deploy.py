@@ -69,8 +69,11 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     return endpoint
 
 
-def set_versions(config: Config, endpoint: Endpoint | str, versions: Mapping[str, str], weights: Mapping[str, float]) -> Endpoint:
-    """Give the endpoint these versions (label to bundle path, the champion first) and shares of traffic, without a restart.
+def set_versions(
+    config: Config, endpoint: Endpoint | str, versions: Mapping[str, str], weights: Mapping[str, float], *, salt: str = ""
+) -> Endpoint:
+    """Give the endpoint these versions (label to bundle path, the champion first) and shares of traffic, without a restart. `salt`
+    deals the keys: the same one throughout a rollout, another one for the next.
 
     A version that is new to the endpoint is first probed in a process of its own. Returns when every replica has the change.
     Raises ServingError, with nothing changed, for weights that do not sum to one, a name that is not deployed or a bundle
@@ -91,12 +94,12 @@ def set_versions(config: Config, endpoint: Endpoint | str, versions: Mapping[str
         if known.get(label) != path:
             probe(Version(label, path))
     changed = applications[name].model_copy(deep=True)
-    changed.deployments[0].user_config = _user_config(versions, weights)
+    changed.deployments[0].user_config = _user_config(versions, weights, salt)
     _apply(client, changed)
     reports = _wait_for_revision(client, changed)
-    problems = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
-    if problems:
-        raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(problems)}")
+    left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
+    if left_out:
+        raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
     return _endpoint(config, name, weights)
 
 
@@ -125,6 +128,11 @@ def status(name: str) -> dict[str, Any]:
     reports = _reports(name) if state in ("RUNNING", "DEPLOYING", "UNHEALTHY") else []
     answered = [report for report in reports if report]
     return {"name": name, "state": state, "message": found.message if found else "", "replicas": answered}
+
+
+def problems(name: str) -> dict[str, str]:
+    """Versions that a replica was given and does not serve, each with the reason."""
+    return {label: problem for report in _reports(name) if report for label, problem in report["problems"].items()}
 
 
 # ---------------------------------------------------------------------- before the start
@@ -235,12 +243,13 @@ def _runtime_env() -> dict[str, Any]:
     return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust()}}
 
 
-def _user_config(versions: Mapping[str, str], weights: Mapping[str, float]) -> dict[str, Any]:
+def _user_config(versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "") -> dict[str, Any]:
     champion = next(iter(versions))
     return {
         "versions": dict(versions),
         "weights": {label: float(share) for label, share in weights.items()},
         "champion": champion,
+        "salt": salt,
         "revision": uuid.uuid4().hex,
     }
 

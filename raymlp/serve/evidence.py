@@ -1,54 +1,214 @@
 """What a rollout rests on, read from the prediction log and the labels that have come.
 
-Errors and latency are those of the traffic each version really answered. Quality is paired: a prediction does not change
-the answer, so both versions are scored on every labelled row of the log, whichever of them served it.
+Errors, latency and predictions are those of the traffic each version really answered, one vote a key (see `rollout.facts`), by the share
+the challenger had when it was routed. Quality is paired: a prediction does not change the answer, so both versions are scored on every
+labelled row of the rollout, whichever of them served it.
+
+Legend: N requests of the rollout in the order of time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import losses
 from raymlp.core.records import needs_target
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
-from raymlp.serve.rollout import Evidence, Paired, Traffic, misranking
+from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
+from raymlp.serve.rollout.facts import Evidence, Histogram, Moments, Pair, Paired, Scores, Step
+from raymlp.serve.rollout.latency import REFERENCE_REQUESTS
+from raymlp.serve.rollout.outlook import Traffic
+from raymlp.serve.rollout.quality import misranking
+from raymlp.serve.routing import Routes
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
-def gather(
-    log: pa.Table, labels: pa.Table | None, champion_label: str, challenger_label: str, champion: Predictor, challenger: Predictor
-) -> Evidence:
-    """Evidence of the rows in the log. `labels` has `prediction_id` and `label`, the raw value of the target column. Without a target
-    there are errors and latency alone: a label of anomalies comes for few rows, and says little of a loss."""
-    traffic = (_traffic(log, champion_label), _traffic(log, challenger_label))
-    if not needs_target(champion.bundle.plan.target.task):
-        return Evidence(*traffic, has_answers=False)
-    return Evidence(*traffic, *_paired(log, labels, champion, challenger))
+@dataclass(frozen=True)
+class Versions:
+    """The two versions of a rollout: labels as in the log, and their predictors."""
+
+    champion_label: str
+    challenger_label: str
+    champion: Predictor
+    challenger: Predictor
 
 
-def _traffic(log: pa.Table, label: str) -> Traffic:
-    own = log.filter(pc.equal(log.column("version"), label))
-    requests = len(pc.unique(own.column("prediction_id")))
-    if not requests:
+@dataclass(frozen=True)
+class _Requests:
+    """Arrays of N: which share the challenger had, whether it answered, the key as a number, and what came of it."""
+
+    weight: Floats
+    theirs: Mask
+    key: NDArray[np.int64]
+    failed: Mask
+    latency_ms: Floats
+    cell_of: Floats
+    business: Floats
+
+    def first(self, among: Mask) -> Mask:
+        """The first request of each key among some."""
+        places = np.flatnonzero(among)
+        mask = np.zeros(len(among), dtype=bool)
+        mask[places[np.unique(self.key[places], return_index=True)[1]]] = True
+        return mask
+
+
+def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str, settings: Rollout) -> Evidence:
+    """Evidence of the rollout with this salt. `labels` has `prediction_id` and `label`, the raw value of the target column; it may
+    hold `row` for requests of several rows (without it a label is the first row's), and the business metric's column. Without a target
+    neither predictions nor labels are compared: clusters and scores mean something else in each model, and labels come for few rows."""
+    rows, task = _of_rollout(log, salt, versions.challenger_label), versions.champion.bundle.plan.target.task
+    has_answers = needs_target(task)
+    if not rows.num_rows:
+        return Evidence(ranking=Paired() if task == "binary" else None, has_answers=has_answers)
+    requests = _requests(rows.filter(pc.equal(rows.column("row"), 0)), labels, versions, settings)
+    good = ~requests.failed
+    voted = requests.first(np.ones(len(good), dtype=bool)) & good
+    latency_voters, latency_reference = _apart(voted, requests.theirs, REFERENCE_REQUESTS)
+    score_voters, score_reference = _apart(voted & ~np.isnan(requests.cell_of), requests.theirs, REFERENCE_ROWS)
+    cells, scores = _cells(requests.cell_of[score_reference], versions)
+    failures, paid = requests.first(requests.failed), requests.first(good & ~np.isnan(requests.business))
+    new_keys = requests.first(np.ones(len(good), dtype=bool))
+
+    def step(weight: float) -> Step:
+        here = np.isclose(requests.weight, weight)
+        sides = here & ~requests.theirs, here & requests.theirs
+        return Step(
+            weight,
+            requests=Pair(*(int(side.sum()) for side in sides)),
+            keys=Pair(*(int((side & new_keys).sum()) for side in sides)),
+            errors=Pair(*(int((side & failures).sum()) for side in sides)),
+            latency=_both(lambda side: Histogram.of(requests.latency_ms[side & latency_voters]), sides),
+            scores=_both(lambda side: _counts(cells(requests.cell_of[side & score_voters]), len(scores.reference)), sides),
+            business=_both(lambda side: Moments.of(requests.business[side & paid]), sides),
+        )
+
+    steps = tuple(step(float(weight)) for weight in np.unique(requests.weight))
+    loss, ranking = _paired(rows, labels, versions) if has_answers else (Paired(), None)
+    return Evidence(steps, Histogram.of(requests.latency_ms[latency_reference]), scores, loss, ranking, has_answers)
+
+
+def traffic_of(log: pa.Table, label: str) -> Traffic:
+    """How much comes in and how it fares, from a version's rows of the log."""
+    own = log.filter(pc.and_(pc.equal(log.column("version"), label), pc.equal(log.column("row"), 0)))
+    if own.num_rows < 2:
         return Traffic()
-    failed = own.filter(pc.greater_equal(own.column("status"), 500))
-    return Traffic(requests, len(pc.unique(failed.column("prediction_id"))), float(np.percentile(own.column("latency_ms").to_numpy(), 95)))
+    times = own.column("time").to_numpy().astype("datetime64[us]").astype(np.float64) / 1e6
+    good = own.filter(pc.less(own.column("status"), 500)).column("latency_ms").to_numpy()
+    logs = np.log(np.maximum(good, 1e-3)) if len(good) else np.zeros(1)
+    errors = 1 - len(good) / own.num_rows
+    spread = float(np.quantile(logs, 0.841) - np.quantile(logs, 0.159)) / 2
+    return Traffic(own.num_rows / max(float(times[-1] - times[0]), 1e-6), errors, float(np.exp(np.median(logs))), max(spread, 0.05))
 
 
-def _paired(log: pa.Table, labels: pa.Table | None, champion: Predictor, challenger: Predictor) -> tuple[Paired, Paired | None]:
-    if labels is None or not log.num_rows:
-        return Paired(), None
-    good = log.filter(pc.equal(log.column("status"), 200))
-    rows = good.append_column("_row", pa.array(np.arange(good.num_rows))).join(labels, "prediction_id", join_type="inner").sort_by("_row")
-    inputs = {name.removeprefix(INPUT): rows.column(name) for name in rows.column_names if name.startswith(INPUT)}
-    target = champion.bundle.plan.target
-    y = target.read(rows.column("label"))
+def _of_rollout(log: pa.Table, salt: str, challenger: str) -> pa.Table:
+    """Rows that the routes of this rollout divided, oldest first, with the challenger's share as `_weight`."""
+    texts = pc.fill_null(log.column("routes"), "").combine_chunks().dictionary_encode()
+    shares = []
+    for text in texts.dictionary.to_pylist():
+        routes = Routes.parse(text) if text else None
+        shares.append(routes.share(challenger) if routes and routes.salt == salt and challenger in routes.labels else None)
+    weight = pa.array(shares, pa.float64()).take(texts.indices)
+    return log.append_column("_weight", weight).filter(weight.is_valid())
+
+
+def _requests(first: pa.Table, labels: pa.Table | None, versions: Versions, settings: Rollout) -> _Requests:
+    failed = np.asarray(pc.greater_equal(first.column("status"), 500))
+    theirs = np.asarray(pc.equal(first.column("version"), versions.challenger_label))
+    prediction = pc.cast(first.column("prediction"), pa.float64()).to_numpy().astype(np.float64)
+    if versions.champion.bundle.plan.target.task == "multiclass":
+        prediction = np.where(theirs, _champions_class(versions)(prediction), prediction)
+    business = np.full(first.num_rows, np.nan)
+    if settings.business is not None and labels is not None and settings.business.column in labels.column_names:
+        place = pc.index_in(first.column("prediction_id"), value_set=labels.column("prediction_id").combine_chunks())
+        business = pc.cast(labels.column(settings.business.column).take(place), pa.float64()).to_numpy().astype(np.float64)
+    return _Requests(
+        weight=first.column("_weight").to_numpy(),
+        theirs=theirs,
+        key=first.column("routing_key").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64),
+        failed=failed,
+        latency_ms=first.column("latency_ms").to_numpy(),
+        cell_of=prediction,
+        business=business,
+    )
+
+
+def _champions_class(versions: Versions) -> Callable[[Floats], Floats]:
+    """From the challenger's class numbers to the champion's; a class it does not have is one more."""
+    known = list(versions.champion.bundle.plan.target.classes)
+    table = [known.index(name) if name in known else len(known) for name in versions.challenger.bundle.plan.target.classes]
+
+    def convert(numbers: Floats) -> Floats:
+        return np.array([np.nan if np.isnan(number) else float(table[int(number)]) for number in numbers])
+
+    return convert
+
+
+def _apart(voters: Mask, theirs: Mask, wanted: int) -> tuple[Mask, Mask]:
+    """Voters after the champion's first `wanted` ones, and those; the challenger's of the same time count for neither."""
+    reference = voters & ~theirs
+    reference &= np.cumsum(reference) <= wanted
+    if reference.sum() < wanted:
+        return np.zeros_like(voters), reference
+    last = int(np.flatnonzero(reference)[-1])
+    return voters & (np.arange(len(voters)) > last), reference
+
+
+def _cells(reference: Floats, versions: Versions) -> tuple[Callable[[Floats], NDArray[np.int64]], Scores]:
+    """How a prediction gets its cell, and the reference in cells. A number that the champion often gives has a cell of its own."""
+    classes = len(versions.champion.bundle.plan.target.classes)
+    if versions.champion.bundle.plan.target.task == "multiclass":
+        return lambda values: values.astype(np.int64), Scores(_counts(reference.astype(np.int64), classes + 1), ordered=False)
+    if len(reference) < REFERENCE_ROWS or not needs_target(versions.champion.bundle.plan.target.task):
+        return lambda values: np.zeros(len(values), dtype=np.int64), Scores()
+    cuts, times = np.unique(np.quantile(reference, np.arange(1, CELLS) / CELLS, method="inverted_cdf"), return_counts=True)
+    edges = np.unique(np.concatenate([cuts, np.nextafter(cuts[times > 1], np.inf)]))
+
+    def cell(values: Floats) -> NDArray[np.int64]:
+        return np.searchsorted(edges, values, side="right")
+
+    return cell, Scores(_counts(cell(reference), len(edges) + 1))
+
+
+def _counts(cells: NDArray[np.int64], number: int) -> tuple[int, ...]:
+    return tuple(np.bincount(cells, minlength=number)[:number].tolist()) if number else ()
+
+
+def _both(part: Callable[[Mask], Any], sides: tuple[Mask, Mask]) -> tuple[Any, Any]:
+    return part(sides[0]), part(sides[1])
+
+
+def _paired(rows: pa.Table, labels: pa.Table | None, versions: Versions) -> tuple[Paired, Paired | None]:
+    target = versions.champion.bundle.plan.target
+    nothing = Paired(), Paired() if target.task == "binary" else None
+    good = rows.filter(pc.equal(rows.column("status"), 200))
+    if labels is None or not labels.num_rows or not good.num_rows:
+        return nothing
+    place = pc.index_in(_ids(good), value_set=_ids(labels).combine_chunks())
+    good = good.filter(place.is_valid())
+    y = target.read(labels.column("label").take(place.drop_null()))
     usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
+    inputs = {name.removeprefix(INPUT): good.column(name) for name in good.column_names if name.startswith(INPUT)}
     table = pa.table(inputs).filter(pa.array(usable))
     if not table.num_rows:
-        return Paired(), None
-    y, old, new = y[usable], champion.predict(table).scores, challenger.predict(table).scores
+        return nothing
+    y, old, new = y[usable], versions.champion.predict(table).scores, versions.challenger.predict(table).scores
     loss = Paired.of(losses(target.task, y, old), losses(target.task, y, new))
     return loss, Paired.of(misranking(y, old), misranking(y, new)) if target.task == "binary" else None
+
+
+def _ids(table: pa.Table) -> pa.ChunkedArray:
+    """`prediction_id` and row number as one text; no row number means the first."""
+    rows = pc.cast(table.column("row"), pa.string()) if "row" in table.column_names else "0"
+    return pc.binary_join_element_wise(table.column("prediction_id"), rows, "/")

@@ -1,7 +1,8 @@
 """The prediction log: rows wait in memory, and go to Parquet files that are either whole or absent.
 
 Beside the columns of `SCHEMA` a file has one column `in.NAME` for each input, with the contract's type. `prediction` is the
-probability, the value, the anomaly score, or the place of the most likely class or of the cluster.
+probability, the value, the anomaly score, or the place of the most likely class or of the cluster. `routes` are the routes
+that chose the version (see `routing`), null in files of before they were logged.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         ("status", pa.int64()),
         ("prediction", pa.float64()),
         ("latency_ms", pa.float64()),
+        ("routes", pa.string()),
     ]
 )
 
@@ -54,6 +56,7 @@ class Entry(NamedTuple):
     prediction: float | None
     latency_ms: float
     inputs: Row | None
+    routes: str = ""
 
 
 class PredictionLog:
@@ -157,6 +160,7 @@ def _table(entries: list[Entry], contract: Contract | None) -> pa.Table:
         "status": [entry.status for entry in entries],
         "prediction": [entry.prediction for entry in entries],
         "latency_ms": [entry.latency_ms for entry in entries],
+        "routes": [entry.routes for entry in entries],
     }
     arrays = {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}
     empty: Mapping[str, Any] = {}

@@ -18,6 +18,7 @@ from raymlp.config.train import Focal, Train
 from raymlp.config.trees import Trees
 from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.records import has_classes, needs_target
+from raymlp.train.language import too_long, unfit_features
 
 WITHOUT_BLOCKS = ("mlp", "linear", "ft_transformer")
 """Kinds of model whose net repeats no block."""
@@ -186,45 +187,15 @@ def _encodes_target(config: Config) -> bool:
     return features.encoding == "target" or any(rules.encoding == "target" for rules in features.columns.values())
 
 
-def _texts_to_foretell(config: Config) -> str:
-    """What a language model would not find among the features, or would not look at; empty when all is right."""
-    features = config.features
-    others = {
-        "numeric": features.numeric,
-        "categorical": features.categorical,
-        "dates": features.dates,
-        "image": features.image,
-        "crosses": features.crosses,
-        "steps": features.steps,
-    }
-    if named := [f"features.{name}" for name, given in others.items() if given]:
-        return f"{', '.join(named)} beside the text; expected none of them, since it reads one text alone. Leave that out."
-    if len(features.text) != 1:
-        found = "no text" if not features.text else f"{len(features.text)} texts"
-        return f"{found} in features.text; expected the name of one column. Set features.text=[NAME] and features.text_encoding=subword."
-    encoding = features.rules(features.text[0]).text_encoding
-    if encoding != "subword":
-        return f"features.text_encoding={encoding}; expected the pieces of a tokenizer. Set features.text_encoding=subword."
-    return ""
-
-
-def _too_long(config: Config) -> int:
-    """Pieces of the text where they are more than the context of a decoder; else 0."""
-    if not isinstance(config.model, Decoder) or len(config.features.text) != 1:
-        return 0
-    length = config.features.rules(config.features.text[0]).text_length
-    return length if length > config.model.context else 0
-
-
 RULES: tuple[Rule, ...] = (
     (
-        lambda c: c.problem.task == "language" and bool(_texts_to_foretell(c)),
-        lambda c: f"problem.task is language with {_texts_to_foretell(c)}",
+        lambda c: c.problem.task == "language" and bool(unfit_features(c)),
+        lambda c: f"problem.task is language with {unfit_features(c)}",
     ),
     (
-        lambda c: _too_long(c) > 0,
+        lambda c: too_long(c) > 0,
         lambda c: (
-            f"features.text_length is {_too_long(c)}, and model.context is {getattr(c.model, 'context', 0)}; expected no longer texts than "
+            f"features.text_length is {too_long(c)}, and model.context is {getattr(c.model, 'context', 0)}; expected no longer texts than "
             "the net has places for. Set model.context or features.text_length."
         ),
     ),
@@ -291,7 +262,7 @@ RULES: tuple[Rule, ...] = (
         lambda c: (
             f"train.private does not go with model.kind={c.model.kind} as it is set: its net mixes rows, or hides the gradient of each; "
             "expected mlp, linear or tabm, a text encoder with model.transfer.lora or a few model.transfer.train_blocks, or a vit. "
-            "Set model, or train.private=null."
+            "Set model.kind, or train.private=null."
         ),
     ),
     (

@@ -267,7 +267,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
         contract=load_contract(snapshot.path).only(plan.inputs),
         calibration=calibration,
         profile=Profile(profile.rows, columns),
-        predictions=_prediction_profile(plan.target, scores),
+        predictions=prediction_profile(plan.target, scores),
         metrics=metrics,
         config_yaml=to_yaml(config),
         snapshot=snapshot.digest,
@@ -276,7 +276,7 @@ def bundle_of(job: Job, outcome: Outcome, snapshot: Snapshot, profile: Profile, 
     return bundle, metrics
 
 
-def _prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
+def prediction_profile(target: Target, scores: NDArray[np.float64]) -> Profile:
     """Profile of the validation predictions: probability of the positive class, value, score, label, cluster, or loss a token."""
     if target.task == "language":
         column = pa.array(losses(scores), from_pandas=True)

@@ -69,18 +69,18 @@ def fit_held(
     return metrics
 
 
-def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, latency: bool = False) -> dict[str, float]:
+def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, folder: Path, latency: bool = False) -> dict[str, float]:
     """Train as `raymlp train` does, with the workers of `train`; the bundle is not kept. Gives what `fit_held` gives, or nothing when
-    `report` ended it."""
+    `report` ended it. `folder` is one that all workers see; a trial whose process is ended from outside may leave something in it."""
     from raymlp.train.trainer import train
 
     def on_epoch(metrics: dict[str, float]) -> None:
         if report(metrics, None):
             raise _TimeIsOver
 
-    with tempfile.TemporaryDirectory(prefix="raymlp-trial-", dir=_shared(config)) as folder:
+    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as run_dir:
         try:
-            model = train(config, snapshot, run_dir=Path(folder), run_id="trial", on_epoch=on_epoch)
+            model = train(config, snapshot, run_dir=Path(run_dir), run_id="trial", on_epoch=on_epoch)
         except _TimeIsOver:
             return {}
         predictor = Predictor.load(model.bundle)
@@ -129,10 +129,3 @@ def _interval(config: Config, answers: NDArray[Any], scores: NDArray[Any]) -> Ma
     metric = METRICS[config.problem.task][config.problem.main_metric]
     found = resample(metric, answers, scores, samples=BOOTSTRAP, seed=0)
     return {"interval_low": found.low, "interval_high": found.high}
-
-
-def _shared(config: Config) -> Path:
-    from raymlp.core.files import make_folder
-    from raymlp.runtime.session import storage_root
-
-    return make_folder(storage_root(config.runtime) / "tune")

@@ -61,9 +61,9 @@ def test_each_row_is_scored_by_the_model_that_did_not_learn_from_it(tmp_path: Pa
         fold = config.data.split.fold
         return write_snapshot(tmp_path / f"fold-{fold}", {"train": parts[1 - fold], "valid": parts[fold]}, parts=1)
 
-    monkeypatch.setattr(pipeline, "prepare", prepare)
-    monkeypatch.setattr(pipeline, "train", trained)
-    monkeypatch.setattr(pipeline, "ray_session", lambda _: nullcontext())
+    monkeypatch.setattr("raymlp.pipeline.training.prepare", prepare)
+    monkeypatch.setattr("raymlp.pipeline.training.train", trained)
+    monkeypatch.setattr("raymlp.pipeline.training.ray_session", lambda _: nullcontext())
     monkeypatch.setattr(trainer, "at_once", lambda _: 1)
     problem = {"problem.id_columns": ["id"], "runtime.storage": str(tmp_path / "artifacts")}
     config = with_overrides(config_of(epochs=2, batch_size=32, learning_rate=0.01), problem)

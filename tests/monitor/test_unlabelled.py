@@ -4,54 +4,26 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from raymlp.config.features import Features
 from raymlp.config.monitor import Monitor
-from raymlp.config.problem import Problem
-from raymlp.config.serve import Rollout
-from raymlp.config.unsupervised import IsolationForest, KMeans, Sampled
+from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import METRICS
-from raymlp.core.records import WITH_TARGET
-from raymlp.data.contract import Contract
-from raymlp.data.profile import Profile
-from raymlp.features.plan import FeaturePlan
+from raymlp.core.records import WITH_TARGET, Decision
 from raymlp.model.bundle import Bundle
 from raymlp.model.predictor import Prediction, Predictor
 from raymlp.monitor.monitoring import monitor
-from raymlp.serve.evidence import gather
+from raymlp.serve.evidence import Versions, gather
 from raymlp.serve.openapi import ANSWERS
-from raymlp.serve.rollout import decide
-from raymlp.train.blocks import joined, pack, unpack
-from raymlp.train.sampled import fitted
-from raymlp.train.trainer import _prediction_profile
+from raymlp.serve.rollout.facts import Position
+from raymlp.serve.rollout.policy import decide
+from raymlp.serve.routing import Routes
+from tests.monitor.unlabelled import bundle_of, rows
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-def rows(count: int, seed: int, moved: float = 0.0) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    group = (rng.random(count) < 0.5 + moved).astype(int)
-    odd = rng.random(count) < 0.1
-    return pa.table({"a": group * 6 + rng.normal(size=count), "b": rng.normal(size=count) + odd * 30, "odd": np.where(odd, "yes", "no")})
-
-
-def bundle_of(task: str) -> Bundle:
-    table = rows(2_000, 1)
-    label: dict[str, Any] = {"label": "odd", "positive_class": "yes"} if task == "anomaly" else {}
-    problem = Problem(name="p", task=task, **label)  # type: ignore[arg-type]
-    profile = Profile().update(table)
-    plan = FeaturePlan.fit(Features(drop=() if label else ("odd",)), problem, profile)
-    model: Sampled = IsolationForest(trees=20) if label else KMeans(clusters=3)
-    found = fitted(model, plan, joined(unpack(pack(table, plan), plan)), seed=0)
-    contract = Contract.infer(profile).only(plan.inputs)
-    bundle = Bundle("p", "r", found.scorer, plan, contract, found.calibration, profile, Profile(), {"auc": 0.97}, "problem: {}\n", "s")
-    scores = Predictor(bundle).scores(table)
-    return Bundle(**{**vars(bundle), "predictions": _prediction_profile(plan.target, scores)})
 
 
 def log_of(bundle: Bundle, table: pa.Table) -> pa.Table:
@@ -102,19 +74,24 @@ def test_a_label_of_anomalies_judges_quality_once_it_comes(tmp_path: Path) -> No
 
 def test_a_rollout_without_answers_goes_by_errors_and_latency() -> None:
     bundle = bundle_of("clustering")
-    log = log_of(bundle, rows(1_200, 2))
-    half = pa.array(["1" if i % 2 else "2" for i in range(1_200)])
-    mixed = log.set_column(log.schema.get_field_index("version"), "version", half)
-    evidence = gather(mixed, None, "1", "2", Predictor(bundle), Predictor(bundle))
-    settings = Rollout(min_requests=500)
-    decision = decide(evidence, settings)
+    versions = Versions("1", "2", Predictor(bundle), Predictor(bundle))
+    routes = Routes.of("1", {"1": 0.5, "2": 0.5}, salt="s")
+    log = log_of(bundle, rows(2_000, 2))
+    keys = [f"id-{i}" for i in range(2_000)]
+    chosen = [routes.choose(key) for key in keys]
+    mixed = log.set_column(log.schema.get_field_index("version"), "version", pa.array(chosen))
+    mixed = mixed.append_column("routing_key", pa.array(keys)).append_column("routes", pa.array([str(routes)] * 2_000))
+    settings = Rollout(weights=(0.5,), min_requests=500, min_step_s=0)
+
+    def decided(table: pa.Table) -> Decision:
+        return decide(gather(table, None, versions, "s", settings), Position(0.5, 60, 60), settings)
+
+    decision = decided(mixed)
     assert decision.action == "promote"
-    assert "errors and latency alone, since the task has no answers" in decision.reason
-    assert decide(gather(mixed.slice(0, 200), None, "1", "2", Predictor(bundle), Predictor(bundle)), settings).action == "hold"
-    failed = mixed.set_column(
-        mixed.schema.get_field_index("status"), "status", pa.array([500 if i % 2 == 0 else 200 for i in range(1_200)])
-    )
-    assert decide(gather(failed, None, "1", "2", Predictor(bundle), Predictor(bundle)), settings).action == "rollback"
+    assert [check["guard"] for check in decision.facts["checks"]] == ["errors", "latency", "ratio"]
+    assert decided(mixed.slice(0, 200)).action == "hold"
+    status = pa.array([500 if label == "2" else 200 for label in chosen])
+    assert decided(mixed.set_column(mixed.schema.get_field_index("status"), "status", status)).action == "rollback"
 
 
 def test_every_task_has_metrics_and_an_answer_that_the_page_describes() -> None:

@@ -92,7 +92,7 @@ def test_an_unknown_alias_lists_the_known_ones(home: Path, capsys: pytest.Captur
 
 def test_the_config_of_a_model_is_what_its_bundle_records(model: TrainedModel, config: Config, home: Path) -> None:
     found = pipeline.config_of(model.bundle, [f"runtime.storage={home / 'artifacts'}", "predict.output=scores"])
-    assert (found.problem, found.data) == (config.problem, config.data)
+    assert (found.problem, found.data, found.model) == (config.problem, config.data, config.model)
     assert "planted" in to_yaml(found)
     with pytest.raises(ConfigError, match=r"predict.outptu is not a setting"):
         pipeline.config_of(model.bundle, ["predict.outptu=scores"])

@@ -56,3 +56,8 @@ def test_it_retrains_only_when_every_condition_holds(alerts: dict[str, int], new
     allowed = not running and sum(alerts.values()) > 0 and new_rows >= 1_000 and (since is None or since >= 3_600)
     assert (decision.action == "retrain") == allowed
     assert decision.reason
+
+
+def test_a_task_without_answers_waits_for_rows_and_not_for_labels() -> None:
+    told = RetrainFacts({"prediction drift": 1}, 2_000, has_answers=False)
+    assert str(decide(told, Retrain())) == "retrain: 1 prediction drift alert, with 2,000 new rows"

@@ -29,8 +29,9 @@ from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.model.predictor import Predictor
 from raymlp.serve.client import replay
-from raymlp.serve.deploy import deploy, set_versions, status, undeploy
+from raymlp.serve.deploy import deploy, problems, set_versions, status, undeploy
 from raymlp.serve.log import read_log
+from raymlp.serve.routing import Routes, misrouted
 from tests.serve.bundles import SHOTS, json_rows, make_bundle, make_config, source_table
 
 pytestmark = pytest.mark.ray
@@ -63,9 +64,9 @@ class Place:
         code, content, _ = self.call("POST", PREDICT, json.dumps({"instances": rows, **more}).encode())
         return code, content
 
-    def set_weights(self, challenger: float) -> None:
+    def set_weights(self, challenger: float, *, salt: str = "") -> None:
         versions, weights = {"1": str(self.old), "2": str(self.new)}, {"1": 1 - challenger, "2": challenger}
-        set_versions(self.config, self.endpoint, versions, weights)
+        set_versions(self.config, self.endpoint, versions, weights, salt=salt)
 
     def report(self) -> dict[str, Any]:
         (replica,) = status("flights")["replicas"]
@@ -247,6 +248,26 @@ def test_weights_change_live_and_the_same_key_goes_to_the_same_version(place: Pl
     assert by_header["model_version"] == grown[0].version
 
 
+def test_another_rollout_deals_the_keys_anew_and_the_log_can_be_recomputed(place: Place) -> None:
+    keys = [f"key-{i}" for i in range(200)]
+    versions, ids = [], set[str]()
+    for salt in ("rollout-a", "rollout-b"):
+        place.set_weights(0.5, salt=salt)
+        answers = replay(place.endpoint.url, "flights", [GOOD] * 200, key=KEY, connections=4, routing_keys=keys)
+        versions.append([answer.version for answer in answers])
+        ids |= {str(answer.prediction_id) for answer in answers}
+    same = sum(one == other for one, other in zip(*versions, strict=True))
+    assert abs(same - 100) < 4 * math.sqrt(50)
+
+    deadline, rows = time.monotonic() + 20, list[dict[str, Any]]()
+    while len(rows) < 400 and time.monotonic() < deadline:
+        rows = [entry for entry in read_log(place.endpoint.log).to_pylist() if entry["prediction_id"] in ids]
+        time.sleep(0.1)
+    assert misrouted(*([row[name] for row in rows] for name in ("routing_key", "version", "routes"))) == []
+    assert {Routes.parse(row["routes"]).salt for row in rows} == {"rollout-a", "rollout-b"}
+    assert {Routes.parse(row["routes"]).share("2") for row in rows} == {0.5}
+
+
 def test_each_version_gives_its_own_answer(place: Place) -> None:
     place.set_weights(0.5)
     answers = replay(place.endpoint.url, "flights", json_rows(40), key=KEY, connections=4)
@@ -313,6 +334,7 @@ def test_a_replica_killed_with_a_challenger_comes_back_without_it_and_says_so(pl
     after = place.report()
     assert after["weights"] == {"1": 1.0}
     assert "a replica died" in after["problems"]["2"]
+    assert problems("flights") == after["problems"]
     answers = replay(place.endpoint.url, "flights", [GOOD] * 20, key=KEY, connections=2)
     assert {(answer.status, answer.version) for answer in answers} == {(200, "1")}
     place.set_weights(0.5)

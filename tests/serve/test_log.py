@@ -18,7 +18,7 @@ MOMENT = datetime(2013, 7, 1, 9, tzinfo=UTC)
 
 def entry(number: int, *, version: str = "1", status: int = 200) -> Entry:
     inputs = {"hours": number, "at": MOMENT} if status == 200 else None
-    return Entry(f"id{number}", 0, 1_000.5 + number, version, f"key{number}", status, 0.25 if status == 200 else None, 1.5, inputs)
+    return Entry(f"id{number}", 0, 1_000.5 + number, version, f"key{number}", status, 0.25 if status == 200 else None, 1.5, inputs, "r")
 
 
 def log_in(folder: Path, **settings: int) -> PredictionLog:
@@ -38,7 +38,7 @@ def test_rows_come_back_with_their_types_and_values(tmp_path: Path) -> None:
     good, bad = table.to_pylist()
     assert good == {
         "prediction_id": "id1", "row": 0, "time": datetime.fromtimestamp(1_001.5, UTC), "version": "1", "routing_key": "key1",
-        "status": 200, "prediction": 0.25, "latency_ms": 1.5, "in.hours": 1, "in.at": MOMENT,
+        "status": 200, "prediction": 0.25, "latency_ms": 1.5, "routes": "r", "in.hours": 1, "in.at": MOMENT,
     }  # fmt: skip
     assert (bad["status"], bad["prediction"], bad["in.hours"], bad["in.at"]) == (500, None, None, None)
 

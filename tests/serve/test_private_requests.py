@@ -51,7 +51,7 @@ def test_the_log_of_an_endpoint_holds_transformed_values_only(
 
     async def ask() -> int:
         server = ModelServer({**settings, "log": Log().model_dump()})
-        user_config = {"versions": {"v1": str(private_bundle)}, "weights": {"v1": 1.0}, "champion": "v1", "revision": "a"}
+        user_config = {"versions": {"v1": str(private_bundle)}, "weights": {"v1": 1.0}, "champion": "v1", "salt": "", "revision": "a"}
         await server.reconfigure(user_config)
         status, _ = await server._predict([], receive)
         server.log.flush()

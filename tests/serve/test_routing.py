@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlp.core.errors import ServingError
-from raymlp.serve.routing import Routes, bucket
+from raymlp.serve.routing import Routes, bucket, misrouted
 
 SHARES = st.floats(0, 1)
 
@@ -69,3 +69,43 @@ def test_the_order_of_the_weights_does_not_matter() -> None:
 def test_weights_that_are_no_shares_are_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ServingError, match=message):
         Routes.of("old", weights)
+
+
+def test_another_salt_deals_the_keys_anew_and_the_same_one_does_not() -> None:
+    one, other = (Routes.of("old", {"old": 0.5, "new": 0.5}, salt=salt) for salt in ("monday", "tuesday"))
+    keys = [f"key-{i}" for i in range(2_000)]
+    both = sum(one.choose(key) == other.choose(key) for key in keys)
+    assert abs(both - 1_000) < 4 * math.sqrt(500)
+    assert one == Routes.of("old", {"old": 0.5, "new": 0.5}, salt="monday")
+
+
+def test_a_salted_bucket_is_a_keyed_blake2b() -> None:
+    key = hashlib.blake2b(b"monday", digest_size=32).digest()
+    word = int(hashlib.blake2b(b"flight-7", digest_size=8, key=key).hexdigest(), 16)
+    assert bucket("flight-7", "monday") == (word >> 11) / 2**53
+
+
+@given(st.text(max_size=20), SHARES)
+def test_routes_go_through_text_and_back(salt: str, share: float) -> None:
+    before = Routes.of("old", {"old": 1 - share, "new": share}, salt=salt)
+    assert Routes.parse(str(before)) == before
+    assert before.share("new") == pytest.approx(share, abs=1e-12)
+    assert before.share("old") + before.share("new") == pytest.approx(1)
+    assert before.share("other") == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "{}", '["s", ["old"]]', '["s", 5, []]', "null"])
+def test_routes_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(ServingError, match="expected salt, labels and bounds"):
+        Routes.parse(text)
+
+
+def test_a_log_is_recomputed_row_by_row() -> None:
+    early, late = (Routes.of("old", {"old": 1 - share, "new": share}, salt="s") for share in (0.1, 0.5))
+    keys = [f"key-{i}" for i in range(300)]
+    routes = [str(early if i < 150 else late) for i in range(300)]
+    versions = [(early if i < 150 else late).choose(key) for i, key in enumerate(keys)]
+    assert misrouted(keys, versions, routes) == []
+    versions[7] = "new" if versions[7] == "old" else "old"
+    assert misrouted(keys, versions, routes) == [7]
+    assert misrouted(keys[:8], versions[:8], [str(late)] * 8) != []

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raymlp import pipeline
 from raymlp.config.data import Data
 from raymlp.config.features import Features
 from raymlp.config.model import Decoder
@@ -143,6 +144,11 @@ def test_the_endpoint_can_try_and_document_it(trained: Any) -> None:
     assert "perplexity" in str(page)
     card = (bundle.path / "card.md").read_text()
     assert "Tells how likely a text is, token by token." in card
+
+
+def test_a_batch_can_be_predicted_by_the_bundle_alone(trained: Any) -> None:
+    found = pipeline.config_of(trained[2].bundle.path, ["predict.output=scores"])
+    assert (found.problem.task, found.model.kind) == ("language", "decoder")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.tune import Choice, LogUniform
 from raymlp.core.records import Snapshot
 from raymlp.train.population import adopted, note_settings, rescale
+from raymlp.train.room import needs_of, wait_for_room
 from raymlp.train.shelf import shelf
-from raymlp.train.trainer import fit_in_process, wait_for_room
+from raymlp.train.trainer import fit_in_process
 from raymlp.train.trial import fit_by_workers, fit_held
 from raymlp.train.worker import fit_alone, job_of, outcome_alone
 from raymlp.tune.search import search
@@ -67,7 +68,10 @@ def test_a_trial_with_workers_of_its_own_is_what_train_makes_and_stops_when_it_f
     config = with_overrides(config, {"train.num_workers": 2})
     config = config.model_copy(update={"runtime": ray_runtime})
     found = search(
-        config, lambda trial, report, _: fit_by_workers(trial, snapshot, report, latency=True), root=tmp_path, snapshot=snapshot.digest
+        config,
+        lambda trial, report, _: fit_by_workers(trial, snapshot, report, folder=tmp_path, latency=True),
+        root=tmp_path,
+        snapshot=snapshot.digest,
     )
     trial, behind = found.trials
     assert (trial.state, trial.epochs, trial.error) == ("finished", 3, None)
@@ -77,8 +81,7 @@ def test_a_trial_with_workers_of_its_own_is_what_train_makes_and_stops_when_it_f
     assert trial.metrics["latency_ms"] > 0
     assert (behind.state, behind.epochs, behind.error) == ("stopped", 1, None)
     assert behind.values["valid_loss"] > trial.values["valid_loss"]
-    assert not list((Path(ray_runtime.storage) / "tune").glob("raymlp-trial-*"))
-    wait_for_room(config.train, streams=False)
+    wait_for_room(needs_of(config.train, streams=False))
     assert ray.available_resources()["CPU"] >= 2
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from raymlp.cli import _trials
+from raymlp.cli.screens import show_trials
 from raymlp.config.loader import load_config, with_overrides
 from raymlp.config.tune import Choice, LogUniform, Uniform
 from raymlp.core.errors import ConfigError, RaymlpError
@@ -166,7 +166,7 @@ def test_the_page_and_the_overlay_say_what_was_best(tmp_path: Path) -> None:
         "train": {"epochs": 6, "learning_rate": pytest.approx(0.001), "loss": {"kind": "focal"}, "resample": "<b>"},
     }
     shown = Console(file=io.StringIO(), width=200)
-    _trials(result, shown)
+    show_trials(result, shown)
     lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any(line.split()[:2] == ["3", "0.2500"] and "learning_rate=0.001" in line for line in lines)
     assert any(line.split()[0] == "4" and "ValueError: no" in line for line in lines if line.strip())
@@ -253,11 +253,12 @@ def test_families_that_share_a_key_share_a_domain_that_has_the_values_of_both() 
 
 @pytest.mark.parametrize("kind", portfolio.kinds())
 def test_every_family_of_the_portfolio_builds(kind: str) -> None:
-    family = portfolio.PORTFOLIO[kind]
+    family, task = portfolio.PORTFOLIO[kind], {"kmeans": "clustering", "isolation_forest": "anomaly"}.get(kind)
+    problem = {"problem.task": task, "problem.target": None} if task else {}
     for point in family.points:
-        assert with_overrides(config_of(), {"model.kind": kind, **point}).model.kind == kind
+        assert with_overrides(config_of(), {"model.kind": kind, **problem, **point}).model.kind == kind
     if any(family.points) or family.space:
-        chosen, _ = portfolio.resolved(with_overrides(config_of(), {"model.kind": kind, "tune.space": {}}))
+        chosen, _ = portfolio.resolved(with_overrides(config_of(), {"model.kind": kind, **problem, "tune.space": {}}))
         check(chosen)
 
 

@@ -1,0 +1,14 @@
+"""The command line: a verb, then Hydra overrides. `jobs/*.py` are the same doors for `ray job submit`.
+
+Exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 the gate refused, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+# isort: off (verbs are listed in the order in which they are loaded)
+from raymlp.cli import access, data, serving, training  # noqa: F401
+
+# isort: on
+from raymlp.cli.command import Terminated, app, job, main, run_command
+
+__all__ = ["Terminated", "app", "job", "main", "run_command"]

@@ -1,0 +1,71 @@
+"""Look, decide, carry out, until a rollout has ended. What it takes from the world and gives to it are four functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from raymlp.config.rollout import Rollout
+from raymlp.core.records import Decision
+from raymlp.serve.rollout.course import Course
+from raymlp.serve.rollout.facts import Evidence
+from raymlp.serve.rollout.policy import decide
+
+BY = "raymlp rollout"
+"""Who starts a rollout and ends one that the policy does not."""
+
+
+@dataclass(frozen=True)
+class World:
+    """`evidence` is all that is known now; `left_out` says why the endpoint does not serve the challenger, empty when it does; `give`
+    makes the endpoint serve the record's weights; `save` keeps the record."""
+
+    evidence: Callable[[], Evidence]
+    left_out: Callable[[], str]
+    give: Callable[[Course], None]
+    save: Callable[[Course], object]
+
+
+def drive(
+    course: Course, looks: Iterable[None], world: World, settings: Rollout, *, tell: Callable[[Decision], None]
+) -> tuple[Course, Decision, Evidence]:
+    """Take a rollout from its start to its end, with one decision a look; `tell` hears each.
+
+    A challenger that the endpoint leaves out, since a replica died with it, is given once more; the second time it is rolled back. When
+    the looks end first, the champion stays; so it does, for now, when the policy pauses, since nobody is here to settle the doubt.
+    """
+    evidence, given_again = Evidence(), False
+    decision = Decision("hold", "no request so far")
+    world.give(course)
+    world.save(course)
+    for _ in looks:
+        evidence = world.evidence()
+        problem = world.left_out()
+        if problem and not given_again:
+            given_again = True
+            tell(Decision("hold", f"the endpoint left {course.challenger} out and is given it once more: {problem}"))
+            world.give(course)
+            continue
+        if problem:
+            decision = Decision("rollback", f"the endpoint left {course.challenger} out a second time: {problem}")
+        else:
+            decision = decide(evidence, course.position(time.time()), settings)
+        tell(decision)
+        course = _carried_out(course, course.after(decision, settings, now=time.time()), world)
+        if course.state != "running":
+            break
+    if course.state == "running":
+        decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
+        course = _carried_out(course, course.after(decision, settings, now=time.time(), by=BY), world)
+    elif course.state == "paused":
+        course = _carried_out(course, course.abort(now=time.time(), by=BY, reason="paused, and nobody is here to resume it"), world)
+    return course, decision, evidence
+
+
+def _carried_out(before: Course, after: Course, world: World) -> Course:
+    if after.weights != before.weights:
+        world.give(after)
+    if after != before:
+        world.save(after)
+    return after
