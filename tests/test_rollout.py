@@ -185,3 +185,18 @@ def test_a_version_that_the_endpoint_leaves_out_is_given_once_more_and_then_roll
     assert result.decision.reason == "the endpoint left v2 out a second time: a replica died"
     assert shares(place)[:2] == [0.1, 0.1]
     assert json.loads(result.record.read_text())["state"] == "rolled back"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_cuts_it_off_takes_the_challenger_out(place: Place, error: type[BaseException]) -> None:
+    def cut_off() -> Iterator[None]:
+        yield from place.traffic(1)
+        raise error
+
+    with pytest.raises(error):
+        pipeline.rollout(place.config, traffic=cut_off())
+    assert shares(place) == [0.1, 0.5, 0.0] or shares(place) == [0.1, 0.0]
+    assert place.aliases_now == {"champion": "1", "challenger": "2"}
+    (record,) = (Path(place.config.runtime.storage) / "rollouts").rglob("*.json")
+    course = Course.from_json(record.read_text())
+    assert (course.state, course.history[-1].reason) == ("aborted", f"cut off by {error.__name__}")

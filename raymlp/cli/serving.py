@@ -32,7 +32,7 @@ def evaluate(
 def register(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False
 ) -> None:
-    """Add a bundle to the registry as the champion."""
+    """Add a bundle to the registry: as the champion where there is none, else as the challenger."""
     from raymlp import pipeline
 
     config = config_from(overrides, verbose)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,10 +170,18 @@ def _pixels(plan: FeaturePlan, train: pa.Table, scored: pa.Table) -> list[tuple[
 
 def leading(train: Any, scored: Any, *, seed: int) -> tuple[Floats, Floats]:
     """Up to `PARTS` numbers a row, float64 (N, P) and (M, P)."""
+    reduce = reducer(train, seed=seed)
+    return reduce(train), reduce(scored)
+
+
+def reducer(train: Any, *, seed: int) -> Callable[[Any], Floats]:
+    """From rows to their up to `PARTS` leading components, as the training rows have them."""
     from sklearn.decomposition import TruncatedSVD
 
-    reduce = TruncatedSVD(max(1, min(PARTS, *(side - 1 for side in train.shape))), random_state=seed).fit(train)
-    return reduce.transform(train), reduce.transform(scored)
+    found: Callable[[Any], Floats] = (
+        TruncatedSVD(max(1, min(PARTS, *(side - 1 for side in train.shape))), random_state=seed).fit(train).transform
+    )
+    return found
 
 
 def _raw(plan: FeaturePlan, table: pa.Table) -> Floats:

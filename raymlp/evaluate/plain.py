@@ -8,16 +8,20 @@ Legend: M scored rows, K clusters, P numbers of the reduced rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raymlp.evaluate.baselines import PARTS, leading, one_hot
+from raymlp.evaluate.baselines import PARTS, one_hot, reducer
 from raymlp.features.plan import FeaturePlan
+from raymlp.model.judging import spread
 
 Floats = NDArray[np.float64]
+BYTES = 256 << 20
+"""Bytes of dense rows that are held at a time."""
 Fit = Callable[[FeaturePlan, pa.Table, pa.Table, int, int], Floats]
 
 
@@ -40,8 +44,10 @@ def _random_clusters(plan: FeaturePlan, train: pa.Table, scored: pa.Table, clust
 
 def _principal_parts(plan: FeaturePlan, train: pa.Table, scored: pa.Table, clusters: int, seed: int) -> Floats:
     """Distance (M, K) to each of K equal parts of the training rows, 0 within it."""
-    learned, found = (component[:, 0] for component in leading(*_centred(plan, train, scored), seed=seed))
-    cuts = np.quantile(learned, np.arange(1, clusters) / clusters)
+    learned, chunks = _centred(plan, train, scored)
+    reduce = reducer(learned, seed=seed)
+    cuts = np.quantile(reduce(learned)[:, 0], np.arange(1, clusters) / clusters)
+    found = np.concatenate([reduce(chunk)[:, 0] for chunk in chunks])
     return np.asarray(np.searchsorted(cuts, found)[:, None] != np.arange(clusters), dtype=np.float64)
 
 
@@ -53,13 +59,18 @@ def _mahalanobis(plan: FeaturePlan, train: pa.Table, scored: pa.Table, clusters:
     """Squared distance (M,) from the mean by a shrunk covariance (Ledoit and Wolf 2004), of the leading components where there are many."""
     from sklearn.covariance import LedoitWolf
 
-    learned, found = _centred(plan, train, scored)
-    if learned.shape[1] > PARTS:
-        learned, found = leading(learned, found, seed=seed)
-    return np.asarray(LedoitWolf().fit(learned).mahalanobis(found))
+    learned, chunks = _centred(plan, train, scored)
+    reduce: Callable[[Any], Floats] = reducer(learned, seed=seed) if learned.shape[1] > PARTS else np.asarray
+    distance = LedoitWolf().fit(reduce(learned))
+    return np.concatenate([distance.mahalanobis(reduce(chunk)) for chunk in chunks])
 
 
-def _centred(plan: FeaturePlan, train: pa.Table, scored: pa.Table) -> tuple[Floats, Floats]:
-    """Numbers and one-hot categories of both tables, float64, less the training mean."""
-    learned, found = (one_hot(plan, table).toarray() for table in (train, scored))
-    return learned - learned.mean(axis=0), found - learned.mean(axis=0)
+def _centred(plan: FeaturePlan, train: pa.Table, scored: pa.Table) -> tuple[Floats, Iterator[Floats]]:
+    """Numbers and one-hot categories, float64, less the training mean: of evenly spaced training rows, as many as `BYTES` hold, and of
+    the scored rows in parts of that size, at least one."""
+    hot = one_hot(plan, train)
+    most = max(PARTS + 1, BYTES // (8 * max(1, hot.shape[1])))
+    learned = hot[spread(train.num_rows, most)].toarray()
+    mean = learned.mean(axis=0)
+    starts = range(0, max(1, scored.num_rows), most)
+    return learned - mean, (one_hot(plan, scored.slice(start, most)).toarray() - mean for start in starts)

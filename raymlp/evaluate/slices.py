@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raymlp.core.metrics import METRICS, resample
+from raymlp.core.metrics import METRICS, SHUFFLED, resample
 from raymlp.core.records import Task
 from raymlp.data.profile import column_type, to_float, to_text
 
@@ -28,18 +28,20 @@ def slices_of(
 ) -> tuple[Mapping[str, Any], ...]:  # fmt: skip
     """One record for each value with at least `min_rows` rows, columns in the given order, sensitive ones first.
 
-    Keys: column, value, rows, sensitive, base_rate (mean answer; binary and regression, else None), metric, estimate, low, high,
-    and for a sensitive column of a binary problem selection_rate (share predicted positive at threshold .5), else None.
+    Keys: column, value, rows (real ones: of anomalies some are made up), sensitive, base_rate (mean answer; binary and regression, else
+    None), metric, estimate, low, high, and for a sensitive column of a binary problem selection_rate (share predicted positive at
+    threshold .5), else None.
     """
     found: list[Mapping[str, Any]] = []
     protected = list(dict.fromkeys(sensitive))
     for name in (*protected, *(name for name in dict.fromkeys(plain) if name not in protected)):
         for value, rows in groups(table.column(name)):
-            if len(rows) < min_rows:
+            count = int((y[rows] != SHUFFLED).sum()) if task == "anomaly" else len(rows)
+            if count < min_rows:
                 continue
             interval = resample(METRICS[task][metric], y[rows], p[rows], samples=samples, seed=seed)
             found.append({
-                "column": name, "value": value, "rows": len(rows), "sensitive": name in protected,
+                "column": name, "value": value, "rows": count, "sensitive": name in protected,
                 "base_rate": float(y[rows].mean()) if task in ("binary", "regression") else None,
                 "metric": metric, "estimate": interval.value, "low": interval.low, "high": interval.high,
                 "selection_rate": float((p[rows] >= 0.5).mean()) if task == "binary" and name in protected else None,

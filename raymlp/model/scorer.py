@@ -117,9 +117,9 @@ def load_scorer(folder: Path, plan: FeaturePlan) -> Scorer:
 
 
 def placed(scorer: Scorer, device: str) -> Scorer:
-    """The scorer with its net on a device, as torch names it, moved there when it is first used. Raises ConfigError for trees on a GPU."""
+    """The scorer with its net on a device, as torch names it, moved there when it is first used. Raises ConfigError for others on a GPU."""
     if device == "cpu":
         return scorer
     if not isinstance(scorer, NetScorer):
-        raise ConfigError("the bundle holds trees, which are scored on CPUs; expected a net. Set predict.gpus_per_worker=0.")
+        raise ConfigError("the bundle holds no net, and is scored on CPUs; expected a net for a GPU. Set predict.gpus_per_worker=0.")
     return replace(scorer, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import ray.util
 
 from raymlp.core.errors import TrainingError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+CLOSED = {errno.EROFS, errno.EACCES}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} | CLOSED
 """What a new try would meet again."""
 TORCH_FULL = "PytorchStreamWriter failed writing"
 """How PyTorch's own writer, which DeepSpeed uses, says that a file could not be written."""
@@ -27,10 +29,12 @@ def is_full(error: BaseException) -> bool:
 
 def full_disk(place: str | Path, what: str, error: BaseException, *, size: int | None = None) -> TrainingError:
     """The error to raise where `what`, of `size` bytes if they are known, could not be written to a place."""
-    node, reason = ray.util.get_node_ip_address(), os.strerror(_number(error) or errno.ENOSPC)
+    node, number = ray.util.get_node_ip_address(), _number(error) or errno.ENOSPC
+    closed = number in CLOSED
     return TrainingError(
-        f"{what} could not be written to {place} on node {node}: {reason}{_sums(Path(place), size)}. "
-        "What was saved before is intact: make room there, and start the run again under its name to go on from it."
+        f"{what} could not be written to {place} on node {node}: {os.strerror(number)}{'' if closed else _sums(Path(place), size)}. "
+        f"What was saved before is intact: make {'it writable' if closed else 'room there'}, and start the run again under its name to go "
+        "on from it."
     )
 
 
@@ -39,7 +43,7 @@ def writing(place: str | Path, what: str, *, size: int | None = None, clear: Cal
     """Raise TrainingError that names the place when the disk is full or read-only; `clear` takes away what was written, at any error."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         clear()
         if not is_full(error):
             raise
@@ -54,6 +58,9 @@ def size_of(folder: Path) -> int:
 def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
+    if type(error).__name__ == "SafetensorError":
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        return int(found[1]) if found else None
     return errno.ENOSPC if isinstance(error, RuntimeError) and TORCH_FULL in str(error) else None
 
 

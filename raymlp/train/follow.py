@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ray.train import UserCallback
 
 from raymlp.core.errors import RaymlpError
+from raymlp.core.files import write_text
 from raymlp.train.disk import writing
 from raymlp.train.ledger import keep
 
@@ -62,6 +63,7 @@ def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Resul
             errors.append(error)
 
     (run_dir / STOP).unlink(missing_ok=True)
+    _mend(run_dir / EPOCHS)
     thread = threading.Thread(target=target, name="raymlp-train", daemon=True)
     thread.start()
     try:
@@ -74,6 +76,13 @@ def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Resul
     if errors:
         raise errors[0]
     return results[0]
+
+
+def _mend(path: Path) -> None:
+    """Take away a last line that was cut off, as by a full disk, before others are put behind it."""
+    text = path.read_text() if path.exists() else ""
+    if text and not text.endswith("\n"):
+        write_text(path, text[: text.rfind("\n") + 1])
 
 
 def _epochs(path: Path, thread: threading.Thread) -> Iterator[dict[str, float]]:

@@ -42,6 +42,15 @@ def needs_of(settings: Train, *, streams: bool) -> Needs:
     return needs | ({"GPU": (float(workers), f"{workers} workers x 1 GPU = {workers:g} GPUs")} if settings.gpu else {})
 
 
+def require_node(settings: Train) -> None:
+    """Raise ConfigError when no node has the CPUs of one worker."""
+    most = max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if settings.cpus_per_worker > most:
+        raise ConfigError(
+            f"a worker needs {settings.cpus_per_worker:g} CPUs; the largest node of the cluster has {most:g}. Set train.cpus_per_worker."
+        )
+
+
 def wait_for_room(needs: Needs) -> None:
     """Raise ConfigError with the arithmetic when the workers do not fit the cluster, at once or after others had time to finish."""
     for kind, (amount, sums) in needs.items():
@@ -60,6 +69,8 @@ def no_room(needs: Needs, *, begun: bool, waited_s: float) -> RaymlpError:
     free, totals = ray.available_resources(), ray.cluster_resources()
     kind = max(needs, key=lambda kind: needs[kind][0] - free.get(kind, 0.0))
     sums = f"{needs[kind][1]}; of the cluster's {totals.get(kind, 0.0):g}, {free.get(kind, 0.0):g} are free"
+    if needs[kind][0] <= free.get(kind, 0.0):
+        sums += ", but not where a worker fits"
     if not begun:
         return ConfigError(f"training needs {sums}. Stop what holds the rest, or set train.num_workers.")
     return TrainingError(

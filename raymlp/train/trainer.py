@@ -82,6 +82,7 @@ def train(
     start = start_of(config.model, plan)
     if config.train.private and not hold:
         raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
+    room.require_node(config.train)
     room.wait_for_room(room.needs_of(config.train, streams=not hold))
     edges = number_edges(config.model, plan, profile)
     model = start.model if start else config.model
@@ -245,7 +246,7 @@ def _ray_train_settings(watch_nodes: bool) -> Iterator[None]:
         yield
     finally:
         for name in added:
-            del os.environ[name]
+            os.environ.pop(name, None)  # folds are trained in threads
 
 
 def _may_lose_nodes(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -71,23 +72,24 @@ def fit_held(
 
 def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, folder: Path, latency: bool = False) -> dict[str, float]:
     """Train as `raymlp train` does, with the workers of `train`; the bundle is not kept. Gives what `fit_held` gives, or nothing when
-    `report` ended it. `folder` is one that all workers see; a trial whose process is ended from outside may leave something in it."""
+    `report` ended it. `folder` is one that all workers see; a trial that did not come to its end leaves something in it."""
     from raymlp.train.trainer import train
 
     def on_epoch(metrics: dict[str, float]) -> None:
         if report(metrics, None):
             raise _TimeIsOver
 
-    with tempfile.TemporaryDirectory(prefix="trial-", dir=folder) as run_dir:
-        try:
-            model = train(config, snapshot, run_dir=Path(run_dir), run_id="trial", on_epoch=on_epoch)
-        except _TimeIsOver:
-            return {}
-        predictor = Predictor.load(model.bundle)
-        metrics = {**model.metrics, **_interval(config, *_scored(predictor, snapshot.path))}
-        if latency:
-            metrics["latency_ms"] = latency_of(predictor, snapshot.path)
-        return metrics
+    run_dir = Path(tempfile.mkdtemp(prefix="trial-", dir=folder))
+    try:
+        model = train(config, snapshot, run_dir=run_dir, run_id="trial", on_epoch=on_epoch)
+    except _TimeIsOver:
+        return {}  # its workers may not have heard yet that they are to stop, which a file in their folder says
+    predictor = Predictor.load(model.bundle)
+    metrics = {**model.metrics, **_interval(config, *_scored(predictor, snapshot.path))}
+    if latency:
+        metrics["latency_ms"] = latency_of(predictor, snapshot.path)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return metrics
 
 
 def latency_of(predictor: Predictor, path: Place) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from raymlp.core.metrics import SHUFFLED
 from raymlp.evaluate.slices import MAX_VALUES, MISSING, groups, slices_of
 
 
@@ -60,3 +63,11 @@ def test_a_slice_of_one_class_has_no_metric_and_is_no_error() -> None:
         table, np.ones(60), np.full(60, 0.4), task="binary", metric="auc", plain=["g"], sensitive=[], min_rows=1, samples=10, seed=0
     )
     assert np.isnan(found["estimate"])
+
+
+def test_made_up_rows_of_anomalies_are_not_counted() -> None:
+    y, p = np.r_[np.full(30, np.nan), np.full(30, SHUFFLED)], np.r_[np.zeros(30), np.ones(30)]
+    settings: dict[str, Any] = {"task": "anomaly", "metric": "shuffled_auc", "plain": ["g"], "sensitive": [], "samples": 10, "seed": 0}
+    (found,) = slices_of(pa.table({"g": ["a"] * 60}), y, p, min_rows=30, **settings)
+    assert (found["rows"], found["estimate"]) == (30, 1.0)
+    assert slices_of(pa.table({"g": ["a"] * 60}), y, p, min_rows=31, **settings) == ()

@@ -138,3 +138,14 @@ def test_baselines_by_hand() -> None:
     exact = np.einsum("ij,jk,ik->i", centred, np.linalg.inv(centred.T @ centred / len(x)), centred)
     np.testing.assert_allclose(far, exact, rtol=0.05, atol=0.05)
     assert judged(table, labelled).rows == 900
+
+
+@pytest.mark.parametrize("task", ["clustering", "anomaly"])
+def test_baselines_score_in_parts_what_they_score_at_once(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(task, label=task == "anomaly")
+    train, scored = rows(60, 1), rows(500, 2)
+    plan = FeaturePlan.fit(config.features, config.problem, Profile().update(train))
+    at_once = scores_of(("linear",), plan, train, scored, clusters=3)["linear"]
+    monkeypatch.setattr("raymlp.evaluate.plain.BYTES", 0)
+    np.testing.assert_allclose(scores_of(("linear",), plan, train, scored, clusters=3)["linear"], at_once, rtol=1e-9)
+    assert len(scores_of(("linear",), plan, rows(300, 1), scored, clusters=3)["linear"]) == 500

@@ -77,3 +77,12 @@ def test_a_run_that_goes_on_tells_the_epochs_before_it_was_cut_off(tmp_path: Pat
     heard: list[float] = []
     follow(lambda: written(tmp_path, [1]), tmp_path, lambda epoch: heard.append(epoch["epoch"]))
     assert heard == [0, 1]
+
+
+def test_a_line_that_a_full_disk_cut_off_is_taken_away_before_the_run_goes_on(tmp_path: Path) -> None:
+    written(tmp_path, [0])
+    with (tmp_path / "epochs.jsonl").open("a") as file:
+        file.write('{"epoch": 1, "valid_lo')
+    heard: list[float] = []
+    assert follow(lambda: written(tmp_path, [1, 2]), tmp_path, lambda epoch: heard.append(epoch["epoch"])) == "done"
+    assert heard == [0, 1, 2]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,29 @@ def test_a_list_that_is_cut_off_gives_way_to_its_copy_and_what_was_never_whole_g
     (tmp_path / "checkpoint_1").rmdir()
     with pytest.raises(TrainingError, match=r"was cut off when it was written, and has no copy.*train.resume=never"):
         ledger.mend(tmp_path)
+
+
+def test_a_worker_that_fits_no_node_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    room.require_node(config_of(cpus_per_worker=2).train)
+    with pytest.raises(ConfigError, match="a worker needs 4 CPUs; the largest node of the cluster has 2"):
+        room.require_node(config_of(cpus_per_worker=4).train)
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits of a process are read from /proc")
+def test_weights_that_do_not_fit_are_a_full_disk_too(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys, torch; from safetensors.torch import save_file; from raymlp.train.disk import writing\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "with writing(sys.argv[1], 'the best weights'): save_file({'w': torch.zeros(4096)}, sys.argv[1] + '/w.safetensors')"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert re.search(r"TrainingError: the best weights could not be written to \S+ on node [\d.]+: File too large", found.stderr), (
+        found.stderr
+    )
+
+
+def test_a_folder_that_may_not_be_written_is_to_be_made_writable(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"Read-only file system\. .*make it writable"), writing(tmp_path, "a checkpoint"):
+        raise OSError(errno.EROFS, "Read-only file system")

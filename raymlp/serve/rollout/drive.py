@@ -33,28 +33,34 @@ def drive(
     """Take a rollout from its start to its end, with one decision a look; `tell` hears each.
 
     A challenger that the endpoint leaves out, since a replica died with it, is given once more; the second time it is rolled back. When
-    the looks end first, the champion stays; so it does, for now, when the policy pauses, since nobody is here to settle the doubt.
+    the looks end first, the champion stays; so it does, for now, when the policy pauses, since nobody is here to settle the doubt, and
+    when an error or a signal cuts the rollout off: no challenger has traffic that nobody watches.
     """
     evidence, given_again = Evidence(), False
     decision = Decision("hold", "no request so far")
-    world.give(course)
-    world.save(course)
-    for _ in looks:
-        evidence = world.evidence()
-        problem = world.left_out()
-        if problem and not given_again:
-            given_again = True
-            tell(Decision("hold", f"the endpoint left {course.challenger} out and is given it once more: {problem}"))
-            world.give(course)
-            continue
-        if problem:
-            decision = Decision("rollback", f"the endpoint left {course.challenger} out a second time: {problem}")
-        else:
-            decision = decide(evidence, course.position(time.time()), settings)
-        tell(decision)
-        course = _carried_out(course, course.after(decision, settings, now=time.time()), world)
-        if course.state != "running":
-            break
+    try:
+        world.give(course)
+        world.save(course)
+        for _ in looks:
+            evidence = world.evidence()
+            problem = world.left_out()
+            if problem and not given_again:
+                given_again = True
+                tell(Decision("hold", f"the endpoint left {course.challenger} out and is given it once more: {problem}"))
+                world.give(course)
+                continue
+            if problem:
+                decision = Decision("rollback", f"the endpoint left {course.challenger} out a second time: {problem}")
+            else:
+                decision = decide(evidence, course.position(time.time()), settings)
+            tell(decision)
+            course = _carried_out(course, course.after(decision, settings, now=time.time()), world)
+            if course.state != "running":
+                break
+    except BaseException as error:
+        if course.is_open:
+            _carried_out(course, course.abort(now=time.time(), by=BY, reason=f"cut off by {type(error).__name__}"), world)
+        raise
     if course.state == "running":
         decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
         course = _carried_out(course, course.after(decision, settings, now=time.time(), by=BY), world)
