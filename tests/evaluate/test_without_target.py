@@ -18,6 +18,7 @@ from raymlp.core.metrics import METRICS
 from raymlp.core.records import Snapshot
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
+from raymlp.evaluate import plain
 from raymlp.evaluate.baselines import scores_of
 from raymlp.evaluate.evaluation import compare_models, evaluate
 from raymlp.features.plan import FeaturePlan
@@ -146,6 +147,6 @@ def test_baselines_score_in_parts_what_they_score_at_once(task: str, monkeypatch
     train, scored = rows(60, 1), rows(500, 2)
     plan = FeaturePlan.fit(config.features, config.problem, Profile().update(train))
     at_once = scores_of(("linear",), plan, train, scored, clusters=3)["linear"]
-    monkeypatch.setattr("raymlp.evaluate.plain.BYTES", 0)
+    monkeypatch.setattr(plain, "BYTES", 0)
     np.testing.assert_allclose(scores_of(("linear",), plan, train, scored, clusters=3)["linear"], at_once, rtol=1e-9)
     assert len(scores_of(("linear",), plan, rows(300, 1), scored, clusters=3)["linear"]) == 500
