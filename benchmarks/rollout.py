@@ -142,7 +142,8 @@ class Drawn:
         """The same as the policy gets it."""
         latency = (histogram(self.latency[0]), histogram(self.latency[1]))
         cells = (tuple(self.cells[0].tolist()), tuple(self.cells[1].tolist()))
-        return Step(self.weight, Pair(*self.requests), Pair(*self.requests), Pair(*self.errors), latency, cells)
+        requests, errors = Pair(*self.requests), Pair(*self.errors)
+        return Step(self.weight, requests, requests, errors, requests, errors, latency, cells)
 
 
 @dataclass

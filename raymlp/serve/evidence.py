@@ -10,7 +10,7 @@ Legend: N requests of the rollout in the order of time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,11 @@ class _Requests:
         mask[places[np.unique(self.key[places], return_index=True)[1]]] = True
         return mask
 
+    def by_step(self) -> _Requests:
+        """The same with a key of its own for each share under which a key came."""
+        shares, at = np.unique(self.weight, return_inverse=True)
+        return replace(self, key=self.key * len(shares) + at)
+
 
 def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str, settings: Rollout) -> Evidence:
     """Evidence of the rollout with this salt. `labels` has `prediction_id` and `label`, the raw value of the target column; it may
@@ -80,6 +85,7 @@ def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str
     cells, scores = _cells(requests.cell_of[score_reference], versions)
     failures, paid = requests.first(requests.failed), requests.first(good & ~np.isnan(requests.business))
     new_keys = requests.first(np.ones(len(good), dtype=bool))
+    trials = requests.by_step().first(np.ones(len(good), dtype=bool))
 
     def step(weight: float) -> Step:
         here = np.isclose(requests.weight, weight)
@@ -89,6 +95,8 @@ def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str
             requests=Pair(*(int(side.sum()) for side in sides)),
             keys=Pair(*(int((side & new_keys).sum()) for side in sides)),
             errors=Pair(*(int((side & failures).sum()) for side in sides)),
+            trials=Pair(*(int((side & trials).sum()) for side in sides)),
+            failed=Pair(*(int((side & trials & requests.failed).sum()) for side in sides)),
             latency=_both(lambda side: Histogram.of(requests.latency_ms[side & latency_voters]), sides),
             scores=_both(lambda side: _counts(cells(requests.cell_of[side & score_voters]), len(scores.reference)), sides),
             business=_both(lambda side: Moments.of(requests.business[side & paid]), sides),

@@ -22,7 +22,8 @@ LATENCIES = st.lists(st.floats(1e-4, 1e5), min_size=1, max_size=60)
 
 
 def failing(weight: float, champion: tuple[int, int], challenger: tuple[int, int]) -> Step:
-    return Step(weight, keys=Pair(champion[1], challenger[1]), errors=Pair(champion[0], challenger[0]))
+    failed, keys = Pair(champion[0], challenger[0]), Pair(champion[1], challenger[1])
+    return Step(weight, keys=keys, errors=failed, trials=keys, failed=failed)
 
 
 # ---------------------------------------------------------------------- histograms

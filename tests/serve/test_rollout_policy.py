@@ -22,7 +22,8 @@ GOOD = Paired(5_000, -0.05, 0.04, 0.5)
 
 def step(weight: float, champion: int, challenger: int, errors: Pair | None = None) -> Step:
     pair = Pair(champion, challenger)
-    return Step(weight, pair, pair, errors or Pair(), (part_of(QUICK, champion), part_of(QUICK, challenger)))
+    failed = errors or Pair()
+    return Step(weight, pair, pair, failed, pair, failed, (part_of(QUICK, champion), part_of(QUICK, challenger)))
 
 
 def part_of(histogram: Histogram, number: int) -> Histogram:
@@ -165,7 +166,7 @@ def test_the_next_share_is_the_first_above_wherever_it_is() -> None:
 PAIRS = st.builds(Pair, st.integers(0, 30_000), st.integers(0, 30_000))
 STEPS = st.lists(
     st.builds(
-        lambda weight, keys, share: Step(weight, keys, keys, Pair(int(keys.champion * share), int(keys.challenger * share))),
+        lambda weight, keys, share: step(weight, *keys, Pair(int(keys.champion * share), int(keys.challenger * share))),
         st.sampled_from([0.1, 0.5, 1.0]), PAIRS, st.floats(0, 1),
     ),
     max_size=3, unique_by=lambda one: one.weight,

@@ -2,7 +2,8 @@
 
 A key is what decides which version answers: the request's own, or the prediction's id where it has none. Requests of one key go to one
 version and resemble each other, so the key is what counts, once a rollout: its first request in `keys`, `latency` and `scores`, its
-first failure in `errors`, its first value in `business`. A client that sends a thousand broken requests is one failure.
+first failure in `errors`, its first value in `business`. A client that sends a thousand broken requests is one failure. A rate needs
+trials that have not been picked by how they ended: each key's first request of a step is one, in `trials`, and may be in `failed`.
 """
 
 from __future__ import annotations
@@ -118,6 +119,10 @@ class Step:
     """Keys seen for the first time in the rollout."""
     errors: Pair = NONE
     """Keys that failed for the first time in the rollout."""
+    trials: Pair = NONE
+    """Keys seen in this step, each by its first request in it."""
+    failed: Pair = NONE
+    """Trials that failed."""
     latency: tuple[Histogram, Histogram] = (Histogram(), Histogram())
     """Latency of the champion's and the challenger's keys."""
     scores: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())

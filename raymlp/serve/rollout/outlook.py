@@ -141,7 +141,7 @@ def _checks(settings: Rollout, traffic: Traffic, total: int, effect: _Effect, *,
         old = number - new
         errors = Pair(round(traffic.error_rate * old), max(0, round(failed * new / max(theirs, 1.0))))
         latency = _lognormal(traffic, old, 0.0), _lognormal(traffic, new, shift)
-        steps.append(Step(weight, Pair(old, new), Pair(old, new), errors, latency))
+        steps.append(Step(weight, Pair(old, new), Pair(old, new), errors, Pair(old, new), errors, latency))
     rows = round(total * traffic.labelled_share)
     deviation = traffic.loss_deviation
     settled = settings.quality.model_copy(update={"required": settings.quality.required and deviation is not None})
