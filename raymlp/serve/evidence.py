@@ -2,7 +2,8 @@
 
 Errors, latency and predictions are those of the traffic each version really answered, one vote a key (see `rollout.facts`), by the share
 the challenger had when it was routed. Quality is paired: a prediction does not change the answer, so both versions are scored on every
-labelled row of the rollout, whichever of them served it.
+labelled row of the rollout, whichever of them served it and whatever its contract would refuse. Inputs of type bytes are not logged, so
+models of images have no paired quality.
 
 Legend: N requests of the rollout in the order of time.
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import losses
 from raymlp.core.records import needs_target
+from raymlp.data.casting import ARROW
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
@@ -209,11 +211,22 @@ def _paired(rows: pa.Table, labels: pa.Table | None, versions: Versions) -> tupl
     usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
     inputs = {name.removeprefix(INPUT): good.column(name) for name in good.column_names if name.startswith(INPUT)}
     table = pa.table(inputs).filter(pa.array(usable))
-    if not table.num_rows:
+    tables = _complete(table, versions.champion), _complete(table, versions.challenger)
+    if not table.num_rows or tables[0] is None or tables[1] is None:
         return nothing
-    y, old, new = y[usable], versions.champion.predict(table).scores, versions.challenger.predict(table).scores
+    y, old, new = y[usable], versions.champion.scores(tables[0]), versions.challenger.scores(tables[1])
     loss = Paired.of(losses(target.task, y, old), losses(target.task, y, new))
     return loss, Paired.of(misranking(y, old), misranking(y, new)) if target.task == "binary" else None
+
+
+def _complete(table: pa.Table, predictor: Predictor) -> pa.Table | None:
+    """Logged inputs with nulls for those that only the other version knew; None without bytes, which the log leaves out."""
+    for name, rule in predictor.bundle.contract.columns.items():
+        if name not in table.column_names:
+            if rule.type == "bytes":
+                return None
+            table = table.append_column(name, pa.nulls(table.num_rows, ARROW[rule.type]))
+    return table
 
 
 def _ids(table: pa.Table) -> pa.ChunkedArray:

@@ -24,12 +24,14 @@ from raymlp.serve.rollout.ratio import check_ratio
 from raymlp.serve.routing import Routes, misrouted
 
 TARGET = Target(column="y", task="binary", positive_above=0.5, classes=("no", "yes"))
+CONTRACT = Contract(columns={"x": ColumnContract(type="float")})
 
 
 def predictor(slope: float, target: Target = TARGET) -> Predictor:
     """Gives `slope * x` as the probability of each row of the log."""
-    scores = lambda table: SimpleNamespace(scores=slope * table.column("x").to_numpy())  # noqa: E731
-    return cast(Predictor, SimpleNamespace(bundle=SimpleNamespace(plan=SimpleNamespace(target=target)), predict=scores))
+    scores = lambda table: slope * table.column("x").to_numpy()  # noqa: E731
+    bundle = SimpleNamespace(plan=SimpleNamespace(target=target), contract=CONTRACT)
+    return cast(Predictor, SimpleNamespace(bundle=bundle, scores=scores))
 
 
 VERSIONS = Versions("v1", "v2", predictor(0.5), predictor(1.0))
@@ -58,7 +60,7 @@ class Writer:
     def table(self, folder: Path) -> pa.Table:
         log = PredictionLog(folder, Log())
         for version in ("v1", "v2"):
-            log.know(version, Contract(columns={"x": ColumnContract(type="float")}))
+            log.know(version, CONTRACT)
         for entry in self.entries:
             log.add(entry)
         log.flush()
