@@ -139,6 +139,26 @@ def test_a_shift_is_not_waved_through_where_no_labels_come() -> None:
     assert decide(shifted, Position(0.1, 60, 60), settings).action == "hold"
 
 
+@pytest.mark.parametrize("on_shift", ["hold", "pause"])
+@pytest.mark.parametrize("last", [0.5, 1.0])
+def test_a_certain_shift_is_not_promoted_at_the_end_of_the_plan(on_shift: str, last: float) -> None:
+    """Also in the step without the champion: rows of the step before may have reached the log only after it ended."""
+    shifting = Distribution.model_validate({"on_shift": on_shift})
+    changes = {"weights": (0.1, last), "quality": Quality(required=False), "distribution": shifting}
+    settings = SETTINGS.model_copy(update=changes)
+    moved = replace(SECOND, scores=((100,) * 10, (0,) * 9 + (1_000,)))
+    steps = (FIRST, moved) if last < 1 else (FIRST, moved, step(1.0, 0, 1_000))
+    shifted = replace(evidence(*steps, loss=Paired()), scores=Scores((40,) * 10))
+    decision = decide(shifted, Position(last, 60, 120), settings)
+    assert decision.action == on_shift
+    assert decision.reason.startswith("distribution: answers moved by 0.90 on 1,000 requests, and labels do not show yet")
+    assert decide(shifted, Position(last, 60, 120, accepted=("distribution",)), settings).action == "promote"
+    assert decide(replace(shifted, loss=GOOD), Position(last, 60, 120), settings).action == "promote"
+    late = decide(shifted, Position(last, 60, 3_600), settings)
+    assert late.action == "rollback"
+    assert late.reason.startswith("no verdict after 3,600 s (distribution: answers moved")
+
+
 def test_a_business_metric_is_waited_for_where_one_is_named() -> None:
     settings = SETTINGS.model_copy(update={"business": Business(column="revenue")})
     decision = decide(evidence(FIRST, SECOND), Position(0.5, 60, 120), settings)

@@ -31,6 +31,7 @@ def decide(evidence: Evidence, position: Position, settings: Rollout) -> Decisio
     doubtful = [guard for guard in guards if guard.fine is not None and guard.fine < certain]
     to = next_weight(position.weight, settings.weights)
     wanting = _wanting(evidence, position, settings)
+    shift = "" if "distribution" in position.accepted else _unexplained_shift(guards, certain)
 
     if float(mean_of([guard.harm for guard in judged])) >= certain:
         worst = max(judged, key=lambda guard: guard.harm)
@@ -38,13 +39,13 @@ def decide(evidence: Evidence, position: Position, settings: Rollout) -> Decisio
     if ratio.harm >= -math.log(settings.ratio_alpha) and "ratio" not in position.accepted:
         reason = f"{ratio}: the traffic is not divided by its weights, so nothing can be compared"
         return Decision("pause", reason, {**facts, "paused_by": "ratio"})
-    if to is None and not wanting and (position.weight == 1 or not doubtful):
+    if to is None and not wanting and not shift and (position.weight == 1 or not doubtful):
         return Decision("promote", f"{_told(guards)}: no worse", facts)
     if limit := _spent(evidence, position, settings):
-        return Decision("rollback", f"no verdict after {limit} ({_told(doubtful) or wanting})", facts)
+        return Decision("rollback", f"no verdict after {limit} ({_told(doubtful) or wanting or shift})", facts)
     if wanting:
         return Decision("hold", wanting, facts)
-    if (shift := _unexplained_shift(guards, certain)) and "distribution" not in position.accepted:
+    if shift:
         if settings.distribution.on_shift == "pause":
             return Decision("pause", shift, {**facts, "paused_by": "distribution"})
         return Decision("hold", shift, facts)
