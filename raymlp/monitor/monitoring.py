@@ -22,6 +22,7 @@ from raymlp.core.records import Finding, MonitorReport
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import check_table
 from raymlp.data.drift import drift
+from raymlp.data.labels import row_ids, with_values
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.model.bundle import Bundle, load_bundle
@@ -128,21 +129,15 @@ def _metric(bundle: Bundle) -> str:
 
 def _known_labels(answered: pa.Table, labels: pa.Table | None, target: Target) -> Known:
     """Logged rows whose answer has come, of a known class."""
-    if target.column is None or labels is None or not labels.num_rows or not answered.num_rows:
+    labels = with_values(labels, "label")
+    if target.column is None or labels is None or not answered.num_rows:
         return Known(np.zeros(0), np.zeros(0))
-    place = pc.index_in(_keys(answered), value_set=_keys(labels).combine_chunks())
+    place = pc.index_in(row_ids(answered), value_set=row_ids(labels).combine_chunks())
     found = place.is_valid()
     y = target.read(labels.column("label").take(place.drop_null()))
     p = pc.cast(answered.column("prediction").filter(found), pa.float64()).to_numpy(zero_copy_only=False)
     usable = np.isfinite(y) & np.isfinite(p) & ((y >= 0) | (target.task == "regression"))
     return Known(y[usable], p[usable])
-
-
-def _keys(table: pa.Table) -> pa.ChunkedArray:
-    """`prediction_id` and row number as one text; no row number means the first."""
-    ids = pc.cast(table.column("prediction_id"), pa.string())
-    rows = pc.cast(table.column("row"), pa.string()) if "row" in table.column_names else "0"
-    return pc.binary_join_element_wise(ids, rows, "/")
 
 
 def _typed(column: pa.ChunkedArray, contract: Contract, name: str) -> pa.ChunkedArray:

@@ -118,15 +118,15 @@ def prediction_log(config: Config, *, version: str | None = None, since: datetim
 
 
 def labels(config: Config) -> pa.Table | None:
-    """True answers that have come: `prediction_id` and `label`, the raw value of the target column."""
-    import pyarrow.parquet as pq
+    """True answers that have come: `prediction_id` and `label`, the raw value of the target column, and what else the files hold; null
+    where a file does not have a column. None without files."""
+    from raymlp.data.labels import read_labels
 
-    folder = label_folder(config)
-    return pq.read_table(folder) if any(folder.glob("*.parquet")) else None
+    return read_labels(label_folder(config))
 
 
 def label_folder(config: Config) -> Path:
-    """Where true answers are put, as Parquet with the columns `prediction_id` and `label`."""
+    """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own."""
     return storage_root(config.runtime) / "labels" / config.problem.name
 
 

@@ -23,6 +23,7 @@ from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import losses
 from raymlp.core.records import needs_target
 from raymlp.data.casting import ARROW
+from raymlp.data.labels import row_ids, with_values
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
@@ -72,8 +73,8 @@ class _Requests:
 
 
 def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str, settings: Rollout) -> Evidence:
-    """Evidence of the rollout with this salt. `labels` has `prediction_id` and `label`, the raw value of the target column; it may
-    hold `row` for requests of several rows (without it a label is the first row's), and the business metric's column. Without a target
+    """Evidence of the rollout with this salt. `labels` are as `data.labels` reads them: `label`, the raw value of the target column,
+    and the business metric's column, in the same rows or in rows of their own. Without a target
     neither predictions nor labels are compared: clusters and scores mean something else in each model, and labels come for few rows."""
     rows, task = _of_rollout(log, salt, versions.challenger_label), versions.champion.bundle.plan.target.task
     has_answers = needs_target(task)
@@ -140,9 +141,9 @@ def _requests(first: pa.Table, labels: pa.Table | None, versions: Versions, sett
     if versions.champion.bundle.plan.target.task == "multiclass":
         prediction = np.where(theirs, _champions_class(versions)(prediction), prediction)
     business = np.full(first.num_rows, np.nan)
-    if settings.business is not None and labels is not None and settings.business.column in labels.column_names:
-        place = pc.index_in(first.column("prediction_id"), value_set=labels.column("prediction_id").combine_chunks())
-        business = pc.cast(labels.column(settings.business.column).take(place), pa.float64()).to_numpy().astype(np.float64)
+    if settings.business is not None and (paid := with_values(labels, settings.business.column)) is not None:
+        place = pc.index_in(first.column("prediction_id"), value_set=pc.cast(paid.column("prediction_id"), pa.string()).combine_chunks())
+        business = pc.cast(paid.column(settings.business.column).take(place), pa.float64()).to_numpy().astype(np.float64)
     return _Requests(
         weight=first.column("_weight").to_numpy(),
         theirs=theirs,
@@ -203,9 +204,10 @@ def _paired(rows: pa.Table, labels: pa.Table | None, versions: Versions) -> tupl
     target = versions.champion.bundle.plan.target
     nothing = Paired(), Paired() if target.task == "binary" else None
     good = rows.filter(pc.equal(rows.column("status"), 200))
-    if labels is None or not labels.num_rows or not good.num_rows:
+    labels = with_values(labels, "label")
+    if labels is None or not good.num_rows:
         return nothing
-    place = pc.index_in(_ids(good), value_set=_ids(labels).combine_chunks())
+    place = pc.index_in(row_ids(good), value_set=row_ids(labels).combine_chunks())
     good = good.filter(place.is_valid())
     y = target.read(labels.column("label").take(place.drop_null()))
     usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
@@ -227,9 +229,3 @@ def _complete(table: pa.Table, predictor: Predictor) -> pa.Table | None:
                 return None
             table = table.append_column(name, pa.nulls(table.num_rows, ARROW[rule.type]))
     return table
-
-
-def _ids(table: pa.Table) -> pa.ChunkedArray:
-    """`prediction_id` and row number as one text; no row number means the first."""
-    rows = pc.cast(table.column("row"), pa.string()) if "row" in table.column_names else "0"
-    return pc.binary_join_element_wise(table.column("prediction_id"), rows, "/")

@@ -136,6 +136,14 @@ def test_rows_of_one_request_are_told_apart_by_their_number(tmp_path: Path) -> N
     assert first.labelled == 1
 
 
+def test_rows_of_a_business_metric_are_no_labels(tmp_path: Path) -> None:
+    log = log_of(np.linspace(0, 1, ROWS))
+    paid = pa.table({"prediction_id": log["prediction_id"], "revenue": np.ones(ROWS)})
+    answers = pa.table({"prediction_id": log["prediction_id"], "label": np.ones(ROWS)})
+    for number, labels in ((ROWS, pa.concat_tables([paid, answers], promote_options="default")), (0, paid)):
+        assert monitor(bundle_of("regression"), log, labels, Monitor(), window="w", report_dir=tmp_path).labelled == number
+
+
 def test_several_classes_are_judged_by_their_most_likely_class(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     picks = rng.integers(0, 3, ROWS)

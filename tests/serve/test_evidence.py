@@ -9,10 +9,14 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from raymlp import pipeline
 from raymlp.config.rollout import Business, Rollout
+from raymlp.config.runtime import Runtime
 from raymlp.config.serve import Log
+from raymlp.core.files import make_folder
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.target import Target
 from raymlp.model.predictor import Predictor
@@ -22,6 +26,7 @@ from raymlp.serve.rollout.distribution import REFERENCE_ROWS
 from raymlp.serve.rollout.facts import Histogram, Pair
 from raymlp.serve.rollout.ratio import check_ratio
 from raymlp.serve.routing import Routes, misrouted
+from tests.serve.bundles import make_config
 
 TARGET = Target(column="y", task="binary", positive_above=0.5, classes=("no", "yes"))
 CONTRACT = Contract(columns={"x": ColumnContract(type="float")})
@@ -169,6 +174,21 @@ def test_a_business_metric_is_that_of_a_keys_first_value(tmp_path: Path) -> None
     assert step.business == ((1, 1.0, 1.0), (2, 12.0, 74.0))
     (without,) = gather(writer.table(tmp_path / "again"), labels, VERSIONS, "s", Rollout()).steps
     assert without.business == ((0, 0.0, 0.0), (0, 0.0, 0.0))
+
+
+def test_a_business_metric_may_come_before_the_labels_in_files_of_its_own(tmp_path: Path) -> None:
+    writer, by = Writer(), routes(0.5)
+    old, new = keys_of("v1", by, 2), keys_of("v2", by, 2)
+    ids = [writer.send(key, by) for key in (*old, *new)]
+    config = make_config(Runtime(storage=str(tmp_path / "storage")))
+    folder = make_folder(pipeline.label_folder(config))
+    settings = Rollout(business=Business(column="revenue"))
+    pq.write_table(pa.table({"prediction_id": ids, "revenue": [1.0, 2.0, 5.0, 7.0]}), folder / "1.parquet")
+    first = gather(writer.table(tmp_path / "first"), pipeline.labels(config), VERSIONS, "s", settings)
+    pq.write_table(pa.table({"prediction_id": ids, "label": [1.0, 0.0, 1.0, 0.0]}), folder / "2.parquet")
+    both = gather(writer.table(tmp_path / "both"), pipeline.labels(config), VERSIONS, "s", settings)
+    assert first.steps[0].business == both.steps[0].business == ((2, 3.0, 5.0), (2, 12.0, 74.0))
+    assert (first.loss.rows, both.loss.rows) == (0, 4)
 
 
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
