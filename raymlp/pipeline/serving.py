@@ -15,6 +15,7 @@ from raymlp.core.records import (
     Decision,
     Endpoint,
     RolloutResult,
+    needs_target,
 )
 from raymlp.pipeline.models import as_version, resolve, store_of
 from raymlp.runtime.audit import record
@@ -80,7 +81,8 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
         record(config.runtime, f"rollout {event.what}" if course.is_open else event.what, model=name, version=challenger.label, **facts)
 
     with (story or SilentStory()).step("rollout") as step:
-        for line in outlook(settings, traffic_of(prediction_log(config), champion.label)).lines():
+        has_answers = needs_target(versions.champion.bundle.plan.target.task)
+        for line in outlook(settings, traffic_of(prediction_log(config), champion.label), has_answers=has_answers).lines():
             step.note(line)
 
         def tell(decision: Decision) -> None:

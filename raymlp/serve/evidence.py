@@ -29,7 +29,7 @@ from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
 from raymlp.serve.rollout.facts import Evidence, Histogram, Moments, Pair, Paired, Scores, Step
 from raymlp.serve.rollout.latency import REFERENCE_REQUESTS
-from raymlp.serve.rollout.outlook import Traffic
+from raymlp.serve.rollout.outlook import Traffic, population_of
 from raymlp.serve.rollout.quality import misranking
 from raymlp.serve.routing import Routes
 
@@ -120,7 +120,13 @@ def traffic_of(log: pa.Table, label: str) -> Traffic:
     logs = np.log(np.maximum(good, 1e-3)) if len(good) else np.zeros(1)
     errors = 1 - len(good) / own.num_rows
     spread = float(np.quantile(logs, 0.841) - np.quantile(logs, 0.159)) / 2
-    return Traffic(own.num_rows / max(float(times[-1] - times[0]), 1e-6), errors, float(np.exp(np.median(logs))), max(spread, 0.05))
+    return Traffic(
+        own.num_rows / max(float(times[-1] - times[0]), 1e-6),
+        errors,
+        float(np.exp(np.median(logs))),
+        max(spread, 0.05),
+        keys=population_of(own.num_rows, len(own.column("routing_key").unique())),
+    )
 
 
 def _of_rollout(log: pa.Table, salt: str, challenger: str) -> pa.Table:

@@ -133,6 +133,7 @@ def read_log(folder: Path) -> pa.Table:
     tables = [pq.read_table(path) for path in sorted(folder.glob("[!.]*.parquet"))]
     if not tables:
         return SCHEMA.empty_table()
+    tables = [SCHEMA.empty_table(), *tables]
     names = dict.fromkeys(name for table in tables for name in table.column_names)
     common = {name: _common_type([table.schema.field(name).type for table in tables if name in table.column_names]) for name in names}
     cast = [table.cast(pa.schema([(name, common[name]) for name in table.column_names])) for table in tables]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -24,6 +24,7 @@ from raymlp.serve.evidence import Versions, gather, traffic_of
 from raymlp.serve.log import Entry, PredictionLog, read_log
 from raymlp.serve.rollout.distribution import REFERENCE_ROWS
 from raymlp.serve.rollout.facts import Histogram, Pair
+from raymlp.serve.rollout.outlook import outlook
 from raymlp.serve.rollout.ratio import check_ratio
 from raymlp.serve.routing import Routes, misrouted
 from tests.serve.bundles import make_config
@@ -235,6 +236,31 @@ def test_traffic_is_read_from_the_champions_rows(tmp_path: Path) -> None:
     assert found.latency_ms == pytest.approx(np.exp(2), rel=0.1)
     assert found.latency_spread == pytest.approx(0.5, rel=0.1)
     assert traffic_of(writer.table(tmp_path / "again"), "v2").requests_per_s == 0
+
+
+def test_the_number_of_routing_keys_is_read_from_the_champions_rows(tmp_path: Path) -> None:
+    writer, by = Writer(), routes(0.0)
+    for user in np.random.default_rng(0).integers(0, 150, 1_000):
+        writer.send(f"user {user}", by)
+    found = traffic_of(writer.table(tmp_path / "few"), "v1")
+    assert found.keys == pytest.approx(150, rel=0.02)
+    assert outlook(Rollout(), found).requests is None
+    assert outlook(Rollout(), replace(found, keys=np.inf)).requests is not None
+    writer.entries = [entry._replace(routing_key=entry.prediction_id) for entry in writer.entries]
+    assert traffic_of(writer.table(tmp_path / "each"), "v1").keys == np.inf
+
+
+def test_a_log_of_before_routes_were_logged_holds_no_request_of_a_rollout(tmp_path: Path) -> None:
+    writer = Writer()
+    for i in range(20):
+        writer.send(f"k{i}", routes(0.5))
+    writer.table(tmp_path)
+    for file in tmp_path.glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["routes"]), file)
+    log = read_log(tmp_path)
+    assert (log.num_rows, log.column("routes").null_count) == (20, 20)
+    assert gather(log, None, VERSIONS, "s", Rollout()).requests == 0
+    assert traffic_of(log, "v1").requests_per_s > 0
 
 
 def test_evidence_is_the_same_whatever_else_the_log_holds(tmp_path: Path) -> None:

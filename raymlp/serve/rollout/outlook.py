@@ -3,6 +3,9 @@
 The checks of the policy are asked what they would say of expected counts, moved against the answer by as much as chance moves them in one
 case of five. So an equal challenger is promoted by the time told here in about four cases of five, and the smallest difference told
 is rolled back by then about as often.
+
+A key counts once, and users come back. With K keys that are all as busy, n requests come from K (1 - exp(-n / K)) of them; those that
+are busier than others make it fewer.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -40,6 +44,23 @@ class Traffic:
     labelled_share: float = 1.0
     loss: float = 0.5
     loss_deviation: float | None = None
+    keys: float = math.inf
+    """Routing keys there are; infinite where each request has one of its own."""
+
+    def seen(self, requests: float) -> float:
+        """Different keys to expect among some requests."""
+        return requests if math.isinf(self.keys) else -self.keys * math.expm1(-requests / self.keys)
+
+
+def population_of(requests: int, different: int) -> float:
+    """How many keys there are, where so many different ones came in some requests: K of `different = K (1 - exp(-requests / K))`."""
+    if different >= requests:
+        return math.inf
+    lowest, highest = float(different), float(different) * requests
+    for _ in range(100):
+        middle = math.sqrt(lowest * highest)
+        lowest, highest = (middle, highest) if Traffic(keys=middle).seen(requests) < different else (lowest, middle)
+    return highest
 
 
 @dataclass(frozen=True)
@@ -54,14 +75,23 @@ class Outlook:
     detectable: dict[str, float | None]
     """`errors`: error rate; `latency`: share slower; `quality`: extra loss, where known."""
     traffic: Traffic
+    if_labels: bool = False
+    """Whether labels must come too, and show that quality is no worse, of which nothing is known yet."""
 
     def lines(self) -> list[str]:
         """In words, a line each."""
         if self.requests is None:
             first = "an equal challenger would not be promoted within serve.rollout.max_requests and max_s"
+            if not math.isinf(self.traffic.keys):
+                first += (
+                    f"; about {self.traffic.keys:,.0f} routing keys come back, each counts once, and latency is compared after the "
+                    f"champion's first {REFERENCE_REQUESTS:,}"
+                )
         else:
             time = f", {_duration(self.seconds)} at {self.traffic.requests_per_s:,.1f} requests/s" if self.seconds == self.seconds else ""
             first = f"an equal challenger is promoted after about {self.requests:,} requests{time}"
+            if self.if_labels:
+                first += ", if labels come and show by then that its quality is no worse"
         found = []
         rate, slower, loss = (self.detectable.get(name) for name in ("errors", "latency", "quality"))
         if rate is not None:
@@ -73,8 +103,9 @@ class Outlook:
         return [first, f"smallest differences found by then: {', '.join(found) or 'none'}"]
 
 
-def outlook(settings: Rollout, traffic: Traffic) -> Outlook:
-    """Expected length and smallest detectable differences of a rollout with these settings on this traffic."""
+def outlook(settings: Rollout, traffic: Traffic, *, has_answers: bool = True) -> Outlook:
+    """Expected length and smallest detectable differences of a rollout with these settings on this traffic. `has_answers` as in
+    `Evidence`."""
     certain = -math.log(settings.alpha)
     limit = settings.max_requests
     if traffic.requests_per_s > 0:
@@ -91,7 +122,8 @@ def outlook(settings: Rollout, traffic: Traffic) -> Outlook:
     requests = found + after if found is not None else None
     seconds = requests / traffic.requests_per_s if requests is not None and traffic.requests_per_s > 0 else math.nan
     by_step = (*steps, (1.0, after)) if after else steps
-    return Outlook(requests, seconds, by_step, _detectable(settings, traffic, by), traffic)
+    if_labels = has_answers and settings.quality.required and traffic.loss_deviation is None
+    return Outlook(requests, seconds, by_step, _detectable(settings, traffic, by), traffic, if_labels)
 
 
 @dataclass(frozen=True)
@@ -130,18 +162,25 @@ def _checks(settings: Rollout, traffic: Traffic, total: int, effect: _Effect, *,
     """What errors, latency and quality say of the counts to expect after `total` requests, where chance lets the challenger look worse
     (`against` 1) or better (-1) than it is."""
     divided = _divided(settings, traffic, total)
-    theirs = sum(weight * number for weight, number in divided)
     rate = traffic.error_rate if effect.error_rate is None else effect.error_rate
-    failed = rate * theirs + against * CHANCE * math.sqrt(rate * (1 - rate) * theirs)
+    tried = sum(weight * traffic.seen(number) for weight, number in divided)
+    chance = against * CHANCE * math.sqrt(rate * (1 - rate) / max(tried, 1.0))
+    rates = traffic.error_rate, max(0.0, rate + chance)
+    theirs = sum(weight * number for weight, number in _new_keys(divided, traffic, 1.0))
     luck = against * CHANCE * 1.25 * traffic.latency_spread / math.sqrt(max(theirs, 1.0))
     shift = math.log1p(effect.slower) + luck
-    steps = []
-    for weight, number in divided:
-        new = round(weight * number)
-        old = number - new
-        errors = Pair(round(traffic.error_rate * old), max(0, round(failed * new / max(theirs, 1.0))))
-        latency = _lognormal(traffic, old, 0.0), _lognormal(traffic, new, shift)
-        steps.append(Step(weight, Pair(old, new), Pair(old, new), errors, Pair(old, new), errors, latency))
+    steps, waiting = [], REFERENCE_REQUESTS
+    for place, (weight, number) in enumerate(divided):
+        keys = _pair(weight, _new_keys(divided, traffic, 1.0)[place][1])
+        errors = Pair(*(_pair(weight, _new_keys(divided, traffic, rates[side])[place][1])[side] for side in (0, 1)))
+        trials = _pair(weight, traffic.seen(number))
+        failed = Pair(*(round(rates[side] * trials[side]) for side in (0, 1)))
+        # The champion's first keys set what is slow; the challenger's of the same time count for nothing.
+        held = min(waiting, keys.champion)
+        waiting -= held
+        left = 1 - held / keys.champion if keys.champion else float(waiting == 0)
+        latency = _lognormal(traffic, keys.champion - held, 0.0), _lognormal(traffic, round(keys.challenger * left), shift)
+        steps.append(Step(weight, _pair(weight, number), keys, errors, trials, failed, latency))
     rows = round(total * traffic.labelled_share)
     deviation = traffic.loss_deviation
     settled = settings.quality.model_copy(update={"required": settings.quality.required and deviation is not None})
@@ -149,9 +188,21 @@ def _checks(settings: Rollout, traffic: Traffic, total: int, effect: _Effect, *,
     loss = Paired(rows, mean, deviation**2, traffic.loss) if deviation is not None else Paired()
     return [
         check_errors(steps, settings.errors),
-        check_latency(steps, _lognormal(traffic, REFERENCE_REQUESTS, 0.0), settings.latency),
+        check_latency(steps, _lognormal(traffic, REFERENCE_REQUESTS - waiting, 0.0), settings.latency),
         check_quality(loss, None, settled, alpha=settings.alpha),
     ]
+
+
+def _pair(weight: float, number: float) -> Pair:
+    """So many, divided by the challenger's share."""
+    new = round(weight * number)
+    return Pair(round(number) - new, new)
+
+
+def _new_keys(divided: Sequence[tuple[float, int]], traffic: Traffic, rate: float) -> list[tuple[float, float]]:
+    """Share and, by step, keys to which something happens for the first time that happens to this share of requests."""
+    ends = accumulate((number * rate for _, number in divided), initial=0.0)
+    return [(weight, traffic.seen(end) - traffic.seen(start)) for (weight, _), (start, end) in zip(divided, pairwise(ends), strict=True)]
 
 
 def _lognormal(traffic: Traffic, number: int, shift: float) -> Histogram:
