@@ -84,7 +84,7 @@ def _worker(rank: int, address: str, config: Config, plan: FeaturePlan, path: st
         data = {name: torch.from_numpy(values[each * rank : each * (rank + 1)]) for name, values in whole.items()}
     torch.manual_seed(settings.seed)
     net = nn.parallel.DistributedDataParallel(
-        build_net(NetShape.of(config.model, plan)), gradient_as_bucket_view=True, broadcast_buffers=buffers
+        build_net(NetShape.of(config.model, plan)), gradient_as_bucket_view=True, forward_sync_buffers=buffers
     )
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     size = settings.batch_size
