@@ -15,7 +15,8 @@ class Predict(Section):
 
     output: str = ""
     """Folder, or address in an object store (`s3://`, `gs://`, `abfs://`, `hdfs://`), of the Parquet files with the answers. It is seen
-    when all of them are there. Credentials come from the environment of every node."""
+    when all of them are there. All nodes have to see the folder; a relative one begins where the command runs, which in a job that was
+    submitted to a cluster is a copy that Ray removes. Credentials of a store come from the environment of every node."""
 
     keep: Names | Literal["all"] | None = None
     """Columns that are written beside the answers, after their privacy rules: names, `all` of the source, or null for those of

@@ -133,7 +133,11 @@ class Output:
                     shutil.rmtree(self.working)
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
-        """Let the finished files be seen, in the place of what is there. Nothing else is left of the working place."""
+        """Let the finished files be seen, in the place of what is there. Nothing else is left of the working place.
+
+        Raises DataError when some are not there: each worker wrote to a disk of its own node.
+        """
+        self._require_all(list(manifest["files"]))
         text = to_json({"format": FORMAT, "key": self.key, **manifest})
         if isinstance(self.place, StorePlace):
             self._publish_in_store(text, list(manifest["files"]))
@@ -149,6 +153,21 @@ class Output:
         remove(self.place / FACTS)
         (self.place / LOCK).unlink()
         shutil.rmtree(before, ignore_errors=True)
+
+    def _require_all(self, names: list[str]) -> None:
+        if isinstance(self.place, StorePlace):
+            assert isinstance(self.working, StorePlace)
+            there = {str(file.relative_to(self.working)) for file in self.working.files()}
+            if self.manifest() is None:  # a run that was cut off while it published has moved some; else they are another job's
+                there |= {str(file.relative_to(self.place)) for file in self.place.files()}
+            missing = [name for name in names if name not in there]
+        else:
+            missing = [name for name in names if not (self.working / name).is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing):,} of {len(names):,} finished files are not in {self.working}, as {missing[0]}; expected a place that all "
+                "nodes see. Set predict.output to a shared folder or to an address in a store."
+            )
 
     def _publish_in_store(self, text: str, names: list[str]) -> None:
         before = self.manifest()

@@ -77,6 +77,36 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
         require_address("")
 
 
+def test_nothing_is_published_while_finished_files_are_missing(tmp_path: Path) -> None:
+    """A worker on another node wrote to its own disk, and told that it was done."""
+    output = Output.at(str(tmp_path / "out"), KEY)
+    with output.alone():
+        facts = [fill(output, number, 1) for number in range(2)]
+        output.files_of(0, 1)[0].unlink()
+        words = r"1 of 4 finished files are not in .*, as part-00000-00001.parquet; expected a place that all nodes see. Set predict.output"
+        with pytest.raises(DataError, match=words):
+            output.publish(manifest_of(*facts))
+        assert not (tmp_path / "out").exists()
+        output.publish(manifest_of(facts[0], fill(output, 1, 1)))
+    assert pq.read_table(tmp_path / "out").num_rows == 2
+
+
+def test_in_a_store_missing_files_keep_the_old_answers(bucket: Any) -> None:
+    store, query = bucket
+    for key in (KEY, OTHER):
+        output = Output.at(f"s3://lake/scores/hour?{query}", key)
+        with output.alone():
+            facts = [fill(output, number, 1) for number in range(2)]
+            if key == OTHER:
+                output.files_of(0, 1)[0].unlink()
+                with pytest.raises(DataError, match=r"1 of 4 finished files are not in .*_working-b+"):
+                    output.publish(manifest_of(*facts))
+            else:
+                output.publish(manifest_of(*facts))
+        assert output.manifest()["key"] == KEY  # type: ignore[index]
+    store.delete_dir_contents("lake")
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     output = Output.at(str(tmp_path / "out"), KEY)
     code = f"""
