@@ -12,6 +12,7 @@ from raymlp.core.errors import ContractError
 from raymlp.core.files import Place, digest_of
 from raymlp.core.records import BatchPrediction, Version
 from raymlp.data import parquet, sources
+from raymlp.data.place import remove
 from raymlp.data.suppression import Suppressed
 from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.model.scorer import placed
@@ -89,6 +90,11 @@ def _predict(config: Config, version: Version, snapshots: Place, say: Callable[[
             "files": tally.files,
             "seconds": round(time.perf_counter() - started, 2),
         }
+        found = output.manifest()  # a process elsewhere may have published meanwhile: no lock spans a store
+        if found is not None and found.get("key") == output.key:
+            remove(output.working)
+            return _result(output, version, bundle, found, None, 0.0, notes)
+        output.require_free(overwrite=settings.overwrite)
         output.publish(manifest)
     notes += [f"{output.place.parent / name} holds unfinished work of other settings or another source" for name in output.others()]
     return _result(output, version, bundle, manifest, tally, seconds, notes)

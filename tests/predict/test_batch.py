@@ -36,7 +36,7 @@ from raymlp.model.scorer import placed
 from raymlp.model.trees import TreeScorer
 from raymlp.predict import prediction
 from raymlp.predict.job import Job, Tally, Worker, _left, _take, read
-from raymlp.predict.output import Facts
+from raymlp.predict.output import Facts, Output
 from tests.serve.bundles import json_rows, make_bundle, make_config, source_table
 
 ROWS = 500
@@ -142,6 +142,30 @@ def test_the_same_job_is_found_again_and_another_needs_a_place_of_its_own(here: 
         pipeline.predict(other, bundle)
     replaced = pipeline.predict(with_overrides(other, {"predict.overwrite": True}), bundle)
     assert answers(replaced).column("carrier") == rows_of_table().column("carrier")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_another_process_published_meanwhile_is_not_deleted(
+    here: None, bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """As in a store, which no lock spans."""
+    monkeypatch.setattr(Output, "alone", lambda _: nullcontext())
+    config = config_for(Runtime(storage=str(tmp_path / "artifacts")), source, tmp_path / "out")
+    other = config if same else with_overrides(config, {"predict.keep": ["row", "carrier"]})
+    published: list[BatchPrediction] = []
+
+    def say(words: str) -> None:
+        if "4 of 4 parts" in words and not published:
+            published.append(prediction.predict(other, pipeline.resolve(other, bundle), tmp_path / "none"))
+
+    if same:
+        found = prediction.predict(config, pipeline.resolve(config, bundle), tmp_path / "none", say=say)
+        assert (found.rows, found.reused) == (ROWS, True)
+    else:
+        with pytest.raises(ConfigError, match=r"holds answers of flights .*predict.overwrite=true"):
+            prediction.predict(config, pipeline.resolve(config, bundle), tmp_path / "none", say=say)
+    assert answers(published[0]).num_rows == ROWS
+    assert ("carrier" in answers(published[0]).column_names) != same
 
 
 # ---------------------------------------------------------------------- going on
@@ -258,7 +282,7 @@ def test_a_net_on_a_device_gives_the_same_answers_and_trees_have_none(bundle: Pa
     assert here.predict(json_rows(30)).scores.tolist() == there.predict(json_rows(30)).scores.tolist()
     trees = TreeScorer("xgboost", "", cast(Any, None))
     assert placed(trees, "cpu") is trees
-    with pytest.raises(ConfigError, match=r"trees, which are scored on CPUs.*predict.gpus_per_worker=0"):
+    with pytest.raises(ConfigError, match=r"holds no net, and is scored on CPUs; .*predict.gpus_per_worker=0"):
         placed(trees, "cuda")
 
 
