@@ -40,7 +40,8 @@ class Predict(Section):
     """Rows of an output file at most, and of what a worker is given at a time; wide rows make smaller files."""
 
     num_workers: int | None = Field(default=None, ge=1)
-    """Processes that hold the model; null takes as many as the cluster has CPUs (or GPUs) for, and fewer for a small source."""
+    """Processes that hold the model; null takes as many as the cluster's nodes have free CPUs (or GPUs) for, and fewer for a small source.
+    A job begins with those that Ray finds room for, and ends when it has found none for a minute."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved for each of them, and threads of its net."""

@@ -34,7 +34,7 @@ from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.model.scorer import placed
 from raymlp.model.trees import TreeScorer
-from raymlp.predict import prediction
+from raymlp.predict import prediction, room
 from raymlp.predict.job import Job, Tally, Worker, _left, _take, read
 from raymlp.predict.output import Facts, Output
 from tests.serve.bundles import json_rows, make_bundle, make_config, source_table
@@ -334,3 +334,33 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_the_arithmetic(
     for predict, words in (({"num_workers": 9}, r"9 workers of 0.5 CPUs.*has 4 CPUs"), ({"gpus_per_worker": 1}, r"1 GPUs.*and 0 GPUs")):
         with pytest.raises(ConfigError, match=words):
             pipeline.predict(config_for(ray_runtime, source, tmp_path / "out", **predict), bundle)
+
+
+@pytest.mark.ray
+def test_a_busy_cluster_is_told_and_a_job_begins_with_the_workers_that_fit(
+    ray_runtime: Runtime, bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    @ray.remote
+    class Holder:
+        def ready(self) -> None:
+            pass
+
+    config = config_for(ray_runtime, source, tmp_path / "out", num_workers=2)
+    for cpus in (3.8, 3.3):
+        holder = Holder.options(num_cpus=cpus).remote()  # type: ignore[attr-defined]
+        ray.get(holder.ready.remote())
+        try:
+            if cpus == 3.8:
+                monkeypatch.setattr(room, "START_S", 1.0)
+                with pytest.raises(
+                    ConfigError, match=r"2 workers of 0.5 CPUs .*waited 1 s for the first; .*0.2 and 0 are free, with room for 0"
+                ):
+                    pipeline.predict(config, bundle)
+            else:
+                monkeypatch.setattr(room, "START_S", 60.0)
+                result = pipeline.predict(config, bundle)
+                assert (result.rows, answers(result).column("row").to_pylist()) == (ROWS, list(range(ROWS)))
+        finally:
+            ray.kill(holder)
