@@ -19,7 +19,7 @@ from raymlp.model.scorer import placed
 from raymlp.predict.answers import names_of, require_apart
 from raymlp.predict.job import DEVICE, Job, Tally, run
 from raymlp.predict.output import FORMAT, QUARANTINE, Output, require_address
-from raymlp.predict.rows import Rows, rows_of, without_target
+from raymlp.predict.rows import BYTES_ROWS, CHUNK_BYTES, Rows, rows_of, without_target
 from raymlp.runtime.session import ray_session
 
 JUDGED_FROM = 1_000_000
@@ -111,7 +111,7 @@ def _key(config: Config, rows: Rows, bundle: Bundle, version: Version, source: l
             "source": [source, data.source.model_dump(mode="json", exclude={"retry"})],
             "joined": [[join.model_dump(mode="json") for join, _ in rows.lookups], joined],
             "columns": [rows.contract.to_yaml(), rows.types, rows.kept, rows.absent, settings.prefix],
-            "chunks": [settings.file_rows, data.batch_rows],
+            "chunks": [settings.file_rows, data.batch_rows, CHUNK_BYTES, BYTES_ROWS],
             "sealed": data.privacy.encrypt_snapshots,
             "suppressed": suppressed.digest,
             "key": rows.key.check if rows.key is not None else None,
