@@ -3,9 +3,10 @@
     python benchmarks/overhead.py
 
 Flights of January to July 2013, the default net. The bare loop holds its half of the rows as tensors and does what every such loop does:
-draw an order, index, forward, loss, backward under DistributedDataParallel, clip, AdamW, one-cycle schedule. Rounds alternate; a
-figure is the median over the epochs of all rounds, without the first epoch of each, since a fresh process is slow there. What comes
-before the first step and after the last is told apart.
+draw an order, index, forward, loss, backward under DistributedDataParallel, clip, AdamW, one-cycle schedule. It runs twice: as PyTorch
+sends the buffers of a net to all workers before each step, which the net here, whose buffers are constants, does not need, and without.
+Rounds alternate; a figure is the median over the epochs of all rounds, without the first epoch of each, since a fresh process is slow
+there. What comes before the first step and after the last is told apart.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from raymlp.train.feed import local_blocks
 from raymlp.train.trainer import train
 
 ROUNDS, EPOCHS, WORKERS = 3, 4, 2
+NO_BUFFERS = "bare, buffers not sent"
 
 
 def ours(config: Config, snapshot: Snapshot, folder: Path) -> dict[str, list[float]]:
@@ -56,15 +58,15 @@ def ours(config: Config, snapshot: Snapshot, folder: Path) -> dict[str, list[flo
     return {"step": steps[1:], "wait": waits[1:], "rest": [time.perf_counter() - started - trained]}
 
 
-def bare(config: Config, plan: FeaturePlan, tensors: str) -> dict[str, list[float]]:
-    """The same figures of the bare loop."""
+def bare(config: Config, plan: FeaturePlan, tensors: str, *, buffers: bool) -> dict[str, list[float]]:
+    """The same figures of the bare loop, where buffers are sent before each step or not."""
     started = time.perf_counter()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    processes = [context.Process(target=_worker, args=(rank, address, config, plan, tensors, queue)) for rank in range(WORKERS)]
+    processes = [context.Process(target=_worker, args=(rank, address, config, plan, tensors, queue, buffers)) for rank in range(WORKERS)]
     for process in processes:
         process.start()
     found: dict[str, list[float]] = queue.get()
@@ -73,7 +75,7 @@ def bare(config: Config, plan: FeaturePlan, tensors: str) -> dict[str, list[floa
     return {"step": found["step"][1:], "wait": found["wait"][1:], "rest": [time.perf_counter() - started - found["trained"][0]]}
 
 
-def _worker(rank: int, address: str, config: Config, plan: FeaturePlan, path: str, queue: Any) -> None:
+def _worker(rank: int, address: str, config: Config, plan: FeaturePlan, path: str, queue: Any, buffers: bool) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=WORKERS)
     settings = config.train
@@ -81,7 +83,9 @@ def _worker(rank: int, address: str, config: Config, plan: FeaturePlan, path: st
         each = len(whole["target"]) // WORKERS
         data = {name: torch.from_numpy(values[each * rank : each * (rank + 1)]) for name, values in whole.items()}
     torch.manual_seed(settings.seed)
-    net = nn.parallel.DistributedDataParallel(build_net(NetShape.of(config.model, plan)), gradient_as_bucket_view=True)
+    net = nn.parallel.DistributedDataParallel(
+        build_net(NetShape.of(config.model, plan)), gradient_as_bucket_view=True, forward_sync_buffers=buffers
+    )
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     size = settings.batch_size
     num_steps = -(-each // size)
@@ -119,7 +123,9 @@ def main() -> None:
         folder = Path(place)
         words = [f"train.num_workers={WORKERS}", f"train.epochs={EPOCHS}", f"train.stopping.patience={EPOCHS}", f"runtime.storage={folder}"]
         config = load_config("flights", words)
-        found: dict[str, dict[str, list[float]]] = {name: {"step": [], "wait": [], "rest": []} for name in ("raymlp", "bare PyTorch")}
+        found: dict[str, dict[str, list[float]]] = {
+            name: {"step": [], "wait": [], "rest": []} for name in ("raymlp", "bare PyTorch", NO_BUFFERS)
+        }
         with ray_session(config.runtime):
             snapshot = prepare(config.problem, config.data, folder / "snapshots")
             files = split_files(snapshot.path, "train")
@@ -127,7 +133,11 @@ def main() -> None:
             rows = joined(local_blocks(snapshot.path, plan, "train"))
             np.savez(folder / "rows.npz", target=rows.target, **rows.tensors)
             for i in range(ROUNDS):
-                runs = {"raymlp": ours(config, snapshot, folder / f"run-{i}"), "bare PyTorch": bare(config, plan, str(folder / "rows.npz"))}
+                runs = {
+                    "raymlp": ours(config, snapshot, folder / f"run-{i}"),
+                    "bare PyTorch": bare(config, plan, str(folder / "rows.npz"), buffers=True),
+                    NO_BUFFERS: bare(config, plan, str(folder / "rows.npz"), buffers=False),
+                }
                 for name, figures in runs.items():
                     for figure, values in figures.items():
                         found[name][figure] += values

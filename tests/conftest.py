@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a Ray session go to one process."""
     for item in items:
         room = item.path.relative_to(ROOT / "tests").parts[0]
+        if item.get_closest_marker("xdist_group"):
+            continue  # starts Ray by itself
         if room in ("train", "tune"):
             item.add_marker(pytest.mark.xdist_group("training"))
         elif room == "test_jobs.py":

@@ -91,6 +91,11 @@ class Problem(Section):
         return self.task == "binary" or (self.task == "anomaly" and self.label is not None)
 
     @property
+    def answer_kind(self) -> str:
+        """What the column of the answer is: the `target`, or the `label` that is never learned from."""
+        return "label" if self.target is None else "target"
+
+    @property
     def answer(self) -> str | None:
         """Column of what is learned, or judged by, and so is no feature; None where there is none."""
         return self.target if needs_target(self.task) else self.label

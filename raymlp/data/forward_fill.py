@@ -45,7 +45,7 @@ def check(problem: Problem, data: Data, types: Mapping[str, Any]) -> None:
             if missing is not None:
                 raise ConfigError(f"{key}.{setting} names '{missing}', which the snapshot does not have.{nearest(missing, types)}")
         refused = {
-            "the answer": tuple(filter(None, [problem.answer])),
+            f"the {problem.answer_kind}": tuple(filter(None, [problem.answer])),
             "problem.time_column": (time,),
             f"in {key}.by": rule.by,
         }

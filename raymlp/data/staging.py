@@ -95,7 +95,7 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
     rules = data.privacy.columns
     given_up = tuple(name for name, rule in rules.items() if rule.kind == "drop")
     dropped = {"problem.known_after": problem.known_after, "data.drop": data.drop, "data.privacy.columns": given_up}
-    answers = {f"problem.{'target' if problem.target else 'label'}": tuple(filter(None, [problem.answer]))}
+    answers = {f"problem.{problem.answer_kind}": tuple(filter(None, [problem.answer]))}
     named = {**dropped, **answers, "problem.id_columns": problem.id_columns, "problem.slices": problem.slices}
     if problem.time_column:
         named["problem.time_column"] = (problem.time_column,)
@@ -108,7 +108,9 @@ def shape_of(problem: Problem, data: Data, types: Mapping[str, ColumnType] | Non
         if missing:
             raise ConfigError(f"{setting} names '{missing}', which the data does not have.{nearest(missing, columns)} Set {setting}.")
     if problem.answer in rules and rules[problem.answer].kind != "keep":
-        raise ConfigError(f"data.privacy.columns names '{problem.answer}', the answer; expected other columns. Set data.privacy.columns.")
+        raise ConfigError(
+            f"data.privacy.columns names '{problem.answer}', the {problem.answer_kind}; expected other columns. Set data.privacy.columns."
+        )
     gone = {name for names in dropped.values() for name in names} - {problem.answer}
     kept = tuple(name for name in columns if name not in gone)
     named_split = data.split.key_columns if isinstance(data.split, ColumnSplit) else ()

@@ -99,7 +99,7 @@ def _ddp() -> type[Strategy]:
             self._own = own
 
         def _setup_model(self, model: nn.Module) -> nn.Module:
-            self._ddp_kwargs["broadcast_buffers"] = self._own or any(isinstance(layer, _BatchNorm) for layer in model.modules())
+            self._ddp_kwargs["forward_sync_buffers"] = self._own or any(isinstance(layer, _BatchNorm) for layer in model.modules())
             wrapped: nn.Module = super()._setup_model(model)
             return wrapped
 
