@@ -28,11 +28,16 @@ def add_key(
     from raymlp.config.loader import load_site
     from raymlp.runtime.audit import record
     from raymlp.serve.keys import add_key as add
+    from raymlp.serve.keys import revoke_key as revoke
 
     site, allowed = load_site(overrides or ()), tuple(part.strip() for part in roles.split(","))
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
     key = add(file, name, allowed, expires)
-    record(site.runtime, "key added", model="", version="", key=name, roles=allowed, expires=expires and expires.isoformat())
+    try:
+        record(site.runtime, "key added", model="", version="", key=name, roles=allowed, expires=expires and expires.isoformat())
+    except BaseException:  # a key that is neither recorded nor shown must not open anything
+        revoke(file, name)
+        raise
     show_done(
         {"key": key, "allows": ", ".join(allowed), "until": f"{expires:%Y-%m-%d %H:%M} UTC" if expires else "revoked", "file": str(file)}
     )

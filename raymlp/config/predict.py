@@ -15,7 +15,8 @@ class Predict(Section):
 
     output: str = ""
     """Folder, or address in an object store (`s3://`, `gs://`, `abfs://`, `hdfs://`), of the Parquet files with the answers. It is seen
-    when all of them are there. Credentials come from the environment of every node."""
+    when all of them are there. All nodes have to see the folder; a relative one begins where the command runs, which in a job that was
+    submitted to a cluster is a copy that Ray removes. Credentials of a store come from the environment of every node."""
 
     keep: Names | Literal["all"] | None = None
     """Columns that are written beside the answers, after their privacy rules: names, `all` of the source, or null for those of
@@ -39,7 +40,8 @@ class Predict(Section):
     """Rows of an output file at most, and of what a worker is given at a time; wide rows make smaller files."""
 
     num_workers: int | None = Field(default=None, ge=1)
-    """Processes that hold the model; null takes as many as the cluster has CPUs (or GPUs) for, and fewer for a small source."""
+    """Processes that hold the model; null takes as many as the cluster's nodes have free CPUs (or GPUs) for, and fewer for a small source.
+    A job begins with those that Ray finds room for, and ends when it has found none for a minute."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved for each of them, and threads of its net."""

@@ -13,31 +13,31 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from raymlp.config.predict import Predict
 from raymlp.core import errors, trust
-from raymlp.core.errors import ConfigError, RaymlpError
+from raymlp.core.errors import RaymlpError
 from raymlp.core.records import Version
 from raymlp.data import parquet, sources
 from raymlp.data.contract_batch import REASON
 from raymlp.predict.answers import answered, columns_of
 from raymlp.predict.output import Facts, Output, written
+from raymlp.predict.pool import Pool, root_of
+from raymlp.predict.room import no_room, num_workers
 from raymlp.predict.rows import ROW, Chunk, Rows
+
+if TYPE_CHECKING:
+    from raymlp.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
 BYTES_PER_WORKER = 16 << 20
 """Bytes of the source, as they are stored, for which a worker is worth its start."""
-RETRIES = 3
-"""Times that a chunk is given to another worker after the one that had it died."""
-CHUNKS_PER_WORKER = 2
-"""Chunks that a worker has at a time: one that it works on, and the next."""
 DEVICE = {False: "cpu", True: "cuda"}
 """Where a net runs, by whether its worker has a GPU."""
-KAFKA_CPUS = 2
-"""CPUs that reading from Kafka takes beside the workers."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,25 @@ class Tally:
 
 
 class Worker:
-    """A process with the model."""
+    """A process with the model, which is loaded with the first chunk: how long that takes says nothing of room in the cluster."""
 
     def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def ready(self) -> None:
+        """Answered once Ray found room for the process."""
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Of the model, where it runs."""
         import torch
 
         from raymlp.model.bundle import load_bundle
         from raymlp.model.predictor import Predictor
 
+        job = self.job
         torch.set_num_threads(max(1, int(job.settings.cpus_per_worker)))
-        self.job = job
-        self.predictor = Predictor.of(load_bundle(job.version.bundle), device=DEVICE[job.settings.gpus_per_worker > 0], key=job.rows.key)
+        return Predictor.of(load_bundle(job.version.bundle), device=DEVICE[job.settings.gpus_per_worker > 0], key=job.rows.key)
 
     def answer(self, chunk: Chunk | tuple[str, str]) -> tuple[int, int, Facts] | tuple[str, str]:
         """Answer a chunk, write its files, and tell of them; what went wrong in plain words, since an error of an actor arrives
@@ -166,50 +174,10 @@ def _told(work: Callable[[], Any]) -> Any:
         return "RaymlpError", f"predicting failed: {type(error).__name__}: {error}"
 
 
-class Pool:
-    """Workers, and the chunks that each has. One that died is replaced, and its chunks are given out again.
-
-    Not by Ray's own restarts: with them Ray warns on the screen of every actor that is made from what lies in the object store.
-    """
-
-    def __init__(self, start: Callable[[], Any], count: int) -> None:
-        self.start = start
-        self.workers = [start() for _ in range(count)]
-        self.free = deque(list(range(count)) * CHUNKS_PER_WORKER)
-        """Places among the workers that can take a chunk."""
-        self.busy: dict[Any, tuple[int, Any, Any, int]] = {}
-        """Of what each worker will tell: its place, the worker itself, the chunk, and how often that was tried before."""
-
-    def give(self, chunk: Any, tries: int = 0) -> None:
-        """Give a chunk to a worker that is free."""
-        place = self.free.popleft()
-        worker = self.workers[place]
-        self.busy[worker.answer.remote(chunk)] = place, worker, chunk, tries
-
-    def end(self, told: Any) -> tuple[Any, ...] | None:
-        """What a worker told; None when it died, and another has its chunk now. Raises RayError when that was tried too often."""
-        import ray
-        from ray.exceptions import RayActorError
-
-        place, worker, chunk, tries = self.busy.pop(told)
-        self.free.append(place)
-        try:
-            found: tuple[Any, ...] = ray.get(told)
-        except RayActorError as error:
-            if tries == RETRIES:
-                raise
-            log.warning("a worker died, and its chunk is given to another: %s", _root(error))
-            if self.workers[place] is worker:
-                self.workers[place] = self.start()
-            self.give(chunk, tries + 1)
-            return None
-        return found
-
-
 def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chunk: Callable[[Tally], None]) -> None:
     """Answer every chunk that is not done. `on_chunk` hears the tally after each, and may raise to stop the job.
 
-    Raises what a worker or reader raised; what is finished by then stays.
+    Raises what a worker or reader raised, and ConfigError when the cluster has no room; what is finished by then stays.
     """
     import ray
     from ray.exceptions import RayError
@@ -217,19 +185,23 @@ def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chu
     todo = _left(job, tally, done)
     if not todo:
         return
-    count = num_workers(job)
+    count = num_workers(job.settings, reads_kafka=job.rows.data.source.kind == "kafka", worth=_worth(job))
     shared = ray.put(job)
     pool = Pool(lambda: _worker(job.settings).remote(shared), count)
     # Reading waits for a worker more often than it works: it takes no CPU from them, and cannot be kept out by them.
     reader = ray.remote(num_returns="streaming", num_cpus=0, scheduling_strategy="SPREAD", _generator_backpressure_num_objects=1)(read)
     readers: deque[Any] = deque()
     try:
-        while todo or readers or pool.busy:
+        while todo or readers or not pool.is_done:
             while todo and len(readers) < max(1, count // 2):
                 part, skip = todo.popleft()
                 readers.append(reader.remote(shared, part, skip))
-            ready, _ = ray.wait([*pool.busy, *(readers if pool.free else ())], num_returns=1, fetch_local=False)
-            found = ready[0]
+            found = pool.wait(readers)
+            if found is None:
+                raise no_room(job.settings, count)
+            if found in pool.starting:
+                pool.begin(found)
+                continue
             if found in pool.busy:
                 told = pool.end(found)
                 if told is not None:
@@ -242,7 +214,7 @@ def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chu
                 pool.give(chunk)
                 readers.append(found)
     except RayError as error:
-        raise RaymlpError(f"predicting failed: {_root(error)}. Ray's logs have more; finished files are kept.") from error
+        raise RaymlpError(f"predicting failed: {root_of(error)}. Ray's logs have more; finished files are kept.") from error
     finally:
         for left in readers:
             ray.cancel(left, force=False)
@@ -274,28 +246,10 @@ def _left(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts]) -> dequ
     return left
 
 
-def num_workers(job: Job) -> int:
-    """Workers that the cluster has room for, and no more than the source is worth. Raises ConfigError when there is room for none."""
-    import ray
-
-    settings, there = job.settings, ray.cluster_resources()
-    reading = KAFKA_CPUS if job.rows.data.source.kind == "kafka" else 0
-    cpus, gpus = float(there.get("CPU", 0)) - reading, float(there.get("GPU", 0))
-    room = math.floor(cpus / settings.cpus_per_worker)
-    if settings.gpus_per_worker:
-        room = min(room, math.floor(1 / settings.gpus_per_worker) * math.floor(gpus))
-    wanted = settings.num_workers or 1
-    if room < wanted:
-        asked = f"{wanted} worker{'s' * (wanted > 1)} of {settings.cpus_per_worker:g} CPUs and {settings.gpus_per_worker:g} GPUs"
-        raise ConfigError(
-            f"predict asks for {asked}, and the cluster has {max(cpus, 0):g} CPUs{' beside two for reading' if reading else ''} and "
-            f"{gpus:g} GPUs; expected room for all. Set predict.num_workers, predict.cpus_per_worker or predict.gpus_per_worker."
-        )
-    if settings.num_workers:
-        return settings.num_workers
+def _worth(job: Job) -> int | None:
+    """Workers that the source is worth; None where its size is not known."""
     sizes = {part.path: part.size for part in job.parts}
-    known = all(sizes.values())
-    return max(1, min(room, math.ceil(sum(sizes.values()) / BYTES_PER_WORKER))) if known else room
+    return math.ceil(sum(sizes.values()) / BYTES_PER_WORKER) if all(sizes.values()) else None
 
 
 def _worker(settings: Predict) -> Any:
@@ -308,8 +262,3 @@ def _worker(settings: Predict) -> Any:
         scheduling_strategy="SPREAD",
         runtime_env={"env_vars": trusted} if trusted else None,
     )
-
-
-def _root(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import Place, make_folder, to_json
@@ -28,7 +28,7 @@ from raymlp.data import parquet
 from raymlp.data.place import StorePlace, place_of, remove, write_whole
 
 FORMAT = 1
-MANIFEST, FACTS, QUARANTINE, LOCK = "_manifest.json", "_facts", "_quarantine", "_lock"
+MANIFEST, FACTS, QUARANTINE = "_manifest.json", "_facts", "_quarantine"
 Facts = dict[str, Any]
 """What is told of a finished chunk: `rows`, `bad`, `suppressed`, `first`, `last`, `files`."""
 
@@ -109,31 +109,43 @@ class Output:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Work on the output alone, where it is on a disk. Raises DataError when another process does. Ends with the process."""
+        """Work on the output alone, where it is on a disk. Raises DataError when another process does, whatever its job. Ends with the
+        process."""
         if isinstance(self.working, StorePlace):
             yield
             return
         assert isinstance(self.working, Path)
-        with (make_folder(self.working) / LOCK).open("a+") as file:
+        assert isinstance(self.place, Path)
+        lock = self.place.with_name(f".{self.place.name}.lock")
+        with _opened(lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                mine = _is_at(file, lock)  # else who held it ended just now and took it away
+            except BlockingIOError:
+                mine = False
+            if not mine:
                 file.seek(0)
                 raise DataError(
                     f"{self.place} is being written by {file.read().strip() or 'another process'}; expected one at a time. "
                     "Wait for it, stop it, or set another predict.output."
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             try:
+                make_folder(self.working)
                 yield
             finally:
                 if self.working.exists() and not (self.working / FACTS).exists():  # nothing was finished: nothing to go on from
                     shutil.rmtree(self.working)
+                lock.unlink(missing_ok=True)
 
     def publish(self, manifest: Mapping[str, Any]) -> None:
-        """Let the finished files be seen, in the place of what is there. Nothing else is left of the working place."""
+        """Let the finished files be seen, in the place of what is there. Nothing else is left of the working place.
+
+        Raises DataError when some are not there: each worker wrote to a disk of its own node.
+        """
+        self._require_all(list(manifest["files"]))
         text = to_json({"format": FORMAT, "key": self.key, **manifest})
         if isinstance(self.place, StorePlace):
             self._publish_in_store(text, list(manifest["files"]))
@@ -147,8 +159,22 @@ class Output:
             os.replace(self.place, before)
         os.replace(self.working, self.place)
         remove(self.place / FACTS)
-        (self.place / LOCK).unlink()
         shutil.rmtree(before, ignore_errors=True)
+
+    def _require_all(self, names: list[str]) -> None:
+        if isinstance(self.place, StorePlace):
+            assert isinstance(self.working, StorePlace)
+            there = {str(file.relative_to(self.working)) for file in self.working.files()}
+            if self.manifest() is None:  # a run that was cut off while it published has moved some; else they are another job's
+                there |= {str(file.relative_to(self.place)) for file in self.place.files()}
+            missing = [name for name in names if name not in there]
+        else:
+            missing = [name for name in names if not (self.working / name).is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing):,} of {len(names):,} finished files are not in {self.working}, as {missing[0]}; expected a place that all "
+                "nodes see. Set predict.output to a shared folder or to an address in a store."
+            )
 
     def _publish_in_store(self, text: str, names: list[str]) -> None:
         before = self.manifest()
@@ -168,6 +194,17 @@ class Output:
 def written(folder: Place, *writers: parquet.Writer) -> dict[str, tuple[str, int]]:
     """Digest and rows of the files that were written, by their path below the folder."""
     return {str(item.path.relative_to(folder)): (item.sha256, item.rows) for item in writers if item.rows}
+
+
+def _opened(lock: Path) -> IO[str]:
+    try:
+        return (make_folder(lock.parent) / lock.name).open("a+")
+    except OSError as error:
+        raise DataError(f"{lock} cannot be written ({error.strerror}); expected a folder that can be. Set predict.output.") from None
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _is_taken(place: Path) -> bool:

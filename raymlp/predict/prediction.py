@@ -12,13 +12,14 @@ from raymlp.core.errors import ContractError
 from raymlp.core.files import Place, digest_of
 from raymlp.core.records import BatchPrediction, Version
 from raymlp.data import parquet, sources
+from raymlp.data.place import remove
 from raymlp.data.suppression import Suppressed
 from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.model.scorer import placed
 from raymlp.predict.answers import names_of, require_apart
 from raymlp.predict.job import DEVICE, Job, Tally, run
 from raymlp.predict.output import FORMAT, QUARANTINE, Output, require_address
-from raymlp.predict.rows import Rows, rows_of, without_target
+from raymlp.predict.rows import BYTES_ROWS, CHUNK_BYTES, Rows, rows_of, without_target
 from raymlp.runtime.session import ray_session
 
 JUDGED_FROM = 1_000_000
@@ -89,6 +90,11 @@ def _predict(config: Config, version: Version, snapshots: Place, say: Callable[[
             "files": tally.files,
             "seconds": round(time.perf_counter() - started, 2),
         }
+        found = output.manifest()  # a process elsewhere may have published meanwhile: no lock spans a store
+        if found is not None and found.get("key") == output.key:
+            remove(output.working)
+            return _result(output, version, bundle, found, None, 0.0, notes)
+        output.require_free(overwrite=settings.overwrite)
         output.publish(manifest)
     notes += [f"{output.place.parent / name} holds unfinished work of other settings or another source" for name in output.others()]
     return _result(output, version, bundle, manifest, tally, seconds, notes)
@@ -105,7 +111,7 @@ def _key(config: Config, rows: Rows, bundle: Bundle, version: Version, source: l
             "source": [source, data.source.model_dump(mode="json", exclude={"retry"})],
             "joined": [[join.model_dump(mode="json") for join, _ in rows.lookups], joined],
             "columns": [rows.contract.to_yaml(), rows.types, rows.kept, rows.absent, settings.prefix],
-            "chunks": [settings.file_rows, data.batch_rows],
+            "chunks": [settings.file_rows, data.batch_rows, CHUNK_BYTES, BYTES_ROWS],
             "sealed": data.privacy.encrypt_snapshots,
             "suppressed": suppressed.digest,
             "key": rows.key.check if rows.key is not None else None,

@@ -26,7 +26,9 @@ from raymlp.data.staging import joining, look_up, lookup_table, types_of
 from raymlp.data.suppression import Sieve
 
 CHUNK_BYTES = 32 << 20
-"""A chunk ends before `file_rows` when it holds this many bytes."""
+"""A chunk ends before `file_rows` when it holds this many bytes: it has at most a row more."""
+BYTES_ROWS = 256
+"""Rows that are read at a time where a column holds bytes, as of images, of which thousands would fill the memory."""
 ROW = "raymlp_row"
 """Place of a row among those read from its part, from 0."""
 
@@ -67,7 +69,8 @@ class Rows:
         A part without rows has one chunk without any. Raises DataError when the part cannot be read.
         """
         bad = sources.BadRows()
-        batch_rows = min(self.data.batch_rows, self.file_rows)
+        most = BYTES_ROWS if "bytes" in self.types.values() else self.data.batch_rows
+        batch_rows = min(most, self.data.batch_rows, self.file_rows)
         tables = sources.read(self.data.source, part, dict(self.types), batch_rows=batch_rows, bad=bad)
         start = number = 0
         waiting: pa.Table | None = None
@@ -98,7 +101,7 @@ class Rows:
 
 
 def _cut(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows` rows, and fewer where they reach CHUNK_BYTES."""
+    """The same rows in tables of `rows` rows, and fewer where they reach CHUNK_BYTES; the same each time that they come alike."""
     waiting: list[pa.Table] = []
     num = size = 0
     for table in tables:
@@ -106,7 +109,10 @@ def _cut(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
             yield pa.concat_tables(waiting)
             waiting, num, size = [], 0, 0
         while table.num_rows:
-            piece = table.slice(0, rows - num)
+            space = CHUNK_BYTES - size
+            piece = table.slice(0, min(rows - num, max(1, space * table.num_rows // max(1, table.nbytes))))
+            while piece.num_rows > 1 and piece.nbytes > space:  # rows that are larger than those after them
+                piece = piece.slice(0, piece.num_rows // 2)
             table = table.slice(piece.num_rows)
             waiting.append(piece)
             num, size = num + piece.num_rows, size + piece.nbytes

@@ -7,10 +7,11 @@ that lines at its end are gone, or that all of it was written anew: for that a h
 from __future__ import annotations
 
 import fcntl
-import getpass
 import hashlib
 import json
+import logging
 import os
+import pwd
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from raymlp.core.errors import RaymlpError
 from raymlp.core.files import make_folder, to_json
 from raymlp.runtime.session import storage_root
 
+log = logging.getLogger(__name__)
 FIRST = "0" * 64
 """What the first line has in the place of the hash before it."""
 FIELDS = ("number", "time", "who", "what", "model", "version", "details", "before", "hash")
@@ -54,17 +56,17 @@ def record(runtime: Runtime, what: str, *, model: str, version: str, **details: 
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
     except OSError as error:
         raise RaymlpError(f"{file} cannot be written ({error.strerror}); expected to record '{what}'. Mend its permissions.") from error
-    with os.fdopen(descriptor, "r+b", buffering=0) as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        end = log.seek(0, os.SEEK_END)
-        number, before = _last(log, end, file)
+    with os.fdopen(descriptor, "r+b", buffering=0) as lines:
+        fcntl.flock(lines, fcntl.LOCK_EX)
+        end = _whole(lines, lines.seek(0, os.SEEK_END), file)
+        number, before = _last(lines, end, file)
         line = _sealed(entry | {"details": details, "number": number + 1, "before": before})
         try:
-            if log.write(line) != len(line):
+            if lines.write(line) != len(line):
                 raise OSError(None, "the line was cut off")
-            os.fsync(log.fileno())
+            os.fsync(lines.fileno())
         except OSError as error:
-            log.truncate(end)  # half a line would break the chain
+            lines.truncate(end)  # half a line would break the chain
             raise RaymlpError(f"{file} cannot be written ({error.strerror}); expected to record '{what}'. Make room.") from error
 
 
@@ -97,6 +99,7 @@ def verify(file: Path, *, head: str = "") -> Chain:
 
     Raises RaymlpError as `entries`, and when `head` is not there: lines at the end are gone, or all was written anew.
     """
+    head = head.lower()
     last, found, count = FIRST, not head, 0
     for entry in entries(file):
         last, count = entry["hash"], entry["number"]
@@ -116,16 +119,28 @@ def _sealed(content: dict[str, Any]) -> bytes:
     return (json.dumps(plain | {"hash": hashlib.sha256(text.encode()).hexdigest()}, sort_keys=True, separators=(",", ":")) + "\n").encode()
 
 
-def _last(log: Any, end: int, file: Path) -> tuple[int, str]:
+def _whole(lines: Any, end: int, file: Path) -> int:
+    """Where the last whole line ends. What comes after it was cut off with its machine: it was never recorded, and is taken away."""
+    size = found = 0
+    while size < end and not found:
+        size = min(end, max(1 << 16, 2 * size))
+        lines.seek(end - size)
+        place = lines.read(size).rfind(b"\n")
+        found = end - size + place + 1 if place >= 0 else 0
+    if found < end:
+        lines.truncate(found)
+        log.warning("%s ended with half a line of %d bytes, which was never recorded and is taken away", file, end - found)
+    return found
+
+
+def _last(lines: Any, end: int, file: Path) -> tuple[int, str]:
     """Number and hash of the last line."""
     if not end:
         return 0, FIRST
     size = min(end, 1 << 16)
-    log.seek(end - size)
-    tail = log.read(size)
+    lines.seek(end - size)
+    tail = lines.read(size)
     try:
-        if not tail.endswith(b"\n"):
-            raise ValueError
         entry = json.loads(tail.rstrip(b"\n").rpartition(b"\n")[2])
         return int(entry["number"]), str(entry["hash"])
     except (ValueError, KeyError, TypeError):
@@ -139,7 +154,8 @@ def _broken(file: Path, number: int, what: str) -> RaymlpError:
 
 
 def _user() -> str:
+    """The name of this process's user, or its number; no environment variable is believed."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         return str(os.getuid())

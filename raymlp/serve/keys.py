@@ -6,6 +6,7 @@ every second. No Ray, no web framework.
 
 from __future__ import annotations
 
+import fcntl
 import hmac
 import json
 import logging
@@ -13,7 +14,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -114,26 +116,46 @@ def add_key(file: Path, name: str, roles: Sequence[str], expires: datetime | Non
     unknown = next((role for role in roles if role not in ROLES), None)
     if unknown is not None:
         raise ConfigError(f"'{unknown}' is no role; expected some of {', '.join(ROLES)}.{nearest(unknown, ROLES)} Set --roles.")
-    present = read_keys(file).keys if file.exists() else ()
-    if name in {key.name for key in present}:
-        raise ConfigError(f"{file} has a key '{name}' already; expected a new name. Revoke it first, or choose another, as {name}-2.")
     key = PREFIX + secrets.token_urlsafe(32)
     try:
         made = ApiKey(name=name, sha256=key_hash(key), roles=tuple(role for role in ROLES if role in roles), expires=expires)
     except ValidationError as error:
         raise ConfigError(f"'{name}' is no name of a key ({error.errors()[0]['msg']}); expected letters, digits, '_', '.', '-'.") from None
-    _write(file, KeyFile(keys=(*present, made)))
+    with _alone(file):
+        present = read_keys(file).keys if file.exists() else ()
+        if name in {known.name for known in present}:
+            raise ConfigError(f"{file} has a key '{name}' already; expected a new name. Revoke it first, or choose another, as {name}-2.")
+        _write(file, KeyFile(keys=(*present, made)))
     return key
 
 
 def revoke_key(file: Path, name: str) -> None:
     """Take a key out of the file. Raises ConfigError when it is not there."""
-    present = read_keys(file).keys
-    left = tuple(key for key in present if key.name != name)
-    if len(left) == len(present):
-        names = [key.name for key in present]
-        raise ConfigError(f"{file} has no key '{name}'; expected one of {', '.join(names) or 'none'}.{nearest(name, names)}")
-    _write(file, KeyFile(keys=left))
+    read_keys(file)  # else a lock would be left beside a file that is none
+    with _alone(file):
+        present = read_keys(file).keys
+        left = tuple(key for key in present if key.name != name)
+        if len(left) == len(present):
+            names = [key.name for key in present]
+            raise ConfigError(f"{file} has no key '{name}'; expected one of {', '.join(names) or 'none'}.{nearest(name, names)}")
+        _write(file, KeyFile(keys=left))
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Change the file alone, from reading it to writing it; others wait. Else a key that was revoked could come back.
+
+    The lock is a file beside it, since a file that is replaced takes its own lock along. Raises ConfigError when it cannot be made.
+    """
+    lock = file.with_name(f".{file.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{lock} cannot be written ({error.strerror}); expected a folder that can be. Set --file.") from None
+    with os.fdopen(descriptor, "r+b"):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _write(file: Path, keys: KeyFile) -> None:

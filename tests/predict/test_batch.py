@@ -34,9 +34,9 @@ from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.model.scorer import placed
 from raymlp.model.trees import TreeScorer
-from raymlp.predict import prediction
+from raymlp.predict import prediction, room
 from raymlp.predict.job import Job, Tally, Worker, _left, _take, read
-from raymlp.predict.output import Facts
+from raymlp.predict.output import Facts, Output
 from tests.serve.bundles import json_rows, make_bundle, make_config, source_table
 
 ROWS = 500
@@ -142,6 +142,30 @@ def test_the_same_job_is_found_again_and_another_needs_a_place_of_its_own(here: 
         pipeline.predict(other, bundle)
     replaced = pipeline.predict(with_overrides(other, {"predict.overwrite": True}), bundle)
     assert answers(replaced).column("carrier") == rows_of_table().column("carrier")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_another_process_published_meanwhile_is_not_deleted(
+    here: None, bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """As in a store, which no lock spans."""
+    monkeypatch.setattr(Output, "alone", lambda _: nullcontext())
+    config = config_for(Runtime(storage=str(tmp_path / "artifacts")), source, tmp_path / "out")
+    other = config if same else with_overrides(config, {"predict.keep": ["row", "carrier"]})
+    published: list[BatchPrediction] = []
+
+    def say(words: str) -> None:
+        if "4 of 4 parts" in words and not published:
+            published.append(prediction.predict(other, pipeline.resolve(other, bundle), tmp_path / "none"))
+
+    if same:
+        found = prediction.predict(config, pipeline.resolve(config, bundle), tmp_path / "none", say=say)
+        assert (found.rows, found.reused) == (ROWS, True)
+    else:
+        with pytest.raises(ConfigError, match=r"holds answers of flights .*predict.overwrite=true"):
+            prediction.predict(config, pipeline.resolve(config, bundle), tmp_path / "none", say=say)
+    assert answers(published[0]).num_rows == ROWS
+    assert ("carrier" in answers(published[0]).column_names) != same
 
 
 # ---------------------------------------------------------------------- going on
@@ -258,7 +282,7 @@ def test_a_net_on_a_device_gives_the_same_answers_and_trees_have_none(bundle: Pa
     assert here.predict(json_rows(30)).scores.tolist() == there.predict(json_rows(30)).scores.tolist()
     trees = TreeScorer("xgboost", "", cast(Any, None))
     assert placed(trees, "cpu") is trees
-    with pytest.raises(ConfigError, match=r"trees, which are scored on CPUs.*predict.gpus_per_worker=0"):
+    with pytest.raises(ConfigError, match=r"holds no net, and is scored on CPUs; .*predict.gpus_per_worker=0"):
         placed(trees, "cuda")
 
 
@@ -310,3 +334,33 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_the_arithmetic(
     for predict, words in (({"num_workers": 9}, r"9 workers of 0.5 CPUs.*has 4 CPUs"), ({"gpus_per_worker": 1}, r"1 GPUs.*and 0 GPUs")):
         with pytest.raises(ConfigError, match=words):
             pipeline.predict(config_for(ray_runtime, source, tmp_path / "out", **predict), bundle)
+
+
+@pytest.mark.ray
+def test_a_busy_cluster_is_told_and_a_job_begins_with_the_workers_that_fit(
+    ray_runtime: Runtime, bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    @ray.remote
+    class Holder:
+        def ready(self) -> None:
+            pass
+
+    config = config_for(ray_runtime, source, tmp_path / "out", num_workers=2)
+    for cpus in (3.8, 3.3):
+        holder = Holder.options(num_cpus=cpus).remote()  # type: ignore[attr-defined]
+        ray.get(holder.ready.remote())
+        try:
+            if cpus == 3.8:
+                monkeypatch.setattr(room, "START_S", 1.0)
+                with pytest.raises(
+                    ConfigError, match=r"2 workers of 0.5 CPUs .*waited 1 s for the first; .*0.2 and 0 are free, with room for 0"
+                ):
+                    pipeline.predict(config, bundle)
+            else:
+                monkeypatch.setattr(room, "START_S", 60.0)
+                result = pipeline.predict(config, bundle)
+                assert (result.rows, answers(result).column("row").to_pylist()) == (ROWS, list(range(ROWS)))
+        finally:
+            ray.kill(holder)

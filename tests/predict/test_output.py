@@ -15,6 +15,7 @@ import pytest
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.data import parquet
 from raymlp.data.place import StorePlace
+from raymlp.predict import output as output_module
 from raymlp.predict.output import MANIFEST, Output, require_address, written
 
 KEY, OTHER = "a" * 64, "b" * 64
@@ -77,8 +78,38 @@ def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
         require_address("")
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_nothing_is_published_while_finished_files_are_missing(tmp_path: Path) -> None:
+    """A worker on another node wrote to its own disk, and told that it was done."""
     output = Output.at(str(tmp_path / "out"), KEY)
+    with output.alone():
+        facts = [fill(output, number, 1) for number in range(2)]
+        output.files_of(0, 1)[0].unlink()
+        words = r"1 of 4 finished files are not in .*, as part-00000-00001.parquet; expected a place that all nodes see. Set predict.output"
+        with pytest.raises(DataError, match=words):
+            output.publish(manifest_of(*facts))
+        assert not (tmp_path / "out").exists()
+        output.publish(manifest_of(facts[0], fill(output, 1, 1)))
+    assert pq.read_table(tmp_path / "out").num_rows == 2
+
+
+def test_in_a_store_missing_files_keep_the_old_answers(bucket: Any) -> None:
+    store, query = bucket
+    for key in (KEY, OTHER):
+        output = Output.at(f"s3://lake/scores/hour?{query}", key)
+        with output.alone():
+            facts = [fill(output, number, 1) for number in range(2)]
+            if key == OTHER:
+                output.files_of(0, 1)[0].unlink()
+                with pytest.raises(DataError, match=r"1 of 4 finished files are not in .*_working-b+"):
+                    output.publish(manifest_of(*facts))
+            else:
+                output.publish(manifest_of(*facts))
+        assert output.manifest()["key"] == KEY  # type: ignore[index]
+    store.delete_dir_contents("lake")
+
+
+def test_one_process_at_a_time_whatever_its_job(tmp_path: Path) -> None:
+    outputs = [Output.at(str(tmp_path / "out"), key) for key in (KEY, OTHER)]
     code = f"""
 import sys
 from raymlp.predict.output import Output
@@ -89,13 +120,30 @@ with Output.at({str(tmp_path / "out")!r}, {KEY!r}).alone():
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(DataError, match=rf"out is being written by process {other.pid} on"), output.alone():
-            pass
+        for output in outputs:
+            with pytest.raises(DataError, match=rf"out is being written by process {other.pid} on"), output.alone():
+                pass
         other.kill()
         other.wait()
-    with output.alone():
-        assert [file.name for file in tmp_path.iterdir()] == [f".out.{KEY[:12]}"]
+    with outputs[0].alone():
+        assert sorted(file.name for file in tmp_path.iterdir()) == [f".out.{KEY[:12]}", ".out.lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_owner_took_away_while_another_opened_it_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes third makes a lock of its own: two would write."""
+    output, opened = Output.at(str(tmp_path / "out"), KEY), output_module._opened
+
+    def opened_and_gone(lock: Path) -> Any:
+        file = opened(lock)
+        lock.unlink()
+        return file
+
+    monkeypatch.setattr(output_module, "_opened", opened_and_gone)
+    with pytest.raises(DataError, match=r"is being written by another process"), output.alone():
+        pass
 
 
 def test_unfinished_work_of_other_settings_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,33 @@ def test_rows_are_cut_in_order_and_never_into_more_than_was_asked(sizes: list[in
     assert all(0 < table.num_rows <= rows for table in found)
     full = [table.num_rows == rows or table.nbytes >= most for table in found]
     assert all(full[:-1])
+    assert all(table.nbytes < most + 8 for table in found)  # a row has eight bytes
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(0, 300), max_size=9), max_size=6), st.integers(1, 400))
+def test_a_chunk_of_rows_of_any_size_has_at_most_a_row_more_than_its_bytes(batches: list[list[int]], most: int) -> None:
+    tables = [pa.table({"x": pa.array([b"x" * length for length in batch], pa.binary())}) for batch in batches]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "CHUNK_BYTES", most)
+        found, again = (list(_cut(iter(tables), 5)) for _ in range(2))
+    assert [len(x) for table in found for x in table.column("x").to_pylist()] == [length for batch in batches for length in batch]
+    assert all(table.num_rows == 1 or table.slice(0, table.num_rows - 1).nbytes < most for table in found)
+    assert [table.num_rows for table in found] == [table.num_rows for table in again]
+
+
+def test_few_rows_of_bytes_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def read(*_: Any, batch_rows: int, bad: Any) -> Any:
+        asked.append(batch_rows)
+        return iter(())
+
+    monkeypatch.setattr(sources, "read", read)
+    rows = made(data(joins=[], batch_rows=50_000), missing_as_null=True)
+    for types in (rows.types, {**rows.types, "note": "bytes"}):
+        list(replace(rows, types=types).chunks(sources.Part("new.csv"), 0))
+    assert asked == [50_000, reading.BYTES_ROWS]
 
 
 def test_a_part_without_rows_has_one_empty_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

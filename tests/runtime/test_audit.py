@@ -75,13 +75,49 @@ def test_lines_gone_at_the_end_are_seen_by_a_hash_that_was_noted(runtime: Runtim
         verify(file, head=noted)
 
 
-def test_an_empty_log_holds_and_a_torn_one_is_not_gone_on_with(runtime: Runtime, tmp_path: Path) -> None:
+def test_an_empty_log_holds_and_one_that_does_not_end_as_a_log_is_not_gone_on_with(runtime: Runtime, tmp_path: Path) -> None:
     assert verify(tmp_path / "none.jsonl").entries == 0
     file = audit_file(runtime)
     with file.open("ab") as log:
-        log.write(b'{"half')
+        log.write(b'{"half\n')
     with pytest.raises(RaymlpError, match=r"the last line of .* is no entry"):
         record(runtime, "deploy", model="flights", version="v5")
+
+
+@pytest.mark.parametrize("length", [7, 200_000])
+def test_half_a_line_of_a_machine_that_died_is_taken_away(runtime: Runtime, length: int, caplog: pytest.LogCaptureFixture) -> None:
+    file = audit_file(runtime)
+    with file.open("ab") as log:
+        log.write(b"{" * length)
+    with pytest.raises(RaymlpError, match="line 5 is no entry"):
+        verify(file)
+    record(runtime, "deploy", model="flights", version="v5")
+    assert f"ended with half a line of {length} bytes, which was never recorded" in caplog.text
+    assert [entry["version"] for entry in entries(file)] == ["v1", "v2", "v3", "v4", "v5"]
+
+
+def test_half_a_first_line_is_taken_away_too(tmp_path: Path) -> None:
+    found = Runtime(storage=str(tmp_path))
+    audit_file(found).parent.mkdir(parents=True)
+    audit_file(found).write_text('{"half')
+    record(found, "deploy", model="flights", version="v1")
+    assert verify(audit_file(found)).entries == 1
+
+
+def test_the_user_is_that_of_the_process_whatever_the_environment_says(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    record(runtime, "deploy", model="flights", version="v5")
+    monkeypatch.setattr("os.getuid", lambda: 3_999_999_999)
+    record(runtime, "deploy", model="flights", version="v6")
+    who = [entry["who"].partition("@")[0] for entry in entries(audit_file(runtime))]
+    assert who[-2] == who[0] != "somebody-else"
+    assert who[-1] == "3999999999"
+
+
+def test_a_noted_hash_counts_in_capitals_too(runtime: Runtime) -> None:
+    noted = verify(audit_file(runtime)).head
+    assert verify(audit_file(runtime), head=noted.upper()).head == noted
 
 
 def test_processes_that_write_at_once_make_one_chain(runtime: Runtime) -> None:

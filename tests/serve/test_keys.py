@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,33 @@ def test_a_file_that_others_can_open_or_that_holds_no_keys_is_refused(tmp_path: 
         file.write_text(text)
         with pytest.raises(ConfigError, match=words):
             read_keys(file)
+
+
+def test_changes_at_once_lose_no_key_and_bring_none_back(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "keys.json"
+    for number in range(10):
+        add_key(file, f"old-{number}", ["predict"])
+    with ThreadPoolExecutor(8) as pool:
+        work = [pool.submit(revoke_key, file, f"old-{number}") for number in range(10)]
+        work += [pool.submit(add_key, file, f"new-{number}", ["predict"]) for number in range(10)]
+        for item in work:
+            item.result()
+    assert sorted(key.name for key in read_keys(file).keys) == [f"new-{number}" for number in range(10)]
+    assert sorted(found.name for found in file.parent.iterdir()) == [".keys.json.lock", "keys.json"]
+    assert (file.parent / ".keys.json.lock").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigError, match=r"cannot be read"):
+        revoke_key(tmp_path / "elsewhere.json", "shop")
+    assert [found.name for found in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_key_that_cannot_be_recorded_is_taken_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "artifacts" / "audit" / "audit.jsonl").mkdir(parents=True)
+    file = tmp_path / "keys.json"
+    assert run_command(["keys", "add", "shop", "--file", str(file), f"runtime.storage={tmp_path / 'artifacts'}"]) == 1
+    told = capsys.readouterr()
+    assert "expected to record 'key added'" in " ".join(told.err.split())
+    assert "rml_" not in told.out + told.err
+    assert read_keys(file).keys == ()
 
 
 def test_an_endpoint_needs_a_key_from_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
