@@ -193,7 +193,7 @@ pipeline.predict(build_config(yaml.safe_load(Path({str(tmp_path / "config.yaml")
         driver.wait()
     assert not (tmp_path / "out").exists()
     assert 0 < len(finished) < 100
-    (working,) = tmp_path.glob(".out.*")
+    (working,) = (path for path in tmp_path.glob(".out.*") if path.is_dir())  # beside it lies the lock
     before = {
         file.name: file.stat().st_mtime_ns for file in working.glob("*.parquet") if (working / "_facts" / f"{file.stem}.json").is_file()
     }
