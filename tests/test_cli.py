@@ -108,3 +108,9 @@ def test_a_command_that_is_stopped_says_so_by_its_exit_code(
     monkeypatch.setattr("raymlp.pipeline.prepare", stopped)
     assert run_command(["prepare", "experiment=flights", f"runtime.storage={tmp_path}"]) == code
     assert said in capsys.readouterr().err
+
+
+def test_help_lists_verbs_in_the_order_of_a_models_life() -> None:
+    verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    life = ["init", "prepare", "train", "evaluate", "deploy", "run"]
+    assert [verb for verb in verbs if verb in life] == life

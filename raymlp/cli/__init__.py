@@ -5,8 +5,12 @@ Exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 the gate refused, 1
 
 from __future__ import annotations
 
-# isort: off (verbs are listed in the order in which they are loaded)
-from raymlp.cli import access, data, serving, training  # noqa: F401
+# --help lists verbs in the order in which their modules are loaded
+# isort: off
+import raymlp.cli.data
+import raymlp.cli.training
+import raymlp.cli.serving
+import raymlp.cli.access  # noqa: F401
 
 # isort: on
 from raymlp.cli.command import Terminated, app, job, main, run_command

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from raymlp.cli.command import KeysFile, Overrides, audit, keys
 from raymlp.cli.screens import SHOWN_TRIALS, show_columns, show_done
-
-if TYPE_CHECKING:
-    pass
 
 
 @keys.command("add")

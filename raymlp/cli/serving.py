@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from raymlp.cli.command import Overrides, Verbose, app, config_from, running, until_interrupted
 from raymlp.cli.screens import show_done, show_run
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

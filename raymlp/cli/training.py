@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from raymlp.cli.command import Overrides, Verbose, app, config_from, placed, running
 from raymlp.cli.screens import show_columns, show_done, show_trials
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raymlp.data.parquet import spread
 from raymlp.evaluate.baselines import PARTS, one_hot, reducer
 from raymlp.features.plan import FeaturePlan
-from raymlp.model.judging import spread
 
 Floats = NDArray[np.float64]
 BYTES = 256 << 20

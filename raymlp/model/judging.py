@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from raymlp.core.errors import DataError
 from raymlp.core.metrics import SHUFFLED
-from raymlp.data import parquet
+from raymlp.data.parquet import spread
 from raymlp.features.plan import FeaturePlan
 
 CLUSTERED_ROWS = 4_000
@@ -54,11 +54,6 @@ def judged(table: pa.Table, plan: FeaturePlan) -> Judged:
         found = f"none of {table.num_rows} rows has a known answer in '{target.column}'"
         raise DataError(f"{found}; expected labelled rows. Check the split and problem.target.")
     return Judged(table.filter(pa.array(usable)), y[usable], int(usable.sum()))
-
-
-def spread(total: int, rows: int) -> NDArray[np.int64]:
-    """Places of at most so many rows out of `total`, evenly spaced."""
-    return np.arange(total) if total <= rows else parquet.spread(total, rows)
 
 
 # ---------------------------------------------------------------- clusters

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from raymlp.config.loader import to_yaml, with_overrides
 from raymlp.config.schema import Config, Site
@@ -27,9 +27,6 @@ from raymlp.pipeline.data import prepare
 from raymlp.pipeline.models import resolve
 from raymlp.runtime.progress import SilentStory, Story, epoch_row
 from raymlp.runtime.session import ray_session, storage_root
-
-if TYPE_CHECKING:
-    pass
 
 
 def train(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
@@ -25,9 +24,6 @@ from raymlp.pipeline.training import train
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import storage_root
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN_ALERTS = 3
 

@@ -19,11 +19,12 @@ from raymlp.config.unsupervised import IsolationForest, KMeans, Sampled
 from raymlp.core.errors import DataError
 from raymlp.core.metrics import METRICS, SHUFFLED, flags
 from raymlp.core.records import Task
+from raymlp.data.parquet import spread
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.clusters import ClusterScorer
 from raymlp.model.isolation import IsolationScorer, features_of, tree_of, usual_path
-from raymlp.model.judging import CLUSTERED_ROWS, SHUFFLED_ROWS, coordinates, shuffled_tensors, spread
+from raymlp.model.judging import CLUSTERED_ROWS, SHUFFLED_ROWS, coordinates, shuffled_tensors
 from raymlp.model.scorer import Scorer, taken
 from raymlp.model.trees import matrix
 from raymlp.runtime import environment
