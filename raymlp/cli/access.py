@@ -15,7 +15,7 @@ from raymlp.cli.screens import SHOWN_TRIALS, show_columns, show_done
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     overrides: Overrides = None,
-    roles: Annotated[str, typer.Option(help="What it allows, comma separated: predict, feedback, operate.")] = "predict",
+    roles: Annotated[str, typer.Option(help="What it allows, comma separated: predict, operate.")] = "predict",
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; without it, it does not.")] = None,
     file: KeysFile = Path("keys.json"),
 ) -> None:

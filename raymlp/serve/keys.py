@@ -28,9 +28,9 @@ from raymlp.core.errors import ConfigError, nearest
 from raymlp.core.files import write_text
 
 log = logging.getLogger("ray.serve")
-Role = Literal["predict", "feedback", "operate"]
-ROLES: tuple[Role, ...] = ("predict", "feedback", "operate")
-"""`predict` asks for predictions, `feedback` tells true answers, `operate` sees versions, weights and problems."""
+Role = Literal["predict", "operate"]
+ROLES: tuple[Role, ...] = ("predict", "operate")
+"""`predict` asks for predictions, `operate` sees versions, weights and problems."""
 PREFIX = "rml_"
 """First characters of a key that was made here, so that scanners of code and logs can tell one."""
 LOOK_S = 1.0

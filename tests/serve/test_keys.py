@@ -43,12 +43,12 @@ def test_anything_else_is_kept_out(header: bytes) -> None:
 def test_a_key_allows_what_its_roles_say_until_its_end(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     end = NOON + timedelta(days=1)
-    one, two = add_key(file, "shop", ["predict"], end), add_key(file, "desk", ["feedback", "operate"])
+    one, two = add_key(file, "shop", ["predict"], end), add_key(file, "desk", ["operate"])
     ring = KeyRing((), file)
     assert ring.let_in(f"Bearer {one}".encode(), "predict", now=end - timedelta(seconds=1)).name == "shop"
     assert refused(ring, f"Bearer {one}".encode(), now=end) == (401, "a key that expired on 2026-01-02")
-    assert refused(ring, f"Bearer {two}".encode()) == (403, "a key for feedback and operate")
-    assert ring.let_in(f"Bearer {two}".encode(), "feedback", now=NOON).name == "desk"
+    assert refused(ring, f"Bearer {two}".encode()) == (403, "a key for operate")
+    assert ring.let_in(f"Bearer {two}".encode(), "operate", now=NOON).name == "desk"
     text = file.read_text()
     assert one not in text
     assert two not in text
@@ -163,14 +163,14 @@ def test_a_replica_asks_each_route_for_its_role(tmp_path: Path, monkeypatch: pyt
 
 def test_the_commands_make_list_and_revoke_and_leave_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, site = ["--file", str(tmp_path / "keys.json")], f"runtime.storage={tmp_path / 'artifacts'}"
-    assert run_command(["keys", "add", "shop", "--roles", "predict, feedback", "--days", "30", *file, site]) == 0
+    assert run_command(["keys", "add", "shop", "--roles", "predict, operate", "--days", "30", *file, site]) == 0
     shown = capsys.readouterr().out
     key = next(word for word in shown.split() if word.startswith("rml_"))
-    assert KeyRing((), tmp_path / "keys.json").let_in(f"Bearer {key}".encode(), "feedback").name == "shop"
+    assert KeyRing((), tmp_path / "keys.json").let_in(f"Bearer {key}".encode(), "operate").name == "shop"
     assert run_command(["keys", "list", *file]) == 0
     shown = capsys.readouterr().out
     assert "shop" in shown
-    assert "predict, feedback" in shown
+    assert "predict, operate" in shown
     assert key not in shown
     assert run_command(["keys", "revoke", "shp", *file, site]) == 2
     assert run_command(["keys", "revoke", "shop", *file, site]) == 0
