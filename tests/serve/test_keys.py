@@ -152,11 +152,11 @@ def test_a_replica_asks_each_route_for_its_role(tmp_path: Path, monkeypatch: pyt
     settings = {"name": "flights", "max_rows": 9, "needs_key": True, "keys": [], "keys_file": str(tmp_path / "keys.json")}
     server = ModelServer({**settings, "log_folder": tmp_path / "log", "log": Log().model_dump()})
     headers = {b"authorization": f"Bearer {key}".encode()}
-    assert server.refused(headers, "predict") is None
-    found = server.refused(headers, "operate")
+    assert server.admission.refused(headers, "predict") is None
+    found = server.admission.refused(headers, "operate")
     assert found is not None
     assert (found.status, found.expected) == (403, "a key with the role operate")
-    unknown = server.refused({}, "predict")
+    unknown = server.admission.refused({}, "predict")
     assert unknown is not None
     assert unknown.status == 401
 

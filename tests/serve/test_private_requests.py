@@ -53,7 +53,7 @@ def test_the_log_of_an_endpoint_holds_transformed_values_only(
         server = ModelServer({**settings, "log": Log().model_dump()})
         user_config = {"versions": {"v1": str(private_bundle)}, "weights": {"v1": 1.0}, "champion": "v1", "salt": "", "revision": "a"}
         await server.reconfigure(user_config)
-        status, _ = await server._predict([], receive)
+        status, _ = await server.answering.answer(server.state, [], receive)
         server.log.flush()
         assert server._background is not None
         server._background.cancel()

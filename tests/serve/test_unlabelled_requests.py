@@ -33,7 +33,7 @@ def test_answers_are_the_predictors_and_the_log_keeps_one_number_each(task: str,
     async def ask() -> tuple[int, bytes]:
         server = ModelServer({**settings, "log": Log().model_dump()})
         await server.reconfigure({"versions": {"v1": str(place)}, "weights": {"v1": 1.0}, "champion": "v1", "salt": "", "revision": "a"})
-        answer = await server._predict([], receive)
+        answer = await server.answering.answer(server.state, [], receive)
         server.log.flush()
         assert server._background is not None
         server._background.cancel()

@@ -1,0 +1,109 @@
+"""The versions that a replica holds, and how one set of them follows another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from raymlp.core.errors import ServingError
+from raymlp.serve.guard import Guard
+from raymlp.serve.probe import example_row
+from raymlp.serve.routing import Routes
+
+logger = logging.getLogger("ray.serve")
+
+if TYPE_CHECKING:
+    from raymlp.model.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version in memory."""
+
+    label: str
+    path: str
+    predictor: Predictor
+
+    @classmethod
+    def load(cls, label: str, path: str) -> Loaded:
+        """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError and what a broken net raises."""
+        import torch
+
+        from raymlp.model.predictor import Predictor
+
+        torch.set_num_threads(1)
+        predictor = Predictor.load(path)
+        predictor.predict_typed(predictor.check(example_row(predictor.bundle.contract), "example"))
+        return cls(label, path, predictor)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What identifies the bundle."""
+        return {"digest": self.predictor.bundle.digest, "run_id": self.predictor.bundle.run_id}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a replica serves now; replaced as a whole, never changed."""
+
+    champion: str
+    loaded: Mapping[str, Loaded]
+    routes: Routes
+    weights: Mapping[str, float]
+    revision: str
+    problems: Mapping[str, str]
+
+    @cached_property
+    def routed(self) -> str:
+        """The routes as the log has them."""
+        return str(self.routes)
+
+    def hide(self, key: str) -> str:
+        """A routing key as it is logged: hashed where a version has privacy rules with a key. The version is chosen by what is logged,
+        so that the log shows why."""
+        for loaded in self.loaded.values():
+            key = loaded.predictor.hide_routing_key(key)
+        return key
+
+
+def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
+    """What a replica serves once it was given `wanted` (versions, weights, champion, salt, revision). What cannot be loaded is reported,
+    and never replaces what works. Raises ServingError when there is nothing to serve at all."""
+    versions, weights = dict(wanted["versions"]), dict(wanted["weights"])
+    champion, revision = wanted["champion"], wanted["revision"]
+    problems: dict[str, str] = {}
+    loaded: dict[str, Loaded] = {}
+    suspect = len(versions) > 1 and guard.is_suspect(revision)
+    if len(versions) > 1 and not suspect:
+        guard.hold(revision)
+    for label, path in versions.items():
+        if label != champion and suspect:
+            problems[label] = "a replica died while it held this version; it was left out. Send the versions again to retry."
+            continue
+        known = current.loaded.get(label) if current else None
+        try:
+            loaded[label] = known if known and known.path == path else Loaded.load(label, path)
+        except Exception as error:
+            problems[label] = f"{type(error).__name__}: {error}"
+            logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])
+    try:
+        shares = weights if not problems else _shares_of(champion, weights, loaded)
+        routes = Routes.of(champion, shares, salt=wanted["salt"])
+        if champion not in loaded:
+            raise ServingError(f"the champion {champion} cannot be loaded: {problems.get(champion, 'it is not among the versions')}")
+    except (ServingError, KeyError) as error:
+        if current is None:
+            raise ServingError(f"nothing to serve: {error}") from None
+        return replace(current, revision=revision, problems=problems or {champion: str(error)})
+    if len(loaded) == 1:
+        guard.release()
+    return State(champion, loaded, routes, shares, revision, problems)
+
+
+def _shares_of(champion: str, weights: Mapping[str, float], loaded: Mapping[str, Loaded]) -> dict[str, float]:
+    """The weights of what could be loaded; the champion takes over the rest."""
+    others = {label: share for label, share in weights.items() if label in loaded and label != champion}
+    return {champion: 1 - sum(others.values()), **others}
