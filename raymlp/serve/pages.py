@@ -27,14 +27,14 @@ def pages(server: ModelServer) -> FastAPI:
 
     def document() -> dict[str, Any]:
         state, fallback = server.state, server.answering.fallback
-        limits = {"max_rows": server.answering.max_rows, "needs_key": server.admission.needs_key}
+        max_rows, needs_key = server.answering.max_rows, server.admission.needs_key
         if state is not None:
             bundle = state.loaded[state.champion].predictor.bundle
             target = bundle.plan.target
-            return openapi(server.name, bundle.contract, target.task, classes=target.classes, **limits)
+            return openapi(server.name, bundle.contract, target.task, max_rows=max_rows, needs_key=needs_key, classes=target.classes)
         if fallback is None:
             raise HTTPException(503)
-        return openapi(server.name, fallback.contract, fallback.task, classes=fallback.classes, **limits)
+        return openapi(server.name, fallback.contract, fallback.task, max_rows=max_rows, needs_key=needs_key, classes=fallback.classes)
 
     async def healthz(_: HttpRequest) -> Response:
         return _json(200, {"status": "ok"})
