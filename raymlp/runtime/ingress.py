@@ -78,6 +78,8 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
         # A replica that dies under a request has answered nothing: the request goes to another one. Answers, an honest 503
         # of a full queue among them, are passed on; retrying those would add load to an overload.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+        # Else a gRPC message may have 2 GB, and is read before anybody asks for a key.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(17 << 20),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # With these on, HAProxy sends a line a request to a Python process that parses it: half of all requests per second.
