@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from raymlp.config.rollout import Rollout
+from raymlp.config.scaling import PRESETS, Preset, Scaling
 from raymlp.config.section import Section
 
 
@@ -21,6 +22,16 @@ class Log(Section):
 
     flush_s: float = Field(default=2.0, gt=0)
     """Seconds after which waiting rows are written anyway."""
+
+
+class Tls(Section):
+    """A certificate for HTTPS: PEM files on the node where the ingress runs, the head."""
+
+    certificate: str = Field(min_length=1)
+    """The certificate, with its chain after it. What replaces it is read when the ingress starts or a replica comes or goes."""
+
+    key: str = Field(min_length=1)
+    """Its private key, without a password."""
 
 
 class Serve(Section):
@@ -46,26 +57,33 @@ class Serve(Section):
     ingress: Literal["auto", "haproxy", "proxy"] = "auto"
     """`haproxy` is the fast path; `proxy` is Ray Serve's own; `auto` takes HAProxy where its binary is present."""
 
-    min_replicas: int = Field(default=1, ge=0)
+    tls: Tls | None = None
+    """Serve HTTPS with this certificate; null serves HTTP."""
+
+    scaling: Preset = "steady"
+    """How replicas come and go: `latency` (2 to 4, at the first sign of load), `steady` (1 to 2, under lasting load) or `cost` (0 to 4,
+    none while nothing is asked). The settings below take the place of the preset's."""
+
+    min_replicas: int | None = Field(default=None, ge=0)
     """Replicas that always run."""
 
-    max_replicas: int = Field(default=2, ge=1)
+    max_replicas: int | None = Field(default=None, ge=1)
     """Replicas that autoscaling may start."""
 
-    target_ongoing_requests: float = Field(default=8, gt=0)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
     """Requests in progress a replica that autoscaling aims for."""
+
+    upscale_delay_s: float | None = Field(default=None, ge=0)
+    """Seconds of load before a replica is added."""
+
+    downscale_delay_s: float | None = Field(default=None, ge=0)
+    """Seconds of calm before a replica is removed, the last one too."""
 
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests a replica works on at once; more wait in the queue."""
 
     max_queued_requests: int = Field(default=512, ge=1)
-    """Requests that may wait; beyond it the answer is 503 with Retry-After."""
-
-    upscale_delay_s: float = Field(default=3, ge=0)
-    """Seconds of load before a replica is added."""
-
-    downscale_delay_s: float = Field(default=60, ge=0)
-    """Seconds of calm before a replica is removed."""
+    """Requests that may wait at a replica; beyond it the answer is 503 with Retry-After, at once."""
 
     cpus_per_replica: float = Field(default=0.5, ge=0)
     """CPUs reserved for each replica."""
@@ -84,8 +102,19 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas is {self.min_replicas}; expected at most max_replicas ({self.max_replicas})")
+        _ = self.replicas
         if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
         return self
+
+    @property
+    def scheme(self) -> str:
+        """Of the endpoint's address."""
+        return "https" if self.tls else "http"
+
+    @property
+    def replicas(self) -> Scaling:
+        """The preset with the settings that take its place."""
+        preset = PRESETS[self.scaling].model_dump()
+        given = {name: value for name in preset if (value := getattr(self, name, None)) is not None}
+        return Scaling(**{**preset, **given})

@@ -14,6 +14,9 @@ from raymlp.serve.probe import trust
 
 DEPLOYMENT = "model"
 
+RETRY_AFTER_S = 1
+"""Seconds after which a client that met a full queue may try again."""
+
 
 def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKey]) -> Any:
     """The application of the config's endpoint, with these versions and weights (see `user_config_of`)."""
@@ -29,22 +32,25 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
     }
+    replicas = settings.replicas
     scaling = {
-        "min_replicas": settings.min_replicas,
-        "max_replicas": settings.max_replicas,
-        "target_ongoing_requests": settings.target_ongoing_requests,
-        "upscale_delay_s": settings.upscale_delay_s,
-        "downscale_delay_s": settings.downscale_delay_s,
+        **replicas.model_dump(exclude={"window_s"}),
+        "look_back_period_s": replicas.window_s,
+        "metrics_interval_s": replicas.window_s / 10,
     }
-    fixed = settings.min_replicas == settings.max_replicas
+    fixed = replicas.min_replicas == replicas.max_replicas
     deployment = DeploymentSchema(
         name=DEPLOYMENT,
         user_config=user_config,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": RETRY_AFTER_S},
+        max_surge_percent=100,  # a replica goes when the one that takes its place is ready
+        health_check_period_s=1.0,  # a dead replica is known to be dead within it
+        health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=10.0,
         ray_actor_options={"num_cpus": settings.cpus_per_replica},
-        **({"num_replicas": settings.max_replicas} if fixed else {"autoscaling_config": scaling}),
+        **({"num_replicas": replicas.max_replicas} if fixed else {"autoscaling_config": scaling}),
     )
     return ServeApplicationSchema(
         name=config.problem.name,

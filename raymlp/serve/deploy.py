@@ -16,7 +16,8 @@ from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
-from raymlp.runtime.ingress import has_fast_path, port_is_free
+from raymlp.runtime.ingress import has_fast_path
+from raymlp.runtime.ports import port_is_free
 from raymlp.serve.application import application_of, log_folder, user_config_of
 from raymlp.serve.controller import (
     CHANGE_S,
@@ -164,4 +165,4 @@ def _check_address(settings: Serve, client: Any) -> None:
 
 def _endpoint(config: Config, name: str, weights: Mapping[str, float]) -> Endpoint:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(config.serve.host, config.serve.host)  # noqa: S104 (read, not bound)
-    return Endpoint(name, f"http://{host}:{config.serve.port}", dict(weights), log_folder(config, name))
+    return Endpoint(name, f"{config.serve.scheme}://{host}:{config.serve.port}", dict(weights), log_folder(config, name))
