@@ -205,13 +205,14 @@ def run(place: Place, drill: str, *, rate: float, connections: int) -> dict[str,
         time.sleep(CALM_S)
         struck = time.monotonic()
         is_whole = fault(place)
+        done_s = time.monotonic() - struck
         while is_whole and not is_whole():
             if time.monotonic() > struck + LIMIT_S:
                 raise TimeoutError(f"{what}: not whole after {LIMIT_S:g} s")
             time.sleep(0.05)
         whole_s = time.monotonic() - struck
         time.sleep(2.0)
-    return {"fault": what, **told(load.sent), "silent_s": silence(load.sent), "whole_s": whole_s}
+    return {"fault": what, **told(load.sent), "silent_s": silence(load.sent), "done_s": done_s, "whole_s": whole_s}
 
 
 def silence(sent: list[Sent]) -> float:

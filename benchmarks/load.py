@@ -23,7 +23,7 @@ REFUSED_WAIT_S = 0.05
 @dataclass(slots=True)
 class Sent:
     """One request: when it began, in seconds of `time.monotonic`, how long it took with all refused connections, and its status, 0 for
-    a connection that broke."""
+    a connection that broke; then `why`."""
 
     at: float
     took_s: float
@@ -31,6 +31,7 @@ class Sent:
     refused: int
     retry_after: str = ""
     body: bytes = b""
+    why: str = ""
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Load:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             start, refused = time.monotonic(), 0
             due = max(due + self.connections / self.per_second, start - 1.0)
-            status, retry_after, body = 0, "", b""
+            status, retry_after, body, why = 0, "", b"", ""
             while streams is None and not self._stop.is_set():
                 try:
                     streams = await asyncio.open_connection(parts.hostname, parts.port, ssl=self.tls)
@@ -79,14 +80,14 @@ class Load:
             try:
                 async with asyncio.timeout(60):
                     status, retry_after, body, stays = await _exchange(*streams, self.request(number))
-            except (OSError, EOFError, ValueError, TimeoutError):
-                stays = False
+            except (OSError, EOFError, ValueError, TimeoutError) as error:
+                stays, why = False, f"{type(error).__name__}: {error}"
             if not stays:
                 with suppress(OSError):
                     streams[1].close()
                 streams = None
             number += self.connections
-            self.sent.append(Sent(start, time.monotonic() - start, status, refused, retry_after, body if self.keep_bodies else b""))
+            self.sent.append(Sent(start, time.monotonic() - start, status, refused, retry_after, body if self.keep_bodies else b"", why))
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, str, bytes, bool]:
@@ -126,6 +127,7 @@ def told(sent: list[Sent]) -> dict[str, object]:
         "requests": len(sent),
         "failed": sum(failed.values()),
         "failures": {str(status or "broken"): count for status, count in sorted(failed.items())},
+        "why": sorted({f"after {one.took_s:.1f} s: {one.why}" for one in sent if one.why})[:5],
         "refused": sum(one.refused for one in sent),
         "p50_ms": quantile(latencies, 0.5),
         "p99_ms": quantile(latencies, 0.99),

@@ -47,16 +47,17 @@ def prepare_environment() -> None:
     os.environ.update({"RAYMLP_API_KEYS": KEY, TRUSTED: "poison", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"})
 
 
-def make_bundle(folder: Path, *, seed: int, poison: bool = False, width: int = 64) -> Path:
-    """`poison` adds the step that ends the process at x0 = 7."""
+def make_bundle(folder: Path, *, seed: int, poison: bool = False, slow_ms: float = 0.0) -> Path:
+    """`poison` adds the step that ends the process at x0 = 7, `slow_ms` one that keeps the processor busy for a while."""
     rng = np.random.default_rng(0)
     table = pa.table({**{name: rng.normal(size=400) for name in COLUMNS}, "y": rng.choice(["no", "yes"], 400)})
     profile = Profile().update(table)
-    steps: Any = ({"_target_": "poison.Poison", "columns": ["x0"]},) if poison else ()
+    steps: Any = [{"_target_": "poison.Poison", "columns": ["x0"]}] if poison else []
+    steps += [{"_target_": "poison.Slow", "columns": ["x0"], "milliseconds": slow_ms}] if slow_ms else []
     with tempfile.TemporaryDirectory() as place:
         pq.write_table(table, f"{place}/rows.parquet")
-        plan = FeaturePlan.fit(Features(steps=steps), PROBLEM, profile, files=[f"{place}/rows.parquet"])
-    model = Mlp(hidden=(width, width))
+        plan = FeaturePlan.fit(Features(steps=tuple(steps)), PROBLEM, profile, files=[f"{place}/rows.parquet"])
+    model = Mlp(hidden=(64, 64))
     shape = NetShape.of(model, plan, number_edges(model, plan, profile))
     torch.manual_seed(seed)
     scorer = NetScorer(shape, build_net(shape).state_dict())

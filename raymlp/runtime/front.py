@@ -21,24 +21,23 @@ from raymlp.config.serve import Tls
 from raymlp.core.errors import ServingError
 
 SCRIPT = """#!/bin/sh
-# Written by raymlp: changes the config that Ray Serve wrote, then becomes HAProxy.
+# Written by raymlp: changes the config that Ray Serve wrote, in its place, then becomes HAProxy. Twice changes no more than once.
 set -eu
-config={config} changed={config}.changed
-sed -e '/^listen stats/,$ s/^\\( *bind \\)\\*:/\\1127.0.0.1:/' \\
-    -e '/^frontend prometheus/,/bind/ s/^\\( *bind \\):/\\1127.0.0.1:/' \\
-    -e '/^frontend http_frontend/,/bind/ s/^\\( *bind .*\\)$/\\1{tls}/' "$config" > "$changed"
-must_have() {{
-  sed -n "/^$1/,/bind/ p" "$changed" | grep -q "^ *bind $2" || {{ echo "raymlp: HAProxy's config has no address under '$1'" >&2; exit 1; }}
-}}
-must_have 'listen stats' 127.0.0.1:
-must_have 'frontend prometheus' 127.0.0.1:
-must_have 'frontend http_frontend' '.*{tls}$'
-grep -q '^ *use_backend ' "$changed" || sed -i '/^frontend http_frontend/,/bind/ {{ /^ *bind/d }}' "$changed"
+config= before=
 for word; do
-  shift
-  [ "$word" = "$config" ] && word="$changed"
-  set -- "$@" "$word"
+  [ "$before" != -f ] || config=$word
+  before=$word
 done
+sed -i -e '/^listen stats/,$ s/^\\( *bind \\)\\*:/\\1127.0.0.1:/' \\
+    -e '/^frontend prometheus/,/bind/ s/^\\( *bind \\):/\\1127.0.0.1:/' \\
+    -e '/^frontend http_frontend/,/bind/ {{ / ssl crt /! s|^\\( *bind .*\\)$|\\1{tls}| }}' "$config"
+grep -q '^ *use_backend ' "$config" || sed -i '/^frontend http_frontend/,/bind/ s/^ *bind .*$/    # no route, no bind/' "$config"
+must_have() {{
+  sed -n "/^$1/,/bind/ p" "$config" | grep -q "$2" || {{ echo "raymlp: HAProxy's config has no address under '$1'" >&2; exit 1; }}
+}}
+must_have 'listen stats' '^ *bind 127.0.0.1:'
+must_have 'frontend prometheus' '^ *bind 127.0.0.1:'
+must_have 'frontend http_frontend' '^ *bind .*{tls}$\\|no route, no bind'
 exec {binary} "$@"
 """
 
@@ -59,10 +58,9 @@ def lay_out(folder: Path, binary: Path, tls: Tls | None) -> None:
             link = folder / name
             link.unlink(missing_ok=True)
             link.symlink_to(Path(path).absolute())
-        words = f" ssl crt {folder / 'endpoint.pem'} ssl-min-ver TLSv1.2".replace("/", "\\/")
+        words = f" ssl crt {folder / 'endpoint.pem'} ssl-min-ver TLSv1.2"
     script = script_of(folder)
-    text = SCRIPT.format(config=shlex.quote(str(folder / "haproxy.cfg")), tls=words, binary=shlex.quote(str(binary)))
-    script.write_text(text)
+    script.write_text(SCRIPT.format(tls=words, binary=shlex.quote(str(binary))))
     script.chmod(0o700)
 
 

@@ -48,7 +48,7 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     sample in a process of its own, or when the endpoint does not get ready.
     """
     name, settings = config.problem.name, config.serve
-    keys = _keys(settings)
+    keys = keys_of(settings)
     fast = has_fast_path(settings.ingress)
     running = serve_client()
     _check_address(settings, running)
@@ -136,7 +136,7 @@ def problems(name: str) -> dict[str, str]:
     return {label: problem for report in reports_of(name) if report for label, problem in report["problems"].items()}
 
 
-def _keys(settings: Serve) -> list[ApiKey]:
+def keys_of(settings: Serve) -> list[ApiKey]:
     """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all."""
     if settings.auth == "none":
         return []
