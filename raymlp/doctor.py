@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from raymlp import __version__
 from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError
+from raymlp.runtime import memory
 from raymlp.runtime.front import check_certificate
 from raymlp.runtime.ingress import SWITCH, haproxy_binary
 from raymlp.runtime.ports import REPLICA_PORTS, ephemeral_ports, port_is_free
@@ -66,9 +67,6 @@ class Node:
     storage: str
     """Empty when the storage can be written and shows the driver's file; else what went wrong."""
 
-    serve_environment: dict[str, str]
-    """Variables of Ray Serve that a process of this node is born with."""
-
 
 def doctor(config: Config) -> list[Finding]:
     """All findings. Reads, but for one file in the storage that is removed again; starts no Ray and deploys nothing."""
@@ -79,8 +77,6 @@ def doctor(config: Config) -> list[Finding]:
 
 def look(token: str, folder: str, *, is_head: bool) -> Node:
     """Ask the machine this runs on. `token` is the name of a file that lies in the storage `folder`."""
-    import psutil
-
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0  # noqa: S108 (looked at, not written)
     binary = haproxy_binary()
     return Node(
@@ -91,10 +87,9 @@ def look(token: str, folder: str, *, is_head: bool) -> Node:
         niceness=os.nice(0),
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         shared_memory=shared,
-        memory=psutil.virtual_memory().total,
+        memory=memory.total(),
         cpus=os.cpu_count() or 1,
         storage=_storage_of(Path(folder), token),
-        serve_environment={name: value for name, value in os.environ.items() if name.startswith("RAY_SERVE_")},
     )
 
 
@@ -161,13 +156,13 @@ def _ingress(node: Node, where: str, config: Config) -> Iterator[Finding]:
         "the program, on the head",
         "" if node.haproxy else f"pip install 'ray[serve]' on Linux; without it: {lost}",
     )
-    off = node.serve_environment.get(SWITCH) == "0"
+    off = os.environ.get(SWITCH) == "0"
     yield Finding(
-        f"{where}Ray Serve's environment",
-        "fail" if off and node.haproxy else "ok",
-        f"{SWITCH}=0 from the start" if off else f"{len(node.serve_environment)} variables of its own",
-        "none that switches HAProxy off; raymlp deploy brings the rest",
-        f"Start Ray without {SWITCH}" if off else "",
+        "Ray Serve's environment",
+        "fail" if off else "ok",
+        f"{SWITCH}=0 here" if off else f"{sum(one.startswith('RAY_SERVE_') for one in os.environ)} variables of your own, which win",
+        "none that switches HAProxy off; raymlp deploy sends the rest to the cluster",
+        f"Deploy without {SWITCH} in the environment" if off else "",
     )
     clients = ephemeral_ports()
     overlap = clients.start < REPLICA_PORTS.stop

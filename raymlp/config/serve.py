@@ -60,6 +60,16 @@ class Serve(Section):
     tls: Tls | None = None
     """Serve HTTPS with this certificate; null serves HTTP."""
 
+    placement: Literal["together", "apart"] = "together"
+    """`together`: all versions live in each replica. `apart`: each version has a deployment of its own, with its own scaling and GPUs, for
+    large models; a call to it costs about two milliseconds."""
+
+    stand_in: Literal["champion", "none"] = "none"
+    """Who answers for a version that stands apart and is away: the `champion`, named as such in the answer, or `none`: 503."""
+
+    version_timeout_s: float = Field(default=30, gt=0)
+    """Seconds after which a version that stands apart counts as away."""
+
     scaling: Preset = "steady"
     """How replicas come and go: `latency` (2 to 4, at the first sign of load), `steady` (1 to 2, under lasting load) or `cost` (0 to 4,
     none while nothing is asked). The settings below take the place of the preset's."""
@@ -87,6 +97,9 @@ class Serve(Section):
 
     cpus_per_replica: float = Field(default=0.5, ge=0)
     """CPUs reserved for each replica."""
+
+    num_gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs reserved for each replica that holds weights, whose nets then run there; a fraction lets replicas share one."""
 
     max_rows_per_request: int = Field(default=1_000, ge=1)
     """Rows a request may carry; more is refused with 422."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError
+from raymlp.runtime.memory import available
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
-from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.application import DEPLOYMENT, RETRY_AFTER_S
 from raymlp.serve.guard import Guard
 from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
@@ -41,7 +43,7 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer:
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, stand_in, version_timeout_s, device."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -49,9 +51,13 @@ class ModelServer:
         keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
         self.admission = Admission(keys, needs_key=bool(settings["needs_key"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
+        self._loading = {"device": settings["device"], "timeout_s": settings["version_timeout_s"]}
+        self._node = socket.gethostname()
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
-        self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]))
+        self.answering = Answering(
+            self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), stand_in=settings["stand_in"]
+        )
         self.state: State | None = None
         self._guard = Guard(self.log.folder / ".challengers")
         self._changing = asyncio.Lock()
@@ -65,7 +71,7 @@ class ModelServer:
         async with self._changing:
             if self._background is None:
                 self._background = asyncio.create_task(self._tend())
-            self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard)
+            self.state = await asyncio.to_thread(next_state, self.state, {**user_config, **self._loading}, self._guard)
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
@@ -84,6 +90,8 @@ class ModelServer:
             "revision": state.revision,
             "replica": self.replica,
             "pid": os.getpid(),
+            "node": self._node,
+            "free_bytes": available(),
         }
 
     # ------------------------------------------------------------------ requests
@@ -95,6 +103,8 @@ class ModelServer:
             if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == predict_path:
                 status, body = await self.answering.answer(self.state, scope["headers"], receive)
                 headers = [JSON, (b"content-length", b"%d" % len(body))]
+                if status == 503:
+                    headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
                 if status == 401:
                     headers.append((b"www-authenticate", b"Bearer"))
                 await send({"type": "http.response.start", "status": status, "headers": headers})

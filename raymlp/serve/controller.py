@@ -110,9 +110,10 @@ def apply(client: Any, application: Any) -> None:
     client.deploy_apps(_schema([*others, application]))
 
 
-def undeclare(client: Any, name: str) -> None:
-    """Have Ray Serve stop an application and leave the others."""
-    client.deploy_apps(_schema([app for app in applications(client).values() if app.name != name]))
+def undeclare(client: Any, *names: str) -> None:
+    """Have Ray Serve stop applications and leave the others."""
+    if names:
+        client.deploy_apps(_schema([app for app in applications(client).values() if app.name not in names]))
 
 
 def _schema(applications: list[Any]) -> Any:
