@@ -11,6 +11,7 @@ from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
 from raymlp.runtime.session import storage_root
 from raymlp.serve.apart import application_name
+from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
 
@@ -26,6 +27,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
     from ray.serve.schema import ServeApplicationSchema
 
     settings = config.serve
+    bundle = user_config["versions"][user_config["champion"]]
     args = {
         "name": config.problem.name,
         "keys": [key.model_dump(mode="json") for key in keys],
@@ -37,6 +39,8 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "stand_in": settings.stand_in == "champion",
         "version_timeout_s": settings.version_timeout_s,
         "device": device_of(settings),
+        "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
+        "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
     return ServeApplicationSchema(
         name=config.problem.name,

@@ -18,6 +18,9 @@ from raymlp.runtime.front import check_certificate, lay_out, script_of
 from raymlp.runtime.ingress import BINARY, SLOW_PATH, fast_path_environment, haproxy_binary, private_folder
 from raymlp.runtime.session import quiet, stays
 
+SERVICE = "raymlp.serve.formats.grpc:add_to_server"
+"""What tells Ray Serve's gRPC servers of the service."""
+
 START_S = 180.0
 """The endpoint must be ready within these seconds."""
 
@@ -42,7 +45,7 @@ def serve_client() -> Any:
 def start_serve(config: Config, *, fast: bool) -> Any:
     """Start Ray Serve at the address of the endpoint, `fast` behind HAProxy; gives back its client."""
     from ray import serve
-    from ray.serve.config import HTTPOptions
+    from ray.serve.config import HTTPOptions, gRPCOptions
     from ray.serve.schema import LoggingConfig
 
     tls, environment, options = config.serve.tls, dict(SLOW_PATH), {}
@@ -57,6 +60,7 @@ def start_serve(config: Config, *, fast: bool) -> Any:
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=config.serve.host, port=config.serve.port, **options),
+        grpc_options=gRPCOptions(port=config.serve.grpc_port, grpc_servicer_functions=[SERVICE]) if config.serve.grpc_port else None,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         controller_options={"runtime_env": {"env_vars": environment}},
     )
@@ -83,6 +87,14 @@ def _on_head(config: Config, function: Callable[..., None], *given: Any) -> None
         ray.get(ray.remote(num_cpus=0, max_calls=1, resources={HEAD: 0.001})(function).remote(*given))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, ServingError) else error from None
+
+
+def grpc_port(client: Any) -> int | None:
+    """The port of Serve's gRPC service; None without one."""
+    import ray
+
+    options = ray.get(client._controller.get_grpc_config.remote())
+    return int(options.port) if options.grpc_servicer_functions else None
 
 
 def stop_serve() -> None:

@@ -80,9 +80,8 @@ class State:
 
 
 def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
-    """What a replica serves once it was given `wanted` (versions, weights, champion, salt, apart, revision, device, timeout_s). What cannot be loaded is
-    reported,
-    and never replaces what works. Raises ServingError when there is nothing to serve at all."""
+    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, device, timeout_s. What cannot
+    be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
     versions, weights = dict(wanted["versions"]), dict(wanted["weights"])
     champion, revision = wanted["champion"], wanted["revision"]
     problems: dict[str, str] = {}
