@@ -35,16 +35,18 @@ from raymlp.model.scorer import NetScorer
 
 NAME, KEY = "drill", "drill-key"
 PATH = f"/v1/models/{NAME}:predict"
+STEPS = "tests.serve.poison"
+"""Steps that misbehave."""
 COLUMNS = [f"x{i}" for i in range(30)]
 PROBLEM = Problem(name=NAME, task="binary", target="y")
 
 
 def prepare_environment() -> None:
     """What the endpoint's processes must find; before Ray starts."""
-    folder = str(Path(__file__).resolve().parent)
+    folder = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH", ""))))
     sys.path.insert(0, folder)
-    os.environ.update({"RAYMLP_API_KEYS": KEY, TRUSTED: "poison", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"})
+    os.environ.update({"RAYMLP_API_KEYS": KEY, TRUSTED: STEPS, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"})
 
 
 def make_bundle(folder: Path, *, seed: int, poison: bool = False, slow_ms: float = 0.0) -> Path:
@@ -52,8 +54,8 @@ def make_bundle(folder: Path, *, seed: int, poison: bool = False, slow_ms: float
     rng = np.random.default_rng(0)
     table = pa.table({**{name: rng.normal(size=400) for name in COLUMNS}, "y": rng.choice(["no", "yes"], 400)})
     profile = Profile().update(table)
-    steps: Any = [{"_target_": "poison.Poison", "columns": ["x0"]}] if poison else []
-    steps += [{"_target_": "poison.Slow", "columns": ["x0"], "milliseconds": slow_ms}] if slow_ms else []
+    steps: Any = [{"_target_": f"{STEPS}.Poison", "columns": ["x0"]}] if poison else []
+    steps += [{"_target_": f"{STEPS}.Slow", "columns": ["x0"], "milliseconds": slow_ms}] if slow_ms else []
     with tempfile.TemporaryDirectory() as place:
         pq.write_table(table, f"{place}/rows.parquet")
         plan = FeaturePlan.fit(Features(steps=tuple(steps)), PROBLEM, profile, files=[f"{place}/rows.parquet"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import resource
 import shutil
 import socket
@@ -304,7 +303,7 @@ def _tracking(config: Config) -> Iterator[Finding]:
     parts = urlsplit(uri)
     what, expected = "MLflow", "a server that answers, or a database on disk"
     if parts.scheme not in ("http", "https"):
-        yield Finding(what, "ok", re.sub(r"//[^/@]*@", "//", uri), expected)
+        yield Finding(what, "ok", uri, expected)
         return
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     where = f"{host}:{port}"
