@@ -129,6 +129,10 @@ class Serve(Section):
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
         if self.auth == "none" and self.grpc_port is not None:
             raise ValueError(f"grpc_port is {self.grpc_port} with auth=none; gRPC listens beyond loopback and needs auth=key")
+        if self.tls and self.grpc_port is not None:
+            raise ValueError(
+                f"grpc_port is {self.grpc_port} with tls, which covers HTTP alone; expected one of them. Unset grpc_port or tls"
+            )
         if self.grpc_port == self.port:
             raise ValueError(f"grpc_port is {self.grpc_port}, as port; expected another one")
         return self

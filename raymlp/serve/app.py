@@ -49,7 +49,8 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, stand_in, version_timeout_s, device, fallback, protocols."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, fallback, protocols; and where they
+    differ from the usual, stand_in and loading (device, timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -57,13 +58,18 @@ class ModelServer(InferenceService):
         keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
         self.admission = Admission(keys, needs_key=bool(settings["needs_key"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
-        self._loading = {"device": settings["device"], "timeout_s": settings["version_timeout_s"]}
+        self._loading = {"device": "cpu", **settings.get("loading", {})}
         self._node = socket.gethostname()
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
         self.answering = Answering(
-            self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback, stand_in=settings["stand_in"]
+            self.admission,
+            self.log,
+            self.metrics,
+            max_rows=int(settings["max_rows"]),
+            fallback=fallback,
+            stand_in=settings.get("stand_in", False),
         )
         self.protocols = tuple(settings["protocols"])
         self.state: State | None = None

@@ -37,8 +37,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
         "stand_in": settings.stand_in == "champion",
-        "version_timeout_s": settings.version_timeout_s,
-        "device": device_of(settings),
+        "loading": {"device": device_of(settings), "timeout_s": settings.version_timeout_s},
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
         "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }

@@ -57,7 +57,10 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     _check_address(settings, running)
     probing = start_probe(champion)
     if not fast:
-        logger.warning("the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second")
+        logger.warning(
+            "the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second, and some that fail "
+            "when a replica dies"
+        )
     client = running or start_serve(config, fast=fast)
     versions, weights = {champion.label: champion.bundle}, {champion.label: 1.0}
     apart = application_names(name, versions) if settings.placement == "apart" else {}
@@ -101,7 +104,7 @@ def set_versions(
         raise ServingError(f"{name} is not deployed; expected one of: {', '.join(declared) or 'none'}. Deploy it first.")
     current = declared[name].deployments[0].user_config
     new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
-    apart = application_names(name, dict(versions)) if current["apart"] else {}
+    apart = application_names(name, dict(versions)) if current.get("apart") else {}
     for label, path in new.items():
         measured = probe(Version(label, path)).grown_bytes
         if not apart:

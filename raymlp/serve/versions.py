@@ -86,7 +86,7 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -
     champion, revision = wanted["champion"], wanted["revision"]
     problems: dict[str, str] = {}
     loaded: dict[str, Loaded] = {}
-    apart = wanted["apart"]
+    apart = wanted.get("apart", {})
     beside = len(versions) > 1 and not apart
     suspect = beside and guard.is_suspect(revision)
     if beside and not suspect:

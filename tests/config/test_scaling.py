@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from raymlp.config.scaling import PRESETS
-from raymlp.config.serve import Serve
+from raymlp.config.serve import Serve, Tls
 
 
 def test_a_preset_is_taken_whole_and_single_settings_take_its_place() -> None:
@@ -27,3 +27,10 @@ def test_presets_differ_in_the_way_they_are_named() -> None:
     assert latency.target_ongoing_requests < steady.target_ongoing_requests < cost.target_ongoing_requests
     assert latency.upscale_delay_s < min(steady.upscale_delay_s, cost.upscale_delay_s)
     assert latency.downscale_delay_s > steady.downscale_delay_s > cost.downscale_delay_s
+
+
+def test_what_tls_does_not_cover_is_refused() -> None:
+    tls = Tls(certificate="a.pem", key="a.key")
+    assert (Serve(tls=tls).scheme, Serve().scheme) == ("https", "http")
+    with pytest.raises(ValidationError, match="grpc_port is 9000 with tls"):
+        Serve(tls=tls, grpc_port=9000)
