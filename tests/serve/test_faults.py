@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from load import Load, Sent, post
@@ -30,6 +31,7 @@ from raymlp.serve.apart import application_name
 from raymlp.serve.client import replay
 from raymlp.serve.controller import serve_client
 from raymlp.serve.deploy import deploy, set_versions, status, undeploy
+from raymlp.serve.routing import Routes
 from tests.certificates import make_certificate
 
 pytestmark = pytest.mark.ray
@@ -89,11 +91,11 @@ def until(is_so: Callable[[], bool]) -> None:
 
 def ingress() -> int:
     """HAProxy's process: the newest with a config of this cluster."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        words = process.joinpath("cmdline").read_bytes().split(b"\0") if process.exists() else []
-        if b"haproxy" in words[0] and any(os.fsencode(private_folder()) in word for word in words):
-            found.append((process.stat().st_ctime, int(process.name)))
+    found = [
+        (process.create_time(), process.pid)
+        for process in psutil.process_iter(["cmdline"])
+        if (words := process.info["cmdline"]) and "haproxy" in words[0] and any(str(private_folder()) in word for word in words)
+    ]
     return max(found)[1]
 
 
@@ -158,10 +160,11 @@ def test_a_redeploy_with_other_settings_fails_no_request(place: Place) -> None:
 
 
 def test_a_challenger_that_kills_its_process_takes_no_request_of_others_with_it(place: Place) -> None:
-    before = pids()
+    before, routes = pids(), Routes.of("1", {"1": 0.5, "3": 0.5})
+    deadly = next(n for n in range(100, 200) if routes.choose(str(n)) == "3")
     place.give(v1=0.5, v3=0.5)
-    with place.load(lambda n: post(PATH, body(n, **({"x0": 7.0} if n == 100 else {})), KEY)) as load:
-        until(lambda: len(load.sent) > 101)
+    with place.load(lambda n: post(PATH, body(n, **({"x0": 7.0} if n == deadly else {})), KEY)) as load:
+        until(lambda: len(load.sent) > deadly + 1)
         until(lambda: bool(pids()) and not pids() & before)
         until(lambda: len(pids()) == 2)
     failed = [one for one in load.sent if one.status != 200]
