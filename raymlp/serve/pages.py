@@ -31,10 +31,10 @@ def pages(server: ModelServer) -> FastAPI:
         if state is not None:
             bundle = state.loaded[state.champion].predictor.bundle
             target = bundle.plan.target
-            return openapi(server.name, bundle.contract, target.task, max_rows=max_rows, needs_key=needs_key, classes=target.classes)
+            return openapi(server.name, bundle.contract, target.task, classes=target.classes, max_rows=max_rows, needs_key=needs_key)
         if fallback is None:
             raise HTTPException(503)
-        return openapi(server.name, fallback.contract, fallback.task, max_rows=max_rows, needs_key=needs_key, classes=fallback.classes)
+        return openapi(server.name, fallback.contract, fallback.task, classes=fallback.classes, max_rows=max_rows, needs_key=needs_key)
 
     async def healthz(_: HttpRequest) -> Response:
         return _json(200, {"status": "ok"})
