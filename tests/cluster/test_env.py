@@ -16,7 +16,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "env"
 RAY = Path(ray.__file__).parent
 PROGRAMS = ("core/src/ray/raylet/raylet", "core/src/ray/gcs/gcs_server")
 SOURCES = ("_private", "_common", "serve/_private", "train/v2/_internal", "tune", "dashboard/modules/job")
-OF_PLACE = {"RAY_SERVE_HAPROXY_NBTHREAD", "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"}
+PORTS = {f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")}
+OF_PLACE = {"RAY_SERVE_HAPROXY_NBTHREAD", *PORTS}
 
 
 def settings(file: Path) -> dict[str, str]:
@@ -71,9 +72,10 @@ def test_the_fast_path_is_the_one_of_a_local_run(monkeypatch: pytest.MonkeyPatch
     assert {name: file[name] for name in file if name not in OF_PLACE} == {
         name: local[name] for name in local if name not in OF_PLACE | places
     }
-    first, last = (int(file[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
+    first = int(file["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
     assert first in ingress.REPLICA_PORTS
-    assert last - first == ingress.PORTS_PER_CLUSTER
+    shift = first - int(local["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+    assert {name: int(file[name]) - shift for name in PORTS} == {name: int(local[name]) for name in PORTS}
 
 
 def test_machines_ask_for_the_token_and_files_hold_none() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,12 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from raymlp.config.runtime import Runtime
-from raymlp.serve import application as serving
 from tests.cluster.kuberay import cluster_specs, pod_problems, pods, problems
 from tests.cluster.kustomize import compose, documents
 from tests.cluster.network import Pod, reaches
-from tests.serve.bundles import make_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "k8s"
 FOLDERS = sorted(file.parent for file in FOLDER.rglob("kustomization.yaml"))
@@ -186,20 +184,27 @@ def test_a_planted_error_is_found(folder: str, path: list[Any], value: Any, said
     assert any(said in problem for problem in problems(item))
 
 
-def test_the_endpoint_is_what_deploy_would_declare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_endpoint_is_what_deploy_declares() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    service = next(item for item in compose(FOLDER / "serve") if item["kind"] == "RayService")
-    declared = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"])).applications[0]
-    monkeypatch.setattr(serving, "_runtime_env", dict)
-    config = make_config(Runtime(storage=str(tmp_path)))
-    ours = serving.application_of(config, serving.user_config_of({"v1": "/bundle"}, {"v1": 1.0}), [])
-    assert declared.import_path == ours.import_path
-    assert set(declared.args) == set(ours.args)
-    assert set(declared.args["log"]) == set(ours.args["log"])
+    endpoint = runpy.run_path(str(FOLDER / "endpoint.py"))
+    config = endpoint["serve_config"](endpoint["EXAMPLE"][0], endpoint["EXAMPLE"][1:])
+    file = (FOLDER / "serve" / "rayservice.yaml").read_text()
+    assert file == endpoint["written"](file, config), "the RayService has an old endpoint; run: make clusters"
+    declared = ServeDeploySchema.model_validate(yaml.safe_load(yaml.safe_load(file)["spec"]["serveConfigV2"])).applications[0]
     assert declared.args["needs_key"]
-    assert declared.deployments[0].name == ours.deployments[0].name
-    assert set(declared.deployments[0].user_config) == set(ours.deployments[0].user_config)
+    assert declared.args["keys"] == []
+    assert declared.deployments[0].user_config["weights"] == {"v1": 1.0}
+
+
+def test_another_config_gives_another_endpoint() -> None:
+    endpoint = runpy.run_path(str(FOLDER / "endpoint.py"))
+    config = endpoint["serve_config"]("v7=/storage/v7", ["experiment=flights", "serve.max_queued_requests=9"])
+    service = (FOLDER / "serve" / "rayservice.yaml").read_text()
+    changed = yaml.safe_load(endpoint["written"](service, config))
+    assert yaml.safe_load(changed["spec"]["serveConfigV2"]) == config
+    assert config["applications"][0]["deployments"][0]["max_queued_requests"] == 9
+    assert changed["spec"]["rayClusterConfig"] == yaml.safe_load(service)["spec"]["rayClusterConfig"]
 
 
 # ------------------------------------------------------------------ rights, ways, references
@@ -248,6 +253,7 @@ GATEWAY = Pod({}, {"kubernetes.io/metadata.name": "gateway", "raymlp.io/asks-the
 STRANGER = Pod({"ray.io/is-ray-node": "yes"}, {"kubernetes.io/metadata.name": "default"})
 DNS = Pod({}, {"kubernetes.io/metadata.name": "kube-system"})
 SUBMITTER = Pod({"raymlp.io/submits": "yes"})
+FILES = Pod({"app.kubernetes.io/name": "files-exporter"})
 MLFLOW, POSTGRES, OBJECTS, REDIS = (Pod({"app.kubernetes.io/name": name}) for name in ("mlflow", "postgres", "objects", "redis"))
 
 
@@ -262,6 +268,8 @@ MLFLOW, POSTGRES, OBJECTS, REDIS = (Pod({"app.kubernetes.io/name": name}) for na
         (PROMETHEUS, Pod(WORKER), 8080, True),
         (PROMETHEUS, Pod(HEAD), 8265, False),
         (Pod({"app": "other"}, PROMETHEUS.namespace), Pod(WORKER), 8080, False),
+        (PROMETHEUS, FILES, 9100, True),
+        (Pod(WORKER), FILES, 9100, False),
         (GATEWAY, Pod(WORKER), 8000, True),
         (GATEWAY, Pod(HEAD), 8265, False),
         (STRANGER, Pod(HEAD), 8265, False),
