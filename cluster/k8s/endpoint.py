@@ -16,8 +16,9 @@ import yaml
 
 from raymlp.config.loader import load_config
 from raymlp.serve.application import application_of, user_config_of
+from raymlp.serve.controller import SERVICE
 
-SERVICE = Path(__file__).parent / "serve" / "rayservice.yaml"
+FILE = Path(__file__).parent / "serve" / "rayservice.yaml"
 EXAMPLE = ["v1=/storage/served/flights/v1", "experiment=flights", "runtime.storage=/storage", "serve.keys_file=/storage/keys.json",
            "serve.min_replicas=2", "serve.max_replicas=16"]  # fmt: skip
 
@@ -29,9 +30,11 @@ def serve_config(version: str, overrides: list[str]) -> dict[str, Any]:
     config = load_config(None, overrides)
     user_config = {**user_config_of({label: folder}, {label: 1.0}), "revision": label}
     application = application_of(config, user_config, [], runtime_env={})
+    port = config.serve.grpc_port
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": 8000},  # noqa: S104 (of a pod)
+        **({"grpc_options": {"port": port, "grpc_servicer_functions": [SERVICE]}} if port else {}),
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [application.model_dump(mode="json", exclude_unset=True, exclude={"runtime_env"})],
     }
@@ -52,6 +55,6 @@ if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "--write"] or EXAMPLE
     found = serve_config(words[0], words[1:])
     if "--write" in sys.argv:
-        SERVICE.write_text(written(SERVICE.read_text(), found))
+        FILE.write_text(written(FILE.read_text(), found))
     else:
         print(text_of(found), end="")
