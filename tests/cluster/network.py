@@ -58,5 +58,8 @@ def _is_peer(peer: Object, pod: Pod, here: str) -> bool:
 
 
 def _matches(selector: Object, labels: dict[str, str]) -> bool:
-    assert not set(selector) - {"matchLabels"}
-    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    assert not set(selector) - {"matchLabels", "matchExpressions"}
+    wanted = selector.get("matchExpressions", [])
+    assert all(item["operator"] == "Exists" for item in wanted)
+    equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return equal and all(item["key"] in labels for item in wanted)

@@ -249,7 +249,8 @@ def test_the_autoscaler_alone_holds_a_token() -> None:
 
 OPERATOR = Pod({"app": "kuberay"}, {"kubernetes.io/metadata.name": "kuberay-system"})
 PROMETHEUS = Pod({"app.kubernetes.io/name": "prometheus"}, {"kubernetes.io/metadata.name": "monitoring"})
-GATEWAY = Pod({}, {"kubernetes.io/metadata.name": "gateway", "raymlp.io/asks-the-endpoint": "yes"})
+GATEWAY = Pod({"gateway.networking.k8s.io/gateway-name": "raymlp-gateway"})
+ASKER = Pod({}, {"kubernetes.io/metadata.name": "gateway", "raymlp.io/asks-the-endpoint": "yes"})
 STRANGER = Pod({"ray.io/is-ray-node": "yes"}, {"kubernetes.io/metadata.name": "default"})
 DNS = Pod({}, {"kubernetes.io/metadata.name": "kube-system"})
 SUBMITTER = Pod({"raymlp.io/submits": "yes"})
@@ -272,6 +273,12 @@ MLFLOW, POSTGRES, OBJECTS, REDIS = (Pod({"app.kubernetes.io/name": name}) for na
         (Pod(WORKER), FILES, 9100, False),
         (GATEWAY, Pod(WORKER), 8000, True),
         (GATEWAY, Pod(HEAD), 8265, False),
+        (GATEWAY, MLFLOW, 5000, False),
+        (STRANGER, GATEWAY, 443, True),
+        (STRANGER, GATEWAY, 22, False),
+        (ASKER, Pod(WORKER), 8000, True),
+        (ASKER, Pod(HEAD), 8265, False),
+        (ASKER, MLFLOW, 5000, False),
         (STRANGER, Pod(HEAD), 8265, False),
         (STRANGER, Pod(HEAD), 6379, False),
         (STRANGER, Pod(WORKER), 8000, False),
