@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "ray-up"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "cluster" / "ray-up"
 FILES = sorted(FOLDER.glob("*.yaml"))
 CONFIGS = [file for file in FILES if file.stem in ("aws", "gcp", "onprem")]
 Object = dict[str, Any]
@@ -63,12 +64,28 @@ def test_ray_refuses_a_planted_error(path: list[str], value: Any) -> None:
 def test_the_token_travels_as_a_file_and_the_dashboard_stays_at_home(file: Path) -> None:
     config = read(file.stem)
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    (FOLDER / config["file_mounts"]["/home/ray/raymlp-env"] / "load.sh").resolve(strict=True)
+    assert (ROOT / config["file_mounts"]["/home/ray/raymlp-env"] / "load.sh").is_file()
     head, worker = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in head
     assert all(command.startswith(". /home/ray/raymlp-env/load.sh && ") for command in (head, worker))
     assert "chmod 600 /home/ray/.ray/auth_token" in config["setup_commands"]
     assert "AUTH_TOKEN=" not in file.read_text()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_ray_finds_what_it_is_to_copy(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ray up` reads before it starts anything, in the project's root."""
+    from ray.autoscaler._private.util import hash_runtime_conf
+
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    mounts = {place: os.path.expanduser(source) for place, source in read(file.stem)["file_mounts"].items()}
+    assert all(hash_runtime_conf(mounts, [], {}, generate_file_mounts_contents_hash=True))
+    monkeypatch.chdir(FOLDER)
+    with pytest.raises(FileNotFoundError):
+        hash_runtime_conf(mounts, [], {}, generate_file_mounts_contents_hash=True)
 
 
 def test_the_settings_are_loaded_with_their_spaces(tmp_path: Path) -> None:
