@@ -275,6 +275,8 @@ MLFLOW, POSTGRES, OBJECTS, REDIS = (Pod({"app.kubernetes.io/name": name}) for na
         (GATEWAY, Pod(HEAD), 8265, False),
         (GATEWAY, MLFLOW, 5000, False),
         (STRANGER, GATEWAY, 443, True),
+        (Pod(WORKER), Pod({"app": "another"}), 80, False),
+        (STRANGER, SUBMITTER, 80, False),
         (STRANGER, GATEWAY, 22, False),
         (ASKER, Pod(WORKER), 8000, True),
         (ASKER, Pod(HEAD), 8265, False),
