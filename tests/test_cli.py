@@ -13,7 +13,7 @@ import pytest
 from raymlp.cli import Terminated, app, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+VERBS = [*(command.callback.__name__ for command in app.registered_commands if command.callback), "rollout"]
 
 
 def raymlp(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

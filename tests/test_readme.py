@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 BATCH = (ROOT / "docs" / "batch-prediction.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback}
+VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback} | {"rollout"}
 
 
 def commands() -> list[str]:

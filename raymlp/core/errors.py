@@ -9,6 +9,7 @@
     |-- TrainingError (1)     the training run failed
     |-- RegistryError (1)     a model, version or alias is missing
     |-- ServingError (1)      the endpoint could not be started or reached
+    |   `-- VersionRefused    a version does not load, or does not answer a sample
     |-- RequestError          one request is wrong (the endpoint answers 422)
     `-- GateRefused (3)       the model was trained, but is not good enough
 
@@ -59,6 +60,10 @@ class RegistryError(RaymlpError):
 
 class ServingError(RaymlpError):
     """The endpoint could not be started, reached or changed."""
+
+
+class VersionRefused(ServingError):
+    """A version cannot be served: it fails its probe, or a replica cannot load it."""
 
 
 class RequestError(RaymlpError):

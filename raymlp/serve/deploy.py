@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
-from raymlp.core.errors import ServingError
+from raymlp.core.errors import ServingError, VersionRefused
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import has_fast_path, port_is_free
 from raymlp.serve.application import application_of, log_folder, user_config_of
@@ -71,14 +72,21 @@ def deploy(config: Config, champion: Version) -> Endpoint:
 
 
 def set_versions(
-    config: Config, endpoint: Endpoint | str, versions: Mapping[str, str], weights: Mapping[str, float], *, salt: str = ""
+    config: Config,
+    endpoint: Endpoint | str,
+    versions: Mapping[str, str],
+    weights: Mapping[str, float],
+    *,
+    salt: str = "",
+    fence: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Endpoint:
     """Give the endpoint these versions (label to bundle path, the champion first) and shares of traffic, without a restart. `salt`
-    deals the keys: the same one throughout a rollout, another one for the next.
+    deals the keys: the same one throughout a rollout, another one for the next. Inside `fence` the change is sent: it raises for one
+    who may not make it any more.
 
     A version that is new to the endpoint is first probed in a process of its own. Returns when every replica has the change.
-    Raises ServingError, with nothing changed, for weights that do not sum to one, a name that is not deployed or a bundle
-    that fails its probe; and when a replica cannot load a version after all, whose share the champion then keeps.
+    Raises ServingError, with nothing changed, for weights that do not sum to one or a name that is not deployed, and VersionRefused for a
+    bundle that fails its probe; and when a replica cannot load a version after all, whose share the champion then keeps.
     """
     name = endpoint if isinstance(endpoint, str) else endpoint.name
     if not versions or set(weights) != set(versions):
@@ -87,21 +95,32 @@ def set_versions(
         )
     check_weights(next(iter(versions)), weights)
     client = serve_client()
-    declared = applications(client)
-    if client is None or name not in declared:
-        raise ServingError(f"{name} is not deployed; expected one of: {', '.join(declared) or 'none'}. Deploy it first.")
-    known = declared[name].deployments[0].user_config["versions"]
+    current = _application(client, name)
+    known = current.deployments[0].user_config["versions"]
     for label, path in versions.items():
         if known.get(label) != path:
             probe(Version(label, path))
-    changed = declared[name].model_copy(deep=True)
+    changed = current.model_copy(deep=True)
     changed.deployments[0].user_config = user_config_of(versions, weights, salt)
-    apply(client, changed)
+    with fence():
+        apply(client, changed)
     reports = wait_for_revision(client, changed)
     left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
     if left_out:
-        raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
+        raise VersionRefused(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
     return _endpoint(config, name, weights)
+
+
+def declared(name: str) -> dict[str, Any]:
+    """What the endpoint was last told to serve: `versions`, `weights`, `champion`, `salt`. Raises ServingError where it is not deployed."""
+    return dict(_application(serve_client(), name).deployments[0].user_config)
+
+
+def _application(client: Any, name: str) -> Any:
+    known = applications(client)
+    if name not in known:
+        raise ServingError(f"{name} is not deployed; expected one of: {', '.join(known) or 'none'}. Deploy it first.")
+    return known[name]
 
 
 def undeploy(name: str) -> None:
