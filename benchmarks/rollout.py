@@ -6,8 +6,10 @@
 Every request is drawn: which version answers, whether it fails, how long it takes, its score, and for half of them the label. There is a
 look after every 25 requests at first and whenever there are 5 % more later, and a rollout goes on until the policy ends it. `identical`
 serves one model under two names, `equal` two models that are as good as each other, and `on the bound` those without any tolerance and
-without an early end. Each request has a key of its own, and with `users return` that of one of 50,000 users. Beside the policy, on the same looks, a t-test at
-5 % on each of error rate, latency and loss, as one would do by hand: it alarms when one of them says that the challenger is worse.
+without an early end. Each request has a key of its own, and with `users return` that of one of 50,000 users.
+
+Beside the policy, on the same looks, a t-test at 5 % on each of error rate, latency and loss, as one would do by hand: it alarms when one
+of them says that the challenger is worse.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -344,20 +346,21 @@ def main() -> None:
     table = Table("challenger", *titles)
     with ProcessPoolExecutor(asked.workers) as pool:
         for name in (name for name in KINDS if any(name.startswith(kind) for kind in asked.kinds)):
-
-            def watched(function: Callable[..., Ended], seeds: list[tuple[int, ...]]) -> Iterator[Ended]:
-                begun = time.monotonic()
-                for done, one in enumerate(pool.map(function, seeds, chunksize=20), start=1):
-                    if done % max(1, len(seeds) // 20) == 0:
-                        console.print(f"{name}: {done:,} of {len(seeds):,} rollouts, {time.monotonic() - begun:,.0f} s", style="dim")
-                    yield one
-
-            ended = run(name, asked.rollouts, settings, asked.seed, watched)
+            ended = run(name, asked.rollouts, settings, asked.seed, partial(watched, pool, console, name))
             table.add_row(name, *summary(ended))
             console.print(f"  such as: {ended[0].reason}")
     console.print(table)
     expected = outlook(settings, Traffic(error_rate=0.01, latency_ms=LATENCY_MS, latency_spread=SPREAD, labelled_share=LABELLED, **known()))
     console.print("told before the start:", *expected.lines(), sep="\n  ")
+
+
+def watched(pool: Executor, console: Any, name: str, function: Callable[..., Ended], seeds: list[tuple[int, ...]]) -> Iterator[Ended]:
+    """`map` by processes, which says how far it is."""
+    begun = time.monotonic()
+    for done, one in enumerate(pool.map(function, seeds, chunksize=20), start=1):
+        if done % max(1, len(seeds) // 20) == 0:
+            console.print(f"{name}: {done:,} of {len(seeds):,} rollouts, {time.monotonic() - begun:,.0f} s", style="dim")
+        yield one
 
 
 def known() -> dict[str, float]:

@@ -65,7 +65,8 @@ class Place:
     """Share of the challenger's requests that never reach the log."""
 
     def get(self, reference: str) -> Registration:
-        version = self.aliases_now[reference.partition("@")[2]]
+        alias, number = reference.partition("@")[2], reference.partition("/")[2]
+        version = number or self.aliases_now[alias]
         return Registration("flights", version, Path(f"v{version}"))
 
     def aliases(self, _: str) -> dict[str, str]:

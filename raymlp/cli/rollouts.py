@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Reason = Annotated[str, typer.Option(help="Why; kept in the record.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Show what happens until it ends; Ctrl-C only stops showing.")]
 FOLLOW_S = 1.0
+START_S = 60.0
 
 
 @rollouts.command("start")
@@ -104,6 +105,9 @@ def driven(config: Config) -> Iterator[bool]:
         return
     with ray_session(config.runtime):
         pipeline.start_driver(config)
+        deadline = time.monotonic() + START_S
+        while not pipeline.rollout_status(config).is_driven and time.monotonic() < deadline:
+            time.sleep(0.1)
         if not stays(config.runtime):
             _say("Ray ends with this command, and so would the rollout: it is followed to its end.")
         yield not stays(config.runtime)

@@ -1,5 +1,5 @@
-"""What happens to the rollouts of an endpoint, a look at a time: joins the endpoint, its log and labels, the registry, the audit log, and the
-folder of records and orders.
+"""What happens to the rollouts of an endpoint, a look at a time: joins the endpoint, its log and labels, the registry, the audit log, and
+the folder of records and orders.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Driver:
                 self._seen = time.monotonic()
             else:
                 self._tried("pause", self._pause_when_blind)
+            self._tried("reports", self._report_and_end)
             self._next_look = time.monotonic() + max(LOOK_S, 4 * (time.monotonic() - started))
             self._tried("status", self._show)
         period = self.config.serve.rollout.follow_registry_s
@@ -117,24 +118,31 @@ class Driver:
 
         one = self.current
         assert one is not None
-        champion = serving.declared(self.name)["champion"]
-        if one.course.is_open and champion != one.course.champion:
-            reason = f"the endpoint serves {champion}, which was deployed in place of {one.course.champion}"
-            self.keep(replace(one.course.abort(now=time.time(), by=BY, reason=reason), settled=True))
-            self.report(one.course)
-            self.current = None
-            return
-        try:
-            if one.course.is_open:
-                one.look()
-        finally:
-            self.report(one.course, aliases=False)
         if not one.course.is_open:
-            if champion in (one.course.champion, one.course.challenger) and not one.world.serves(one.course):
+            return
+        champion = serving.declared(self.name)["champion"]
+        if champion == one.course.champion:
+            one.look()
+            return
+        reason = f"the endpoint serves {champion}, which was deployed in place of {one.course.champion}"
+        self.keep(replace(one.course.abort(now=time.time(), by=BY, reason=reason), settled=True))
+
+    def _report_and_end(self) -> None:
+        """Tell what is new; an end is settled once endpoint and registry have it."""
+        from raymlp.serve import deploy as serving
+
+        one = self.current
+        assert one is not None
+        self.report(one.course, aliases=False)
+        if one.course.is_open:
+            return
+        if not one.course.settled:
+            serves = serving.declared(self.name)["champion"]
+            if serves in (one.course.champion, one.course.challenger) and not one.world.serves(one.course):
                 one.give()
             self.report(one.course)
             self.keep(replace(one.course, settled=True))
-            self.current = None
+        self.current = None
 
     def _pause_when_blind(self) -> None:
         one, away = self.current, time.monotonic() - self._seen
@@ -156,7 +164,7 @@ class Driver:
         for order in orders.waiting(self.records.folder, user):
             answer = self._answered(one, order)
             orders.answer(self.records.folder, order.id, answer)
-            log.warning("the rollouts of %s: %s asked by %s: %s", self.name, order.verb, order.by, answer.told)
+            log.info("the rollouts of %s: %s asked by %s: %s", self.name, order.verb, order.by, answer.told)
             one = self.current or one
 
     def _answered(self, one: Drive | None, order: Order) -> Answer:
@@ -295,14 +303,13 @@ class Driver:
             return  # its end is not told yet
         open_one = one.course.challenger.removeprefix("v") if one else None
         move = follow(self._store().aliases(self.name), champion=served.removeprefix("v"), challenger=open_one)
-        by = {"now": time.time(), "by": REGISTRY, "reason": move.reason}
         match move.action:
             case "start":
                 self._started_by_alias(move)
             case "promote" if one is not None:
-                one.become(one.course.promote(**by))
+                one.become(one.course.promote(now=time.time(), by=REGISTRY, reason=move.reason))
             case "abort" if one is not None:
-                one.become(one.course.abort(**by))
+                one.become(one.course.abort(now=time.time(), by=REGISTRY, reason=move.reason))
             case "serve":
                 self._serve(move, before=served)
         if move.action != "keep":

@@ -1,7 +1,7 @@
 """The rows of one rollout, kept from the files of the prediction log and of the labels as they come, each file once and in any order.
 
-What is kept of a row is what is counted: some 250 bytes, whatever it holds. Inputs are fetched again when the row's label has come, scored
-by both versions once, and not kept.
+What is kept of a row is what is counted, about 1 kB with what counting takes, whatever the row holds. Inputs are fetched again when the
+row's label has come, scored by both versions once, and not kept.
 
 Legend: N rows of the rollout, in the order of time.
 """

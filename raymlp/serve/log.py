@@ -128,8 +128,9 @@ class PredictionLog:
 
 
 def read_log(folder: Path, *, newest_rows: int | None = None) -> pa.Table:
-    """All rows of a log, or those of the newest files that hold so many, oldest first. Columns that only some versions have are null for the others; a column whose type
-    changed between versions becomes the wider type, or text. A log without files has no rows."""
+    """All rows of a log, or those of the newest files that hold so many, oldest first. Columns that only some
+    versions have are null for the others; a column whose type changed between versions becomes the wider type, or text. A log without
+    files has no rows."""
     tables: list[pa.Table] = []
     for path in sorted(folder.glob("[!.]*.parquet"), reverse=True):
         if newest_rows is not None and sum(table.num_rows for table in tables) >= newest_rows:

@@ -33,6 +33,8 @@ class Reading:
     def evidence(self) -> Evidence:
         """All that is known now."""
         log, labels = _files(self._log, self._since), _files(self._label_folder, self._since)
+        if self._last is not None and (log, labels) == (self._read, self._read_labels):
+            return self._last
         if not (self._read.items() <= log.items() and self._read_labels.items() <= labels.items()):
             self._begin()
         for name in sorted(log.keys() - self._read.keys()):
@@ -45,10 +47,12 @@ class Reading:
             file = pq.ParquetFile(self._label_folder / name)
             self._ledger.add_labels(name, file.read([column for column in file.schema_arrow.names if column in wanted]))
             self._read_labels[name] = labels[name]
-        return evidence_of(self._ledger, self._settings)
+        self._last = evidence_of(self._ledger, self._settings)
+        return self._last
 
     def _begin(self) -> None:
         self._ledger = Ledger(self._versions, self._salt)
+        self._last: Evidence | None = None
         self._read: Known = {}
         self._read_labels: Known = {}
 

@@ -71,6 +71,6 @@ def _bets(old: Floats, new: Floats, weights: Sequence[float], scores: Scores, ma
     alternatives = tuple(
         tuple(min(most * factor, 1 / share) for factor in MORE) for most, (_, share) in zip(allowed, open_to_more, strict=True)
     )
-    counts = (np.stack([side[:, tail].sum(axis=1) for tail, _ in open_to_more]) for side in (old, new))
-    found = from_any_step(bets_since([Outcome(*counts, alternatives, allowed)], weights))
+    counts = [np.stack([side[:, tail].sum(axis=1) for tail, _ in open_to_more]) for side in (old, new)]
+    found = from_any_step(bets_since([Outcome(counts[0], counts[1], alternatives, allowed)], weights))
     return np.concatenate([found, np.zeros(len(events) - len(open_to_more))])

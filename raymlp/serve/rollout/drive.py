@@ -42,7 +42,7 @@ class Drive:
     course: Course
     world: World
     tell: Callable[[Decision], None]
-    decision: Decision = Decision("hold", "no request so far")
+    decision: Decision = field(default_factory=lambda: Decision("hold", "no request so far"))
     evidence: Evidence = field(default_factory=Evidence)
     given_again: bool = False
 

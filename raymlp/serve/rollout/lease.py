@@ -161,7 +161,7 @@ class Lease:
                 except OSError:
                     if time.monotonic() > deadline:
                         raise ServingError(
-                            f"{self.folder / '.lock'} is held for {LOCK_S:g} s; expected a moment. Is a process stopped in the middle of it?"
+                            f"{self.folder / '.lock'} is held for {LOCK_S:g} s; expected a moment. Is a process stopped there?"
                         ) from None
                     time.sleep(0.01)
             yield

@@ -143,8 +143,8 @@ def asked(folder: Path, order: Order, *, limit_s: float, poll_s: float = 0.05) -
     while (found := answer_to(folder, order)) is None:
         if time.monotonic() > deadline and withdraw(folder, order):
             raise ServingError(
-                f"nobody answered '{order.verb}' within {limit_s:g} s, so it was taken back; expected the process that drives the rollouts of "
-                f"{folder.name} to. Look: raymlp rollout status."
+                f"nobody answered '{order.verb}' within {limit_s:g} s, so it was taken back; expected the process that drives the rollouts "
+                f"of {folder.name} to. Look: raymlp rollout status."
             )
         time.sleep(poll_s)
     if not found.done:
