@@ -156,7 +156,7 @@ def _show(status: RolloutStatus) -> None:
         ]
         if course.is_open and look:
             rows.append(("last look", f"{_time(look['time'])}: {look['decision']}"))
-            rows += [("trouble", words) for words in look["troubles"]]
+        rows += [("trouble", words) for words in look.get("troubles", ()) if status.is_driven]
         rows.append(("driven by", status.driver if status.is_driven else "no process; raymlp deploy takes it up"))
         show_table(Console(highlight=False), "rollout", rows)
         titles = ("UTC", "what", "share", "by", "why")

@@ -65,7 +65,7 @@ class Driver:
         self._registry: Store | None = None
         self._audited = self._told = 0
         self._seen = time.monotonic()
-        self._next_look = self._next_poll = 0.0
+        self._next_look = self._next_poll = self._shown = 0.0
         self._troubles: dict[str, str] = {}
 
     # ------------------------------------------------------------------ a look
@@ -83,11 +83,14 @@ class Driver:
                 self._tried("pause", self._pause_when_blind)
             self._tried("reports", self._report_and_end)
             self._next_look = time.monotonic() + max(LOOK_S, 4 * (time.monotonic() - started))
-            self._tried("status", self._show)
+            self._shown = 0.0
         period = self.config.serve.rollout.follow_registry_s
         if period is not None and time.monotonic() >= self._next_poll:
             self._tried("registry", self._follow)
             self._next_poll = time.monotonic() + period
+        if time.monotonic() - self._shown > LOOK_S:
+            self._tried("status", self._show)
+            self._shown = time.monotonic()
 
     def _tried(self, what: str, do: Callable[[], object]) -> bool:
         try:
@@ -320,7 +323,7 @@ class Driver:
         try:
             self._begin(version, by=REGISTRY, settings=self.config.serve.rollout, reason=move.reason)
         except RaymlpError as error:
-            if self.current is None:  # no such bundle, or one that is broken: another look would find the same
+            if self.current is None:  # it is tried again, as long as the alias is there
                 self._store().set_tags(self.name, version, {"raymlp.rollout": "refused", "raymlp.rollout.reason": str(error)[:1000]})
             raise
 

@@ -106,11 +106,12 @@ def order_rollout(config: Config, verb: orders.Verb, *, limit_s: float = 300.0, 
     """Ask the process that drives the rollouts for something (see `orders.Order`) and wait: what came of it, in words. Needs only the
     storage. Raises ServingError when it is refused, or when no process drives."""
     folder = folder_of(config)
-    if not Lease(folder).is_live():
+    lease = Lease(folder)
+    if not lease.is_live():
         raise ServingError(
             f"no process drives the rollouts of {config.problem.name} in {folder}; expected an endpoint. raymlp deploy starts one, and "
             "takes up a rollout that was open."
         )
     if verb == "start":
         what["settings"] = config.serve.rollout.model_dump(mode="json")
-    return orders.asked(folder, Order(verb, who(), **what), limit_s=limit_s)
+    return orders.asked(folder, Order(verb, who(), **what), limit_s=limit_s, is_live=lease.is_live)

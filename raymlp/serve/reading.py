@@ -28,6 +28,7 @@ class Reading:
     def __init__(self, log: Path, labels: Path, versions: Versions, salt: str, settings: Rollout, *, since: float) -> None:
         self._log, self._label_folder, self._since = log, labels, since
         self._versions, self._salt, self._settings = versions, salt, settings
+        self._last: Evidence | None = None
         self._begin()
 
     def evidence(self) -> Evidence:
@@ -52,7 +53,7 @@ class Reading:
 
     def _begin(self) -> None:
         self._ledger = Ledger(self._versions, self._salt)
-        self._last: Evidence | None = None
+        self._last = None
         self._read: Known = {}
         self._read_labels: Known = {}
 

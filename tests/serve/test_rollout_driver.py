@@ -1,4 +1,4 @@
-"""Rollouts that run by themselves beside a real endpoint: asked for through the storage, through the death of their process, by the registry."""
+"""Rollouts that run by themselves beside a real endpoint: asked for through the storage, through their death, by the registry."""
 
 from __future__ import annotations
 

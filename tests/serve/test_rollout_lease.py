@@ -108,3 +108,11 @@ def test_a_process_notices_that_it_was_overtaken_and_one_that_gave_up_does_nothi
     assert first.take()
     assert first.epoch > second.epoch
     first.release()
+
+
+def test_who_gave_it_up_is_seen_as_gone_at_once(tmp_path: Path) -> None:
+    lease = Lease(tmp_path, silent_s=600)
+    assert not lease.is_live()
+    with lease.held():
+        assert Lease(tmp_path, silent_s=600).is_live()
+    assert not Lease(tmp_path, silent_s=600).is_live()

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,13 @@ class Lease:
 
     def release(self) -> None:
         """Another may drive at once."""
+        if self._alive is None:
+            return
+        with suppress(OSError, ServingError), self.fenced():
+            self._write(gone=True)
         self._ended.set()
-        if self._alive is not None:
-            os.close(self._alive)
-            self._alive = None
+        os.close(self._alive)
+        self._alive = None
 
     # ------------------------------------------------------------------ seen from outside
 
@@ -144,8 +147,8 @@ class Lease:
         except (FileNotFoundError, ValueError):
             return {}
 
-    def _write(self) -> None:
-        sign = {"epoch": self.epoch, "time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+    def _write(self, *, gone: bool = False) -> None:
+        sign = {"epoch": self.epoch, "time": 0.0 if gone else time.time(), "pid": os.getpid(), "host": socket.gethostname()}
         write_text(self.folder / ".lease.json", json.dumps(sign))
 
     @contextmanager

@@ -136,14 +136,14 @@ def answer_to(folder: Path, order: Order) -> Answer | None:
     return found
 
 
-def asked(folder: Path, order: Order, *, limit_s: float, poll_s: float = 0.05) -> str:
-    """Ask and wait: what came of it. Raises ServingError when it was refused, or taken back because nobody answered."""
+def asked(folder: Path, order: Order, *, limit_s: float, is_live: Callable[[], bool] = lambda: True, poll_s: float = 0.05) -> str:
+    """Ask and wait: what came of it. Raises ServingError when it was refused, or taken back because nobody answered in time or lives to."""
     place(folder, order)
     deadline = time.monotonic() + limit_s
     while (found := answer_to(folder, order)) is None:
-        if time.monotonic() > deadline and withdraw(folder, order):
+        if (time.monotonic() > deadline or not is_live()) and withdraw(folder, order):
             raise ServingError(
-                f"nobody answered '{order.verb}' within {limit_s:g} s, so it was taken back; expected the process that drives the rollouts "
+                f"nobody answered '{order.verb}', so it was taken back; expected the process that drives the rollouts "
                 f"of {folder.name} to. Look: raymlp rollout status."
             )
         time.sleep(poll_s)
