@@ -116,7 +116,9 @@ def test_help_lists_verbs_in_the_order_of_a_models_life() -> None:
     assert [verb for verb in verbs if verb in life] == life
 
 
-@pytest.mark.parametrize("words", [["status"], ["set", "0.1"], ["pause", "--reason", "lunch"], ["resume", "--accept", "ratio"], ["promote"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["set", "0.1"], ["pause", "--reason", "lunch"], ["resume", "--accept", "ratio"], ["promote"]]
+)
 def test_a_verb_of_a_rollout_needs_nothing_but_the_storage(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = run_command(["rollout", *words, "experiment=flights", f"runtime.storage={tmp_path}"])
     shown = capsys.readouterr()

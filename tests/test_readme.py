@@ -71,10 +71,7 @@ def test_every_path_and_picture_it_names_exists() -> None:
 def test_every_setting_that_is_named_is_there() -> None:
     """The first two parts of those in the pages; what a model has depends on its kind."""
     words = [
-        word
-        for code in re.findall(r"`([^`]+)`", "\n".join(PAGES))
-        for word in code.split()
-        if re.fullmatch(r"[a-z_.]+\.[a-z_]+=\S+", word)
+        word for code in re.findall(r"`([^`]+)`", "\n".join(PAGES)) for word in code.split() if re.fullmatch(r"[a-z_.]+\.[a-z_]+=\S+", word)
     ]
     assert len(words) > 20
     known = load_config("flights").model_dump()
