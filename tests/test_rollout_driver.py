@@ -268,3 +268,15 @@ def test_records_that_are_none_and_older_forms_are_not_taken_for_one(place: Plac
     records.place(later).write_text("{")
     with pytest.raises(ServingError, match="the record of the rollout cannot be read"):
         records.latest()
+
+
+def test_beside_a_record_that_cannot_be_read_nothing_is_begun(place: Place, lease: Lease) -> None:
+    driver = Driver(with_overrides(place.config, {"serve.rollout.follow_registry_s": 0.1}), lease)
+    torn = driver.records.folder / "20260101T000000.000000-torn.json"
+    torn.write_text("{")
+    answer = asked(driver, "start")
+    assert (answer.done, "Move its file away, and start anew" in answer.told) == (False, True)
+    assert place.changes == []
+    assert list(driver._troubles) == ["record"]
+    torn.unlink()
+    assert look(driver).state == "running", "the alias challenger is there"

@@ -85,7 +85,7 @@ class Driver:
             self._next_look = time.monotonic() + max(LOOK_S, 4 * (time.monotonic() - started))
             self._shown = 0.0
         period = self.config.serve.rollout.follow_registry_s
-        if period is not None and time.monotonic() >= self._next_poll:
+        if period is not None and self._picked_up and time.monotonic() >= self._next_poll:
             self._tried("registry", self._follow)
             self._next_poll = time.monotonic() + period
         if time.monotonic() - self._shown > LOOK_S:
@@ -171,10 +171,10 @@ class Driver:
             one = self.current or one
 
     def _answered(self, one: Drive | None, order: Order) -> Answer:
-        course = one.course if one else self.records.latest()
-        if course is not None and any(event.order == order.id for event in course.history):
-            return Answer(True, orders.words_of(course))
         try:
+            course = one.course if one else self.records.latest()
+            if course is not None and any(event.order == order.id for event in course.history):
+                return Answer(True, orders.words_of(course))
             if order.verb == "start" and (course is None or course.settled):
                 settings = Rollout.model_validate(order.settings)
                 one = self._begin(order.challenger, by=order.by, settings=settings, order=order.id, reason=order.reason)

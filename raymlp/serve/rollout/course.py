@@ -173,7 +173,7 @@ class Course:
                 raise ValueError(f"state {course.state!r}, weight {course.weight} and {len(history)} events do not go together")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServingError(
-                f"the record of the rollout cannot be read ({error}); expected one that raymlp wrote. Start it anew."
+                f"the record of the rollout cannot be read ({error}); expected one that raymlp wrote. Move its file away, and start anew."
             ) from None
         return course
 
