@@ -18,8 +18,9 @@ from raymlp.core.records import (
 )
 from raymlp.data.place import snapshot_root
 from raymlp.pipeline.data import prepare
+from raymlp.pipeline.driver import label_folder
 from raymlp.pipeline.models import register, resolve, store_of
-from raymlp.pipeline.serving import label_folder, labels, prediction_log
+from raymlp.pipeline.serving import labels, prediction_log
 from raymlp.pipeline.training import train
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
