@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from raymlp.config.fallback import Rule
 from raymlp.config.runtime import Runtime
@@ -59,6 +61,14 @@ def test_grpc_through_the_ingress(place: Place) -> None:
         score = answer.raw_output_contents[0] if is_raw else list(answer.outputs[0].contents.fp64_contents)
         found = memoryview(score).cast("d").tolist() if is_raw else score
         assert found == [row["probability"] for row in expected]
+
+
+def test_a_grpc_server_tells_its_messages(place: Place) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{place.config.serve.grpc_port}") as channel:
+        told = ProtoReflectionDescriptorDatabase(channel)
+        assert f"{PACKAGE}.{SERVICE}" in told.get_services()
+        request = DescriptorPool(told).FindMessageTypeByName(f"{PACKAGE}.ModelInferRequest")
+    assert request.fields_by_name["raw_input_contents"].number == 7
 
 
 def test_grpc_refuses_in_its_own_codes(place: Place) -> None:
