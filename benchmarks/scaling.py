@@ -1,6 +1,7 @@
 """Follow the replicas of an endpoint through a step of load and through sleep, and draw it.
 
     python benchmarks/scaling.py [latency steady cost] [--out FOLDER] [--overload]
+    python benchmarks/scaling.py --draw --out FOLDER
 
 A model that takes five milliseconds a row, so that two cores can be outrun. A quiet stretch, a step of load, quiet again; `cost` begins and
 ends with none. Of each preset: seconds from the step until the second replica answers, from quiet until it is gone, from the first request
@@ -28,7 +29,7 @@ from raymlp.core.records import Version
 from raymlp.runtime.ports import free_port
 from raymlp.serve.deploy import deploy, undeploy
 
-QUIET_S, STEP_S, CALM_S = 4.0, 22.0, 26.0
+QUIET_S, STEP_S, CALM_S = 3.0, 16.0, 16.0
 RATE, WORKERS = 500.0, 24
 SHORT_S = 8.0
 """Longest delay of a preset that is waited for."""
@@ -172,11 +173,17 @@ def main() -> None:
     words.add_argument("presets", nargs="*", metavar="PRESET", help="of latency, steady, cost; all without one")
     words.add_argument("--out", type=Path, default=Path("artifacts/scaling"))
     words.add_argument("--overload", action="store_true")
+    words.add_argument("--draw", action="store_true", help="draw what lies in the folder into scaling.png")
     chosen = words.parse_args()
     prepare_environment()
     from raymlp.runtime.session import ray_session
 
     chosen.out.mkdir(parents=True, exist_ok=True)
+    if chosen.draw:
+        draw(
+            [json.loads(file.read_text()) for name in PRESETS if (file := chosen.out / f"{name}.json").exists()], chosen.out / "scaling.png"
+        )
+        return
     with tempfile.TemporaryDirectory(prefix="raymlp-scaling-") as folder:
         bundle = make_bundle(Path(folder) / "1", seed=1, slow_ms=5.0)
         runtime = Runtime(storage=f"{folder}/storage", num_cpus=4, object_store_mb=300)
@@ -184,13 +191,11 @@ def main() -> None:
             if chosen.overload:
                 (chosen.out / "overload.json").write_text(json.dumps(overload(bundle, runtime), indent=1))
                 return
-            traces = []
             for preset in chosen.presets or PRESETS:
-                traces.append(trace(preset, bundle, runtime))
-                (chosen.out / f"{preset}.json").write_text(json.dumps(traces[-1]))
-                shown = {name: value for name, value in traces[-1].items() if name not in ("sent", "replicas")}
-                print(json.dumps({**times(traces[-1]), **shown}), flush=True)
-    draw(traces, chosen.out / "scaling.png")
+                found = trace(preset, bundle, runtime)
+                (chosen.out / f"{preset}.json").write_text(json.dumps(found))
+                shown = {name: value for name, value in found.items() if name not in ("sent", "replicas")}
+                print(json.dumps({**times(found), **shown}), flush=True)
 
 
 if __name__ == "__main__":
