@@ -2,8 +2,8 @@
 
     python benchmarks/placement.py
 
-Champion and challenger share the traffic evenly, one replica each; one connection, then eight. At last the challenger's application is taken
-away under load, and the champion stands in. Latencies in milliseconds.
+Champion and challenger share the traffic evenly, one replica each; one connection, then eight. At last the challenger's application is
+taken away under load, and the champion stands in. Latencies in milliseconds.
 """
 
 from __future__ import annotations
