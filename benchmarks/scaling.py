@@ -108,6 +108,7 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(2, len(traces), figsize=(4.2 * len(traces), 5.0), sharex="col", squeeze=False, layout="constrained")
     for column, found in enumerate(traces):
@@ -115,7 +116,7 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
         counts = [count for _, count in found["replicas"]]
         above.step([at for at, _ in found["replicas"]], counts, where="post", color="#1f5fa8", linewidth=1.8)
         above.set_title(found["preset"], fontweight="bold")
-        above.set_ylim(-0.2, 4.6)
+        above.set_ylim(-0.2, 6.4)  # room for the words
         above.set_yticks(range(5))
         moments = times(found)
         words = f"first more after {moments['first_more_s']:.1f} s" if moments["first_more_s"] is not None else "none more"
@@ -132,6 +133,8 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
         below.plot([s + 0.5 for s in seconds], [quantile(within[s], 0.5) for s in seconds], color="#1f5fa8", linewidth=1.5, label="p50")
         below.plot([s + 0.5 for s in seconds], [quantile(within[s], 0.99) for s in seconds], color="#c0392b", linewidth=1.2, label="p99")
         below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:g}")
+        below.yaxis.set_minor_formatter(NullFormatter())
         below.set_xlabel("seconds since the step of load")
         for axis in (above, below):
             axis.axvspan(0, found["calmed_s"], color="#1f5fa8", alpha=0.08, linewidth=0)
