@@ -121,7 +121,7 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
         moments = times(found)
         words = f"first more after {moments['first_more_s']:.1f} s" if moments["first_more_s"] is not None else "none more"
         words += (
-            f", {moments['most']} after {moments['most_s']:.1f} s\nback to {moments['least']} {moments['least_s']:.1f} s after the load"
+            f", {moments['most']} after {moments['most_s']:.1f} s\nback to {moments['least']}, {moments['least_s']:.1f} s after the load"
         )
         shortened = found["settings"]["of"] != found["settings"]["downscale_delay_s"]
         words += f"\n(waits {found['settings']['of']:g} s as preset, {SHORT_S:g} s here)" if shortened else ""
