@@ -113,7 +113,7 @@ def prediction_log(config: Config, *, version: str | None = None, since: datetim
 
     from raymlp.serve.log import read_log
 
-    log = read_log(storage_root(config.runtime) / "predictions" / config.problem.name)
+    log = read_log(storage_root(config.runtime) / "predictions" / config.problem.name, since=since)
     if version is not None:
         log = log.filter(pc.equal(log.column("version"), version))
     return log.filter(pc.greater_equal(log.column("time"), since)) if since else log
@@ -128,8 +128,11 @@ def labels(config: Config) -> pa.Table | None:
 
 
 def label_folder(config: Config) -> Path:
-    """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own."""
-    return storage_root(config.runtime) / "labels" / config.problem.name
+    """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own. The endpoint
+    puts there what clients send back."""
+    from raymlp.serve.application import label_folder
+
+    return label_folder(config, config.problem.name)
 
 
 def _ticks() -> Iterator[None]:

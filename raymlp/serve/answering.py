@@ -13,10 +13,13 @@ from starlette.types import Receive
 
 from raymlp.core.errors import RequestError
 from raymlp.data.contract_row import Row, table_of
-from raymlp.serve.admission import Admission, refusal
+from raymlp.serve.admission import Admission, noted, refusal
+from raymlp.serve.body import Unread, read_body
+from raymlp.serve.keys import Refusal
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
-from raymlp.serve.request import MAX_BODY_BYTES, parse
+from raymlp.serve.request import parse
+from raymlp.serve.screening import Screen
 from raymlp.serve.versions import State
 
 INLINE_ROWS = 32
@@ -33,6 +36,14 @@ class Answering:
 
     def __init__(self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int) -> None:
         self.admission, self.log, self.metrics, self.max_rows = admission, log, metrics, max_rows
+        self._screens: dict[str, Screen] = {}
+
+    def know(self, label: str, predictor: Predictor) -> None:
+        """A version's guard, made before its first row."""
+        bundle, access = predictor.bundle, self.admission.access
+        self._screens[label] = Screen(
+            bundle.contract, bundle.profile.columns, predictor.check, guard=access.guard, absurd_factor=access.absurd_factor
+        )
 
     async def answer(self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, bytes]:
         """Status and body for a request; it is logged and counted, whatever becomes of it."""
@@ -40,14 +51,8 @@ class Answering:
         given = dict(headers)
         status, label, key, rows, prediction_id = 500, "", "", 1, str(uuid.uuid4())
         try:
-            refused = self.admission.refused(given, "predict")
-            if refused is not None:
-                status, body = refused.status, refusal("Authorization", refused.found, refused.expected)
-                return status, body
-            content = await _read(receive)
-            if content is None:
-                status, body = 413, refusal("body", f"over {MAX_BODY_BYTES:,} bytes", "fewer rows a request")
-                return status, body
+            caller = self.admission.enter(given, "predict")
+            content = await read_body(given, receive, self.admission.access.limits)
             if state is None:
                 status, body = 503, refusal("model", "not loaded", "a model that is ready; try again")
                 return status, body
@@ -56,12 +61,19 @@ class Answering:
             key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
             key = state.hide(key)
             label = state.routes.choose(key)
-            predictor = state.loaded[label].predictor
-            typed = [predictor.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
+            predictor, screen = state.loaded[label].predictor, self._screens[label]
+            typed = [screen.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
+            self.admission.count_rows(caller, typed)
+            flags = [screen.doubts(row) for row in typed]
             answer = await _answers(predictor, typed)
-            body = orjson.dumps({"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id})
+            told = {"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id}
+            body = orjson.dumps({**told, "flags": flags} if any(flags) else told)
             status = 200
-            self._note(state.routed, prediction_id, label, key, typed, answer, (time.perf_counter() - start) * 1e3)
+            self._note(state.routed, prediction_id, label, key, typed, flags, answer, (time.perf_counter() - start) * 1e3)
+        except Refusal as refused:
+            status, body = noted(refused).status, refusal(refused.field, refused.found, refused.expected)
+        except Unread as unread:
+            status, body = unread.status, refusal("body", unread.found, unread.expected)
         except RequestError as error:
             status, body = 422, refusal(error.field, error.found, error.expected)
         except RecursionError:
@@ -76,10 +88,22 @@ class Answering:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
 
-    def _note(self, routed: str, prediction_id: str, label: str, key: str, typed: list[Row], answer: Prediction, took_ms: float) -> None:
+    def _note(
+        self,
+        routed: str,
+        prediction_id: str,
+        label: str,
+        key: str,
+        typed: list[Row],
+        flags: list[tuple[str, ...]],
+        answer: Prediction,
+        took_ms: float,
+    ) -> None:
         now = time.time()
-        for place, (row, score) in enumerate(zip(typed, answer.summary.tolist(), strict=True)):
-            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
+        for place, (row, doubts, score) in enumerate(zip(typed, flags, answer.summary.tolist(), strict=True)):
+            if doubts:
+                self.metrics.flag(label, doubts)
+            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed, ",".join(doubts) or None))
 
 
 async def _answers(predictor: Predictor, typed: list[Row]) -> Prediction:
@@ -87,17 +111,3 @@ async def _answers(predictor: Predictor, typed: list[Row]) -> Prediction:
         return predictor.predict_typed(typed[0])
     table = table_of(typed, predictor.bundle.contract)
     return predictor.predict(table) if len(typed) <= INLINE_ROWS else await asyncio.to_thread(predictor.predict, table)
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body, or None when it is too long."""
-    pieces, size = [], 0
-    while True:
-        message = await receive()
-        piece = message.get("body", b"")
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(pieces) if len(pieces) > 1 else piece

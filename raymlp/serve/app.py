@@ -17,12 +17,16 @@ from ray import serve
 from ray.util.metrics import Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raymlp.config.access import Access
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.counts import Together
 from raymlp.serve.guard import Guard
+from raymlp.serve.headers import guarded
+from raymlp.serve.hearing import Hearing
 from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
@@ -41,21 +45,31 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer:
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, label_folder, label_rule, needs_key, access, max_replicas."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
         file = settings["keys_file"]
         keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
-        self.admission = Admission(keys, needs_key=bool(settings["needs_key"]))
+        access = Access.model_validate(settings["access"])
+        self.admission = Admission(keys, needs_key=bool(settings["needs_key"]), access=access, replicas=int(settings["max_replicas"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]))
+        self.hearing = Hearing(
+            self.admission,
+            Path(settings["label_folder"]),
+            rule=settings["label_rule"],
+            max_rows=self.answering.max_rows,
+            writer=self.replica,
+        )
+        self.together = Together(self.name, self.replica, self.admission.quota, self.admission.rows)
         self.state: State | None = None
         self._guard = Guard(self.log.folder / ".challengers")
         self._changing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ versions
 
@@ -64,11 +78,15 @@ class ModelServer:
         there is nothing to serve at all."""
         async with self._changing:
             if self._background is None:
+                await self._read_public_keys()
                 self._background = asyncio.create_task(self._tend())
+                self._counting = asyncio.create_task(self.together.keep())
             self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard)
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
+                self.answering.know(loaded.label, loaded.predictor)
+            self.hearing.know(self.state.loaded[self.state.champion].predictor.bundle)
 
     def report(self) -> dict[str, Any]:
         """What this replica serves, for the driver and for GET /v1/models/NAME."""
@@ -95,14 +113,13 @@ class ModelServer:
             if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == predict_path:
                 status, body = await self.answering.answer(self.state, scope["headers"], receive)
                 headers = [JSON, (b"content-length", b"%d" % len(body))]
-                if status == 401:
-                    headers.append((b"www-authenticate", b"Bearer"))
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
             else:
                 await others(scope, receive, send)
 
-        return app
+        access = self.admission.access
+        return guarded(app, header_bytes=access.limits.header_bytes, cors_origins=access.cors_origins)
 
     # ------------------------------------------------------------------ background
 
@@ -117,21 +134,31 @@ class ModelServer:
                     flushed = now
                     if len(self.log):
                         await asyncio.to_thread(self.log.flush)
+                    if len(self.hearing.log):
+                        await asyncio.to_thread(self.hearing.log.flush)
+                await self._read_public_keys()
                 if now - told >= EXPORT_S:
                     told = now
                     for (version, status), count in self.metrics.new_counts().items():
                         exported.inc(count, {"model": self.name, "version": version or "none", "status": str(status)})
             except Exception as error:
-                logger.warning("the prediction log or metrics of %s wait: %s: %s", self.name, type(error).__name__, error)
+                logger.warning("the prediction log, labels or metrics of %s wait: %s: %s", self.name, type(error).__name__, error)
+
+    async def _read_public_keys(self) -> None:
+        tokens = self.admission.tokens
+        if tokens is not None and tokens.is_due:
+            await asyncio.to_thread(tokens.refresh)
 
     async def __del__(self) -> None:
         """Serve awaits this when a replica stops in good order: write what waits."""
-        if self._background:
-            self._background.cancel()
-        try:
-            await asyncio.to_thread(self.log.flush)
-        except (OSError, RaymlpError) as error:
-            logger.error("%s rows of the prediction log are lost: %s", len(self.log), error)
+        for task in (self._background, self._counting):
+            if task:
+                task.cancel()
+        for what, log in (("the prediction log", self.log), ("the labels", self.hearing.log)):
+            try:
+                await asyncio.to_thread(log.flush)
+            except (OSError, RaymlpError) as error:
+                logger.error("%s rows of %s are lost: %s", len(log), what, error)
         self._guard.release()
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymlp.config.access import Access
+from raymlp.config.privacy import Rule
 from raymlp.config.schema import Config
 from raymlp.runtime.session import storage_root
 from raymlp.serve.keys import ApiKey
@@ -28,6 +30,10 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
+        "label_folder": str(label_folder(config, config.problem.name)),
+        "label_rule": _plain(config.data.privacy.columns.get(str(config.problem.answer))),
+        "access": settings.model_dump(mode="json", include=set(Access.model_fields)),
+        "max_replicas": settings.max_replicas,
     }
     scaling = {
         "min_replicas": settings.min_replicas,
@@ -56,6 +62,10 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
     )
 
 
+def _plain(rule: Rule | None) -> dict[str, Any] | None:
+    return rule.model_dump(mode="json") if rule is not None else None
+
+
 def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "") -> dict[str, Any]:
     """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own."""
     champion = next(iter(versions))
@@ -71,6 +81,11 @@ def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], sa
 def log_folder(config: Config, name: str) -> Path:
     """Where an endpoint's replicas write their prediction log."""
     return storage_root(config.runtime) / "predictions" / name
+
+
+def label_folder(config: Config, name: str) -> Path:
+    """Where replicas write the true answers that clients send back, and where others may put theirs."""
+    return storage_root(config.runtime) / "labels" / name
 
 
 def _runtime_env() -> dict[str, Any]:

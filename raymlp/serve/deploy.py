@@ -32,9 +32,11 @@ from raymlp.serve.controller import (
     wait_ready,
     wait_running,
 )
+from raymlp.serve.counts import stop_counts
 from raymlp.serve.keys import ApiKey, given_keys, read_keys
 from raymlp.serve.probe import probe, start_probe
 from raymlp.serve.routing import check_weights
+from raymlp.serve.tokens import require_library
 
 API_KEYS = "RAYMLP_API_KEYS"
 logger = logging.getLogger(__name__)
@@ -112,6 +114,7 @@ def undeploy(name: str) -> None:
     running = {app.name for app in client.list_serve_statuses()}
     if name not in running:
         return
+    stop_counts(name)
     if running - {name}:
         undeclare(client, name)
         until(lambda: name not in {app.name for app in client.list_serve_statuses()}, CHANGE_S, f"{name} is still being stopped")
@@ -136,12 +139,15 @@ def problems(name: str) -> dict[str, str]:
 
 
 def _keys(settings: Serve) -> list[ApiKey]:
-    """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all."""
+    """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all,
+    and no tokens either."""
     if settings.auth == "none":
         return []
+    if settings.jwt is not None:
+        require_library()
     given = given_keys(os.environ.get(API_KEYS, ""))
     filed = read_keys(Path(settings.keys_file)).keys if settings.keys_file else ()
-    if not (*given, *filed):
+    if not (*given, *filed) and settings.jwt is None:
         raise ServingError(
             f"serve.auth is key, {API_KEYS} holds none and serve.keys_file is {settings.keys_file}; expected one or more. Set {API_KEYS}, "
             "or make a file with raymlp keys add NAME and set serve.keys_file."

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from raymlp.cli import run_command
-from raymlp.config.serve import Log, Serve
+from raymlp.config.serve import Serve
 from raymlp.core.errors import ConfigError, ServingError
 from raymlp.serve.app import ModelServer
 from raymlp.serve.deploy import _keys
 from raymlp.serve.keys import GRACE_S, KeyRing, Refusal, add_key, given_keys, key_hash, read_keys, revoke_key
+from tests.serve.bundles import replica_settings
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RING = KeyRing(given_keys("first, second,,"))
@@ -149,8 +150,7 @@ def test_an_endpoint_needs_a_key_from_somewhere(tmp_path: Path, monkeypatch: pyt
 def test_a_replica_asks_each_route_for_its_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r")))
     key = add_key(tmp_path / "keys.json", "shop", ["predict"])
-    settings = {"name": "flights", "max_rows": 9, "needs_key": True, "keys": [], "keys_file": str(tmp_path / "keys.json")}
-    server = ModelServer({**settings, "log_folder": tmp_path / "log", "log": Log().model_dump()})
+    server = ModelServer(replica_settings(tmp_path, needs_key=True, keys_file=str(tmp_path / "keys.json")))
     headers = {b"authorization": f"Bearer {key}".encode()}
     assert server.admission.refused(headers, "predict") is None
     found = server.admission.refused(headers, "operate")
