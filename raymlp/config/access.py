@@ -94,7 +94,8 @@ class Access(Section):
     guard: Literal["reject", "flag", "off"] = "reject"
     """Unknown fields and values of a wrong type are always refused, with 422. What more is asked of a row: the contract's ranges,
     categories and patterns, and that no number or text is absurd (`absurd_factor`). `reject` refuses a row that falls short with 422;
-    `flag` answers it, names the fields as `flags` in the answer and in the prediction log, and counts it in `raymlp_flagged_rows`; `off` does not look."""
+    `flag` answers it, names the fields as `flags` in the answer and in the prediction log, and counts it in `raymlp_flagged_rows`;
+    `off` does not look."""
 
     absurd_factor: float = Field(default=10, gt=0)
     """A number is absurd when it lies beyond the range of the training rows by more than this many of its widths (at least of 1, and of

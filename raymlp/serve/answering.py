@@ -110,4 +110,4 @@ async def _answers(predictor: Predictor, typed: list[Row]) -> Prediction:
     if len(typed) == 1:
         return predictor.predict_typed(typed[0])
     table = table_of(typed, predictor.bundle.contract)
-    return predictor.predict(table) if len(typed) <= INLINE_ROWS else await asyncio.to_thread(predictor.predict, table)
+    return predictor.predict_checked(table) if len(typed) <= INLINE_ROWS else await asyncio.to_thread(predictor.predict_checked, table)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from raymlp.core.errors import ServingError
 from raymlp.serve.extraction import DistinctRows, Sketches
 from raymlp.serve.quota import PRESENT_S, SYNC_S, Buckets, Grant, Quota, Spent
 
@@ -86,9 +87,11 @@ class Together:
 
 
 def counts_of(model: str) -> Any:
-    """The actor of a model, started when it is not there."""
+    """The actor of a model, started when it is not there. Raises ServingError without Ray, which it must not start."""
     import ray
 
+    if not ray.is_initialized():
+        raise ServingError("Ray is not running; expected it where replicas count together.")
     options = {"namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True, "num_cpus": 0, "max_restarts": -1}
     return ray.remote(Counts).options(name=_name(model), **options).remote()
 

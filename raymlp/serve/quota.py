@@ -27,7 +27,8 @@ MAX_CALLERS = 10_000
 MEMORY = 0.5
 """Weight of the latest requests in what a replica is thought to see."""
 MOST_OF_LEVEL = 0.5
-"""Part of what is there that one lease may take: a replica whose first requests come now finds something."""
+"""Part of what is there that a lease of more than one token may take: a replica whose first requests come now finds something."""
+TINY = 1e-9
 LEAST = 0.05
 """Part of an even share that a replica gets however few requests it saw."""
 
@@ -84,7 +85,7 @@ class Bucket:
         seat = self.seats.pop(replica, None)
         leased = sum(other.lease for other in self.seats.values())
         self.level += (seat.lease if seat else 0.0) - spent.used + self.rate * (now - self.now)
-        self.level = min(self.level, self.most - leased)
+        self.level = max(-self.most, min(self.level, self.most - leased))  # replicas that were alone for long owe a burst and no more
         since = max(now - (seat.heard if seat else self.now), SYNC_S / 10)
         self.now = now
         if not spent.asked:
@@ -93,7 +94,7 @@ class Bucket:
         least = LEAST * self.rate / (len(self.seats) + 1)
         wanted = sum(other.demand + least for other in self.seats.values())
         part = (demand + least) / (wanted + demand + least)
-        lease = max(0.0, min(self.level * MOST_OF_LEVEL, part * (self.level + leased)))
+        lease = max(0.0, min(self.level, part * (self.level + leased), max(self.level * MOST_OF_LEVEL, 1.0)))
         self.level -= lease
         self.seats[replica] = _Seat(lease, demand, now)
         return Grant(lease, is_lease=True)
@@ -154,7 +155,8 @@ class Quota:
         """A caller was refused since the last report, so that a new one is worth while."""
 
     def take(self, caller: str, limit: RateLimit, now: float) -> float:
-        """0 when the request is admitted, else the seconds after which to try again. A fraction of a token is enough: the rest is owed."""
+        """0 when the request is admitted, else the seconds after which to try again. This replica's part of a token is enough, since
+        a last token may lie divided among all; the rest is owed."""
         share = self._shares.get(caller)
         if share is None:
             if len(self._shares) >= MAX_CALLERS:
@@ -165,12 +167,13 @@ class Quota:
             share.rate, share.most = limit.requests_per_s, spare(limit)
         share.asked += 1
         share.fill(now, self.replicas)
-        if share.tokens > 0:
+        enough = 1 / self.replicas - TINY
+        if share.tokens >= enough:
             share.tokens -= 1
             share.used += 1
             return 0.0
         self.is_short = True
-        return max(SYNC_S, (1 - share.tokens) / share.rate)
+        return max(SYNC_S, (enough - share.tokens) * self.replicas / share.rate)
 
     def report(self) -> dict[str, Spent]:
         """What is to be told: callers that asked since the last report, and those that stopped asking, once."""
