@@ -53,18 +53,34 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
             "predictions": {"type": "array", "items": _record(ANSWERS[task])},
             "model_version": {"type": "string"},
             "prediction_id": {"type": "string", "format": "uuid"},
-        }
+            "flags": {
+                "type": "array",
+                "items": {"type": "array", "items": {"type": "string"}},
+                "description": "Fields out of place, a list a row; there when serve.guard is flag and a row has some",
+            },
+        },
+        required=["predictions", "model_version", "prediction_id"],
     )
+    told = _record(
+        {
+            "prediction_id": {"type": "string", "maxLength": 128},
+            "row": {"type": "integer", "minimum": 0, "maximum": max_rows - 1, "description": "Place in the request; the first without it"},
+            "label": {"type": ["string", "number", "boolean"], "description": "The true answer, as the source has it"},
+        },
+        required=["prediction_id"],
+    ) | {"additionalProperties": {"type": "number"}, "description": "A label, named numbers of the business, or both"}
+    feedback = _record({"feedback": {"type": "array", "items": told, "minItems": 1, "maxItems": max_rows}})
     error = _record({"error": _record({part: {"type": "string"} for part in ("field", "found", "expected")})})
     security: list[Json] = [{"key": []}] if needs_key else []
-    refused: Json = {}
+    refused: Json = {"429": {"description": "Over the caller's limit; try again after the seconds in Retry-After"}}
+    unread: Json = {"408": _refers("The body did not come in time", "Error"), "413": _refers("The body is too long", "Error")}
     if needs_key:
-        refused = {"401": _refers("The key is missing, wrong or expired", "Error"), "403": _refers("The key has not the role", "Error")}
+        refused |= {"401": _refers("The key is missing, wrong or expired", "Error"), "403": _refers("The key has not the role", "Error")}
     return {
         "openapi": "3.1.0",
         "info": {"title": name, "version": "1"},
         "components": {
-            "schemas": {"Row": row, "Request": request, "Answer": answer, "Error": error},
+            "schemas": {"Row": row, "Request": request, "Answer": answer, "Feedback": feedback, "Error": error},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "paths": {
@@ -76,8 +92,23 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                     "responses": {
                         "200": _refers("One prediction a row", "Answer"),
                         **refused,
+                        **unread,
                         "422": _refers("The request does not fit the contract", "Error"),
                         "503": {"description": "Too many requests wait; try again after the seconds in Retry-After"},
+                    },
+                }
+            },
+            f"/v1/models/{name}:feedback": {
+                "post": {
+                    "summary": "Tell what came true",
+                    "security": security,
+                    "requestBody": {"required": True, "content": _content("Feedback")},
+                    "responses": {
+                        "202": {"description": "How many rows were taken; they are written within seconds"},
+                        **refused,
+                        **unread,
+                        "422": _refers("A row is none, or its label is not one of the model", "Error"),
+                        "503": {"description": "Too much waits for the disk, or no model is loaded; try again later"},
                     },
                 }
             },
