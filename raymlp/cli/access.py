@@ -64,7 +64,7 @@ def revoke_key(
 
 @keys.command("list")
 def list_keys(file: KeysFile = Path("keys.json")) -> None:
-    """Names, roles and ends of the keys in a file."""
+    """Names, roles, limits and ends of the keys in a file."""
     from datetime import UTC, datetime
 
     from raymlp.serve.keys import read_keys
@@ -74,7 +74,9 @@ def list_keys(file: KeysFile = Path("keys.json")) -> None:
         key.name: "" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M} UTC{', expired' * key.is_expired(now)}"
         for key in read_keys(file).keys
     }
-    show_columns(("name", "allows", "until"), [(key.name, ", ".join(key.roles), ends[key.name]) for key in read_keys(file).keys])
+    limits = {key.name: f"{key.limit.requests_per_s:g}/s" if key.limit else "" for key in read_keys(file).keys}
+    rows = [(key.name, ", ".join(key.roles), limits[key.name], ends[key.name]) for key in read_keys(file).keys]
+    show_columns(("name", "allows", "limit", "until"), rows)
 
 
 @audit.command("verify")

@@ -132,10 +132,9 @@ class ModelServer:
             try:
                 if self.log.is_due or now - flushed >= self.log.settings.flush_s:
                     flushed = now
+                    await asyncio.to_thread(self.hearing.log.flush)
                     if len(self.log):
                         await asyncio.to_thread(self.log.flush)
-                    if len(self.hearing.log):
-                        await asyncio.to_thread(self.hearing.log.flush)
                 await self._read_public_keys()
                 if now - told >= EXPORT_S:
                     told = now

@@ -54,7 +54,7 @@ class Together:
     async def keep(self) -> None:
         """Run for as long as the replica does."""
         while True:
-            await asyncio.sleep(SOONEST_S)
+            await asyncio.sleep(SOONEST_S if self._actor is not None else SYNC_S)
             now = time.monotonic()
             if not (self.quota.is_short or now - self._told >= SYNC_S):
                 continue
@@ -76,6 +76,7 @@ class Together:
                 if not self._is_alone:
                     logger.error("limits of %s are counted by each replica alone for now: %s", self.model, type(error).__name__)
                 self._is_alone = True
+                await asyncio.sleep(ANSWER_S)
 
     async def _exchange(self, spent: dict[str, Spent], rows: Sketches) -> None:
         if self._actor is None:

@@ -14,6 +14,7 @@ import pytest
 from raymlp.cli import run_command
 from raymlp.config.serve import Serve
 from raymlp.core.errors import ConfigError, ServingError
+from raymlp.serve.admission import Admission
 from raymlp.serve.app import ModelServer
 from raymlp.serve.deploy import _keys
 from raymlp.serve.keys import GRACE_S, KeyRing, Refusal, add_key, given_keys, key_hash, read_keys, revoke_key
@@ -186,3 +187,18 @@ def test_the_commands_make_list_and_revoke_and_leave_a_trace(tmp_path: Path, cap
     log.write_text(log.read_text().replace('"key":"shop"', '"key":"desk"', 1))
     assert run_command(["audit", "verify", site]) == 1
     assert "line 1 was changed after it was written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_key_may_have_a_limit_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, site = ["--file", str(tmp_path / "keys.json")], f"runtime.storage={tmp_path / 'artifacts'}"
+    assert run_command(["keys", "add", "shop", "--rate", "0.001", "--burst", "2", *file, site]) == 0
+    key = next(word for word in capsys.readouterr().out.split() if word.startswith("rml_"))
+    assert run_command(["keys", "add", "desk", "--burst", "2", *file, site]) == 2
+    door = Admission(KeyRing((), tmp_path / "keys.json"), needs_key=True)
+    headers = {b"authorization": f"Bearer {key}".encode()}
+    found = [door.refused(headers, "predict") for _ in range(3)]
+    assert found[:2] == [None, None]
+    assert found[2] is not None
+    assert (found[2].status, found[2].field) == (429, "requests")
+    assert run_command(["keys", "list", *file]) == 0
+    assert "0.001/s" in capsys.readouterr().out
