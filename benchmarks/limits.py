@@ -1,7 +1,7 @@
 """How exactly a rate limit holds over four replicas behind the ingress, and how well distinct rows are counted there.
 
-`PYTHONPATH=. python benchmarks/limits.py` serves a small net with one limit a caller, asks as fast as it can, and prints what was admitted beside what
-rate and burst allow; then it kills the process that counts, under load, and looks for requests that were lost. It takes a minute.
+`PYTHONPATH=. python benchmarks/limits.py` serves a small net with one limit a caller, asks as fast as it can, and prints what was admitted
+beside what rate and burst allow; then it kills the process that counts, under load, and looks for lost requests. It takes a minute.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from raymlp.serve.tokens import Caller, Tokens, is_token
 ANYONE = Caller("anyone")
 """The one caller of an endpoint without keys."""
 
+NEAR = 0.75
+"""Part of the limit on distinct rows from which on they are told at once."""
+
 RETRY_AFTER_S: ContextVar[int] = ContextVar("retry_after_s", default=1)
 """Seconds after which this request may be tried again, for its headers, whatever the format of its answer."""
 
@@ -64,7 +67,9 @@ class Admission:
         if most is None:
             return
         now = time.time()
-        if self.rows.count(caller.name, now) >= most:
+        count = self.rows.count(caller.name, now)
+        self.rows.is_near = self.rows.is_near or count > NEAR * most
+        if count >= most:
             left_s = HOUR_S - now % HOUR_S
             raise Refusal(429, f"over {most:,} distinct rows in this hour", "fewer rows an hour; wait as Retry-After says", wait_s=left_s)
         self.rows.add(caller.name, rows, now)

@@ -19,10 +19,10 @@ from raymlp.serve.extraction import DistinctRows, Sketches
 from raymlp.serve.quota import PRESENT_S, SYNC_S, Buckets, Grant, Quota, Spent
 
 NAMESPACE = "raymlp"
-ANSWER_S = 1.0
+ANSWER_S = 2.0
 """Seconds after which the actor is taken not to answer."""
 ROWS_S = 1.0
-"""How often distinct rows are told."""
+"""How often distinct rows are told, unless a caller comes near the limit: then with every word."""
 SOONEST_S = SYNC_S / 4
 """Least seconds between two words, however many requests are refused."""
 logger = logging.getLogger("ray.serve")
@@ -59,7 +59,7 @@ class Together:
             if not (self.quota.is_short or now - self._told >= SYNC_S):
                 continue
             spent = self.quota.report()
-            rows = self.rows.changes() if now - self._rows_told >= ROWS_S else {}
+            rows = self.rows.changes() if self.rows.is_near or now - self._rows_told >= ROWS_S else {}
             is_known = self._actor is not None and now - self._told >= PRESENT_S / 2
             if not (spent or rows or is_known):
                 continue

@@ -1,8 +1,8 @@
 """How many distinct rows a caller asked for in this hour, over all replicas: who copies a model by its answers needs many.
 
 Counted by HyperLogLog, in 4 KiB a caller, exactly up to a few hundred and then with a standard error of 1.6 %. Replicas send their sketches
-to a process of its own (`counts`) every second and get back the union, so that between two words the rows of other replicas are not yet
-counted. No Ray.
+to a process of its own (`counts`) every second, near the limit ten times, and get back the union, so that between two words the rows
+of other replicas are not yet counted. No Ray.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class DistinctRows:
     def __init__(self) -> None:
         self._sketches: dict[str, tuple[int, Any]] = {}
         self._changed: set[str] = set()
+        self.is_near = False
+        """A caller comes near the limit, so that his rows should be told at once."""
 
     def count(self, caller: str, now: float) -> float:
         """Distinct rows of this hour, estimated."""
@@ -45,7 +47,7 @@ class DistinctRows:
 
     def changes(self) -> Sketches:
         """Sketches with rows that were added since the last call."""
-        changed, self._changed = self._changed, set()
+        changed, self._changed, self.is_near = self._changed, set(), False
         known = {caller: self._sketches[caller] for caller in changed if caller in self._sketches}
         return {caller: (hour, bytes(sketch.serialize_updatable())) for caller, (hour, sketch) in known.items()}
 

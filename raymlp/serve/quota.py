@@ -3,7 +3,7 @@
 Each caller has one bucket of tokens in a process of its own (`counts`). A replica holds a lease of some of them, admits on its own,
 and in the background tells what it used and gets a new lease: a share of what is there, by the requests that it lately saw. What it used
 is taken from the bucket even where it had no lease for it, so in the long run the callers get what the limit says. Without a word
-from the bucket for a second, a replica goes on with its own part of the limit: rate and burst divided by the number of replicas.
+from the bucket for three seconds, a replica goes on with its own part of the limit: rate and burst divided by the number of replicas.
 No Ray; the clock is the caller's.
 """
 
@@ -18,7 +18,7 @@ from raymlp.config.access import RateLimit
 
 SYNC_S = 0.1
 """How often a replica tells what it used and gets a new lease."""
-LEASE_S = 1.0
+LEASE_S = 3.0
 """A lease that is older counts no more."""
 PRESENT_S = 5.0
 """A replica that was not heard of for so long is gone."""
@@ -34,9 +34,11 @@ LEAST = 0.05
 
 
 class Spent(NamedTuple):
-    """What a replica tells of a caller: requests it admitted and requests it saw since it last told, and the limit."""
+    """What a replica tells of a caller: requests it admitted since the last word that was answered and ever, so that a word whose answer
+    was lost is not charged twice; requests it saw; and the limit."""
 
     used: int
+    ever: int
     asked: int
     rate: float
     most: float
@@ -73,6 +75,8 @@ class Bucket:
     now: float
     level: float = field(init=False)
     seats: dict[str, _Seat] = field(default_factory=dict)
+    ever: dict[str, int] = field(default_factory=dict)
+    """What each replica used, as it last told."""
 
     def __post_init__(self) -> None:
         self.level = self.most
@@ -84,7 +88,9 @@ class Bucket:
             del self.seats[name]  # what it held is taken as used: it will not tell
         seat = self.seats.pop(replica, None)
         leased = sum(other.lease for other in self.seats.values())
-        self.level += (seat.lease if seat else 0.0) - spent.used + self.rate * (now - self.now)
+        used = spent.ever - self.ever.get(replica, spent.ever - spent.used)
+        self.ever[replica] = spent.ever
+        self.level += (seat.lease if seat else 0.0) - used + self.rate * (now - self.now)
         self.level = max(-self.most, min(self.level, self.most - leased))  # replicas that were alone for long owe a burst and no more
         since = max(now - (seat.heard if seat else self.now), SYNC_S / 10)
         self.now = now
@@ -132,6 +138,7 @@ class _Share:
     most: float
     leased_until: float = -math.inf
     used: int = 0
+    ever: int = 0
     asked: int = 0
     is_told: bool = True
 
@@ -171,6 +178,7 @@ class Quota:
         if share.tokens >= enough:
             share.tokens -= 1
             share.used += 1
+            share.ever += 1
             return 0.0
         self.is_short = True
         return max(SYNC_S, (enough - share.tokens) * self.replicas / share.rate)
@@ -179,7 +187,7 @@ class Quota:
         """What is to be told: callers that asked since the last report, and those that stopped asking, once."""
         self.is_short = False
         return {
-            caller: Spent(share.used, share.asked, share.rate, share.most)
+            caller: Spent(share.used, share.ever, share.asked, share.rate, share.most)
             for caller, share in self._shares.items()
             if share.asked or share.used or not share.is_told
         }

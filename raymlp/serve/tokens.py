@@ -128,7 +128,7 @@ class Tokens:
             )
         except jwt.ExpiredSignatureError:
             raise Refusal(401, "a token that expired", EXPECTED) from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise Refusal(401, f"a token that is not valid ({type(error).__name__})", EXPECTED) from None
         name = claims.get(settings.caller_claim)
         if not isinstance(name, str) or not 0 < len(name) <= 256:

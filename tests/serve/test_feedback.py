@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raymlp.config.privacy import Generalise, Hash, Rule
 from raymlp.config.problem import Problem
@@ -90,6 +93,25 @@ def test_no_list_of_rows_is_refused(body: bytes) -> None:
         parse_feedback(body, YES_NO, max_rows=5)
     with pytest.raises(RequestError, match="1 to 5 rows"):
         parse_feedback(orjson.dumps({"feedback": [{}] * 6}), YES_NO, max_rows=5)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("prediction_id", "row", "label", "n", "")), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=40) | JSON.map(lambda rows: json.dumps({"feedback": rows}).encode()))
+def test_whatever_comes_is_taken_or_refused(body: bytes) -> None:
+    try:
+        rows = parse_feedback(body, YES_NO, max_rows=5)
+    except RequestError:
+        return
+    assert all(row.label in (None, "no", "yes") for row in rows)
+    assert FeedbackLog(Path("unused"), writer="r").add(rows, "string")
 
 
 def test_a_wrong_class_is_told_the_nearest_one() -> None:

@@ -25,6 +25,8 @@ from tests.serve.bundles import json_rows, make_bundle, make_config
 from tests.serve.test_endpoint import Place, free_port
 
 pytestmark = pytest.mark.ray
+WRITE_S = 2.0
+"""For a look every .2 s and one write, on a machine that is busy."""
 SECRETS = ("rml-environment-secret-1", "rml-environment-secret-2")
 
 
@@ -44,31 +46,30 @@ def place(ray_runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_a_replica_that_is_killed_loses_no_more_of_the_log_than_is_declared(place: tuple[Place, str, Path]) -> None:
     running, key, _ = place
-    log, answers = running.config.serve.log, list[tuple[float, str, int]]()
+    log, answers = running.config.serve.log, list[tuple[float, float, str, int]]()
     stop = threading.Event()
 
     def ask() -> None:
         while not stop.is_set():
-            got = replay(running.endpoint.url, "flights", json_rows(5) * 4, key=key, connections=4)
-            answers.extend((time.monotonic(), answer.prediction_id or "", answer.status) for answer in got)
+            start = time.monotonic()
+            got = replay(running.endpoint.url, "flights", json_rows(4), key=key, connections=4)
+            end = time.monotonic()
+            answers.extend((start, end, answer.prediction_id or "", answer.status) for answer in got)
 
     asking = threading.Thread(target=ask)
     asking.start()
     until(lambda: len(answers) > 600)
-    victim = status("flights")["replicas"][0]["pid"]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(status("flights")["replicas"][0]["pid"], signal.SIGKILL)
     killed = time.monotonic()
     until(lambda: answers[-1][0] > killed + 1)
     stop.set()
     asking.join()
-    assert {code for _, _, code in answers} == {200}, "no request fails with it"
-    survivors = {prediction for when, prediction, _ in answers if when > killed}
-    until(lambda: survivors <= logged(running.endpoint), limit_s=30)
-    lost = [when for when, prediction, _ in answers if prediction not in logged(running.endpoint)]
-    assert all(when > killed - log.flush_s - 2.0 for when in lost), "older rows were written"
-    assert all(when <= killed + 1 for when in lost)
-    rate = sum(killed - 5 < when <= killed for when, _, _ in answers) / 5
-    assert len(lost) <= rate * (log.flush_s + 2.0)
+    assert {code for *_, code in answers} == {200}, "no request fails with it"
+    later = {prediction for start, _, prediction, _ in answers if start > killed}
+    until(lambda: later <= logged(running.endpoint), limit_s=30)
+    known = logged(running.endpoint)
+    lost = [end for _, end, prediction, _ in answers if prediction not in known]
+    assert all(end > killed - log.flush_s - WRITE_S for end in lost), "older rows were written"
 
 
 def test_no_key_is_in_any_file_that_a_session_leaves(place: tuple[Place, str, Path], ray_runtime: Runtime) -> None:

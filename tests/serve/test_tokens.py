@@ -16,6 +16,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from pydantic import ValidationError
 
@@ -64,6 +66,9 @@ def tokens(content: Mapping[str, Any] = JWKS, **changes: Any) -> Tokens:
     return found
 
 
+DOOR = tokens()
+
+
 def refused(door: Tokens, given: bytes, role: Any = "predict") -> tuple[int, str]:
     with pytest.raises(Refusal) as found:
         door.let_in(given, role)
@@ -108,6 +113,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "without a name": (token(sub=None), "a token without sub"),
     "too long": (token(roles=["x" * MAX_TOKEN_BYTES]), "bytes"),
     "cut short": (token()[:-5], "is not valid"),
+    "nested without end": (b".".join([base64.urlsafe_b64encode(b'{"a":' + b"[" * 5_000), b"eyJ9", b"x"]), "is not valid"),
     "no JSON": (b"eyJ.eyJ.x", "DecodeError"),
     "an end that is no number": (token(exp="tomorrow"), "DecodeError"),
     "critical words": (jwt.encode(claims(), RSA_KEY, "RS256", headers={"kid": "r", "crit": ["b64"], "b64": False}).encode(), ""),
@@ -121,6 +127,14 @@ def test_a_bad_token_is_kept_out(case: str) -> None:
     assert status == 401
     assert words in found
     assert given.decode()[-20:] not in found
+
+
+@given(st.binary(max_size=300), st.integers(0, 2))
+def test_whatever_comes_as_a_token_is_let_in_or_refused(junk: bytes, place: int) -> None:
+    parts = token().split(b".")
+    parts[place] = junk
+    status, _ = refused(DOOR, b".".join(parts))
+    assert status == 401
 
 
 def test_clocks_may_differ_by_the_leeway() -> None:
