@@ -23,8 +23,8 @@ class RateLimit(Section):
     """Requests a second in the long run; more get 429 with Retry-After."""
 
     burst: int | None = Field(default=None, ge=1)
-    """Requests that may come at once after a pause; null takes those of a second. Each replica may let one more through at a time,
-    which is made up for."""
+    """Requests that may come at once after a pause; null takes those of a second. Replicas may let a third more
+    through at first, and one request each, which is made up for."""
 
     @property
     def most(self) -> float:

@@ -18,9 +18,9 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.serve import Log
 from raymlp.core.files import make_folder
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.hours import log_files
 from raymlp.data.target import Target
 from raymlp.model.predictor import Predictor
-from raymlp.data.hours import log_files
 from raymlp.serve.evidence import Versions, gather, traffic_of
 from raymlp.serve.log import Entry, PredictionLog, read_log
 from raymlp.serve.rollout.distribution import REFERENCE_ROWS

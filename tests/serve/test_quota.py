@@ -99,11 +99,13 @@ def test_who_keeps_below_the_limit_is_hardly_ever_refused(spread: str) -> None:
     assert len(admitted(RateLimit(requests_per_s=100), requests)) > 0.99 * len(requests)
 
 
-def test_a_burst_after_a_pause_passes_and_what_is_over_it_waits() -> None:
+def test_a_burst_after_a_pause_passes_and_what_is_over_it_is_made_up_for() -> None:
     at_once = [(10 + place / 10_000, place % REPLICAS) for place in range(200)]
+    later = poisson(400, 20, SPREADS["even"])
     warm = [(place / 10, place % REPLICAS) for place in range(50)]
-    moments = admitted(RateLimit(requests_per_s=100), [*warm, *at_once])
-    assert 95 <= sum(moment >= 10 for moment in moments) <= 100 + REPLICAS + 5
+    moments = admitted(RateLimit(requests_per_s=100), [*warm, *at_once, *((when, place) for when, place in later if when > 10.1)])
+    assert 95 <= sum(10 <= moment < 10.1 for moment in moments) <= 4 / 3 * 100
+    assert abs(sum(moment >= 10 for moment in moments) / (100 * 10 + 100) - 1) < 0.05
 
 
 def test_without_a_word_from_the_others_each_replica_keeps_to_its_part() -> None:
