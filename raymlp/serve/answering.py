@@ -1,4 +1,4 @@
-"""From a request's bytes to the answer's: keys, JSON, contract, version, predictor, JSON; logged and counted on the way."""
+"""From a request's bytes to the answer's: keys, format, contract, version, predictor, format; logged and counted on the way."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import orjson
+import pyarrow as pa
 from starlette.types import Receive
 
 from raymlp.core.errors import RequestError
 from raymlp.data.contract_row import Row, table_of
-from raymlp.serve.admission import Admission, noted, refusal
+from raymlp.serve.admission import Admission, noted
 from raymlp.serve.body import Unread, read_body
+from raymlp.serve.fallback import Fallback
+from raymlp.serve.formats.arrow import checked_table
+from raymlp.serve.formats.wire import FALLBACK, JSON_ROWS, Wire
 from raymlp.serve.keys import Refusal
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
-from raymlp.serve.request import parse
+from raymlp.serve.request import Request
 from raymlp.serve.screening import Screen
+from raymlp.serve.tokens import Caller
 from raymlp.serve.versions import State
 
 INLINE_ROWS = 32
@@ -32,61 +36,79 @@ if TYPE_CHECKING:
 
 
 class Answering:
-    """The predictions of one replica."""
+    """The predictions of one replica. `fallback` answers where no version can; None says so."""
 
-    def __init__(self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int) -> None:
-        self.admission, self.log, self.metrics, self.max_rows = admission, log, metrics, max_rows
+    def __init__(
+        self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int, fallback: Fallback | None = None
+    ) -> None:
+        self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
         self._screens: dict[str, Screen] = {}
 
     def know(self, label: str, predictor: Predictor) -> None:
         """A version's guard, made before its first row."""
-        bundle, access = predictor.bundle, self.admission.access
-        self._screens[label] = Screen(
-            bundle.contract, bundle.profile.columns, predictor.check, guard=access.guard, absurd_factor=access.absurd_factor
-        )
+        access = self.admission.access
+        self._screens[label] = Screen.of(predictor, guard=access.guard, absurd_factor=access.absurd_factor)
 
-    async def answer(self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, bytes]:
-        """Status and body for a request; it is logged and counted, whatever becomes of it."""
+    async def answer(
+        self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
+    ) -> tuple[int, bytes]:
+        """Status and body for a request; it is logged and counted, whatever becomes of it. `wire` is its format."""
         start = time.perf_counter()
         given = dict(headers)
-        status, label, key, rows, prediction_id = 500, "", "", 1, str(uuid.uuid4())
+        status, label, key, rows, routed, prediction_id = 500, "", "", 1, "", str(uuid.uuid4())
         try:
-            caller = self.admission.enter(given, "predict")
+            caller = self.admission.enter(given, wire.role)
             content = await read_body(given, receive, self.admission.access.limits)
-            if state is None:
-                status, body = 503, refusal("model", "not loaded", "a model that is ready; try again")
+            fallback = self.fallback
+            if state is None and fallback is None:
+                status, body = 503, wire.refuse("model", "not loaded", "a model that is ready; try again")
                 return status, body
-            request = parse(content, max_rows=self.max_rows)
+            request = wire.read(content, max_rows=self.max_rows)
             rows = len(request.instances)
             key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
-            key = state.hide(key)
-            label = state.routes.choose(key)
-            predictor, screen = state.loaded[label].predictor, self._screens[label]
-            typed = [screen.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
-            self.admission.count_rows(caller, typed)
-            flags = [screen.doubts(row) for row in typed]
-            answer = await _answers(predictor, typed)
-            told = {"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id}
-            body = orjson.dumps({**told, "flags": flags} if any(flags) else told)
+            if state is not None:
+                key = state.hide(key)
+                label, routed = (wire.version, "") if wire.version else (state.routes.choose(key), state.routed)
+                predictor, screen = state.loaded[label].predictor, self._screens[label]
+                typed = await _typed(screen, request)
+                inputs = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
+                flags = self._judged(caller, screen, inputs)
+                try:
+                    digest, answer = predictor.bundle.digest, await _answers(predictor, typed)
+                except Exception as error:
+                    if fallback is None:
+                        raise
+                    self._note_failure(error, prediction_id, label, key, rows, routed, start)
+                    self.metrics.count(label, 500, time.perf_counter() - start)
+                    label, routed, digest, answer = FALLBACK, "", "", fallback.answer(rows)
+            elif fallback is not None:
+                key, typed = fallback.hide_routing_key(key), await _typed(fallback, request)
+                label, digest, answer = FALLBACK, "", fallback.answer(rows)
+            if label == FALLBACK:
+                inputs, flags = [None] * rows, [()] * rows
+            body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id, flags=flags)
             status = 200
-            self._note(state.routed, prediction_id, label, key, typed, flags, answer, (time.perf_counter() - start) * 1e3)
+            self._note(routed, prediction_id, label, key, inputs, flags, answer, (time.perf_counter() - start) * 1e3)
         except Refusal as refused:
-            status, body = noted(refused).status, refusal(refused.field, refused.found, refused.expected)
+            status, body = noted(refused).status, wire.refuse(refused.field, refused.found, refused.expected)
         except Unread as unread:
-            status, body = unread.status, refusal("body", unread.found, unread.expected)
+            status, body = unread.status, wire.refuse("body", unread.found, unread.expected)
         except RequestError as error:
-            status, body = 422, refusal(error.field, error.found, error.expected)
+            status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:
-            status, body = 422, refusal("body", "nested too deep", "rows of plain values")
+            status, body = 422, wire.refuse("body", "nested too deep", "rows of plain values")
         except Exception as error:
-            logger.exception("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__)
-            status, body = 500, refusal("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
-            took_ms = (time.perf_counter() - start) * 1e3
-            for place in range(rows):
-                self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, state.routed if state else ""))
+            status, body = 500, wire.refuse("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
+            self._note_failure(error, prediction_id, label, key, rows, routed, start)
         finally:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
+
+    def _judged(self, caller: Caller, screen: Screen, inputs: list[Row]) -> list[tuple[str, ...]]:
+        """Fields out of place, for each row. Raises RequestError where they are refused, Refusal for who asked for too many rows."""
+        flags = [screen.judged(row, f"instances[{place}]") for place, row in enumerate(inputs)]
+        self.admission.count_rows(caller, inputs)
+        return flags
 
     def _note(
         self,
@@ -94,19 +116,34 @@ class Answering:
         prediction_id: str,
         label: str,
         key: str,
-        typed: list[Row],
+        inputs: list[Any],
         flags: list[tuple[str, ...]],
         answer: Prediction,
         took_ms: float,
     ) -> None:
         now = time.time()
-        for place, (row, doubts, score) in enumerate(zip(typed, flags, answer.summary.tolist(), strict=True)):
+        for place, (row, doubts, score) in enumerate(zip(inputs, flags, answer.summary.tolist(), strict=True)):
             if doubts:
                 self.metrics.flag(label, doubts)
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed, ",".join(doubts) or None))
 
+    def _note_failure(self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float) -> None:
+        logger.error("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__, exc_info=error)
+        took_ms = (time.perf_counter() - start) * 1e3
+        for place in range(rows):
+            self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, routed))
 
-async def _answers(predictor: Predictor, typed: list[Row]) -> Prediction:
+
+async def _typed(checker: Screen | Fallback, request: Request) -> list[Row] | pa.Table:
+    """The request's rows in the contract's types. Raises RequestError."""
+    if isinstance(request.instances, list):
+        return [checker.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
+    return await asyncio.to_thread(checked_table, request.instances, checker.contract, checker.key)
+
+
+async def _answers(predictor: Predictor, typed: list[Row] | pa.Table) -> Prediction:
+    if not isinstance(typed, list):
+        return await asyncio.to_thread(predictor.predict_checked, typed)
     if len(typed) == 1:
         return predictor.predict_typed(typed[0])
     table = table_of(typed, predictor.bundle.contract)

@@ -11,6 +11,7 @@ from raymlp.config.access import Access
 from raymlp.config.privacy import Rule
 from raymlp.config.schema import Config
 from raymlp.runtime.session import storage_root
+from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
 
@@ -22,6 +23,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
     settings = config.serve
+    bundle = user_config["versions"][user_config["champion"]]
     args = {
         "name": config.problem.name,
         "keys": [key.model_dump(mode="json") for key in keys],
@@ -34,6 +36,8 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "label_rule": _plain(config.data.privacy.columns.get(str(config.problem.answer))),
         "access": settings.model_dump(mode="json", include=set(Access.model_fields)),
         "max_replicas": settings.max_replicas,
+        "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
+        "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
     scaling = {
         "min_replicas": settings.min_replicas,

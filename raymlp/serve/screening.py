@@ -5,12 +5,16 @@ rows of training. Compiled once for a version. No Ray, no web framework.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from raymlp.core.errors import RequestError
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_row import Row, row_checker, value_checker
+from raymlp.data.privacy import PrivacyKey
 from raymlp.data.profile import ColumnProfile
+
+if TYPE_CHECKING:
+    from raymlp.model.predictor import Predictor
 
 Test = Callable[[Any], str]
 """What is expected of a value that fails; empty for one that is well."""
@@ -21,43 +25,45 @@ VALUE_RULES: Mapping[str, Any] = {"minimum": None, "maximum": None, "categories"
 
 
 class Screen:
-    """The guard of one version. `check` turns a row of a request into typed values, or raises RequestError; `doubts` names the fields of
-    a typed row that are out of place."""
+    """The guard of one version. `check` turns a row of a request into typed values, or raises RequestError, and tables are held against
+    `contract`; `judged` looks at a typed row."""
 
     def __init__(
         self,
         contract: Contract,
         columns: Mapping[str, ColumnProfile],
-        check: Callable[[Any, str], Row],
         *,
         guard: Literal["reject", "flag", "off"],
         absurd_factor: float,
+        key: PrivacyKey | None = None,
     ) -> None:
-        """`check` is the strict check of the contract, which is used as it is where rows are rejected."""
         absurd = {name: test for name, rule in contract.columns.items() if (test := _absurd(rule, columns.get(name), absurd_factor))}
-        self._tests: list[tuple[str, Test]] = []
-        self._absurd = list(absurd.items()) if guard == "reject" else []
-        self._check = check
+        self.contract, self.key = contract, key
+        self._is_strict = guard == "reject"
+        self._tests: list[tuple[str, Test]] = list(absurd.items()) if guard == "reject" else []
         if guard != "reject":
             rules = {name: rule.model_copy(update=VALUE_RULES) for name, rule in contract.columns.items()}
-            self._check = row_checker(contract.model_copy(update={"columns": rules}))
+            self.contract = contract.model_copy(update={"columns": rules})
         if guard == "flag":
             self._tests = [(name, test) for name, rule in contract.columns.items() for test in (_rules(rule), absurd.get(name)) if test]
+        self.check: Callable[[Any, str], Row] = row_checker(self.contract, key=key)
 
-    def check(self, row: Any, where: str) -> Row:
-        """Typed values. Raises RequestError that names the field."""
-        typed = self._check(row, where)
-        for name, test in self._absurd:
-            value = typed[name]
+    @classmethod
+    def of(cls, predictor: Predictor, *, guard: Literal["reject", "flag", "off"], absurd_factor: float) -> Self:
+        """The guard of a loaded version."""
+        bundle = predictor.bundle
+        return cls(predictor.contract, bundle.profile.columns, guard=guard, absurd_factor=absurd_factor, key=predictor.key)
+
+    def judged(self, row: Row, where: str) -> tuple[str, ...]:
+        """Fields of a typed row that are out of place. Raises RequestError for the first one where rows are rejected."""
+        found: list[str] = []
+        for name, test in self._tests:
+            value = row[name]
             if value is not None and (expected := test(value)):
-                raise RequestError(f"{where}.{name}", "far from every row of training", expected)
-        return typed
-
-    def doubts(self, row: Row) -> tuple[str, ...]:
-        """Fields that are out of place; none unless rows are to be flagged."""
-        if not self._tests:
-            return ()
-        return tuple(dict.fromkeys(name for name, test in self._tests if (value := row[name]) is not None and test(value)))
+                if self._is_strict:
+                    raise RequestError(f"{where}.{name}", "far from every row of training", expected)
+                found.append(name)
+        return tuple(dict.fromkeys(found))
 
 
 def _rules(rule: ColumnContract) -> Test | None:

@@ -11,7 +11,6 @@ import pytest
 
 from raymlp.core.errors import RequestError
 from raymlp.data.contract import ColumnContract, Contract
-from raymlp.data.contract_row import row_checker
 from raymlp.data.profile import Profile
 from raymlp.serve.log import read_log
 from raymlp.serve.screening import Screen
@@ -33,7 +32,11 @@ GOOD = {"hours": 5, "size": 2.0, "carrier": "x", "code": "a1"}
 
 
 def screen(guard: Any, factor: float = 10) -> Screen:
-    return Screen(CONTRACT, TRAINED.columns, row_checker(CONTRACT), guard=guard, absurd_factor=factor)
+    return Screen(CONTRACT, TRAINED.columns, guard=guard, absurd_factor=factor)
+
+
+def judged(guard: Screen, row: dict[str, Any]) -> tuple[str, ...]:
+    return guard.judged(guard.check(row, "row"), "row")
 
 
 @pytest.mark.parametrize("guard", ["reject", "flag", "off"])
@@ -69,24 +72,22 @@ def test_values_out_of_place_are_refused_flagged_or_let_be(change: dict[str, Any
     row = {**GOOD, **change}
     if fields:
         with pytest.raises(RequestError) as found:
-            screen("reject").check(row, "row")
+            judged(screen("reject"), row)
         assert found.value.field == f"row.{fields[0]}"
     else:
-        assert screen("reject").check(row, "row") == row
-    assert screen("reject").doubts(GOOD) == ()
-    flagging = screen("flag")
-    assert flagging.doubts(flagging.check(row, "row")) == fields
-    assert screen("off").doubts(screen("off").check(row, "row")) == ()
+        assert judged(screen("reject"), row) == ()
+    assert judged(screen("flag"), row) == fields
+    assert judged(screen("off"), row) == ()
 
 
 def test_how_far_is_absurd_can_be_set_and_a_text_of_100_characters_never_is() -> None:
-    assert screen("flag", factor=2).doubts({**GOOD, "size": 16.0}) == ("size",)
-    assert screen("flag", factor=2).doubts({**GOOD, "size": 15.0}) == ()
+    assert judged(screen("flag", factor=2), {**GOOD, "size": 16.0}) == ("size",)
+    assert judged(screen("flag", factor=2), {**GOOD, "size": 15.0}) == ()
     open_contract = Contract(columns={"carrier": ColumnContract(type="string")})
-    absurd = Screen(open_contract, TRAINED.columns, row_checker(open_contract), guard="reject", absurd_factor=10)
-    assert absurd.check({"carrier": "c" * 100}, "row")
+    absurd = Screen(open_contract, TRAINED.columns, guard="reject", absurd_factor=10)
+    assert judged(absurd, {"carrier": "c" * 100}) == ()
     with pytest.raises(RequestError, match="far from every row of training; expected text of at most 100 characters"):
-        absurd.check({"carrier": "c" * 101}, "row")
+        judged(absurd, {"carrier": "c" * 101})
 
 
 def test_a_flagged_row_is_answered_and_marked_in_the_answer_the_log_and_the_metrics(tmp_path: Path) -> None:
