@@ -22,7 +22,7 @@ ANYONE = Caller("anyone")
 NEAR = 0.75
 """Part of the limit on distinct rows from which on they are told at once."""
 
-RETRY_AFTER_S: ContextVar[int] = ContextVar("retry_after_s", default=1)
+WAIT_S: ContextVar[int] = ContextVar("wait_s", default=1)
 """Seconds after which this request may be tried again, for its headers, whatever the format of its answer."""
 
 
@@ -85,7 +85,7 @@ class Admission:
 def noted(refused: Refusal) -> Refusal:
     """The refusal, with its seconds put where the headers of this request's answer are made."""
     if refused.status == 429:
-        RETRY_AFTER_S.set(max(1, math.ceil(refused.wait_s)))
+        WAIT_S.set(max(1, math.ceil(refused.wait_s)))
     return refused
 
 

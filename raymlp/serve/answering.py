@@ -6,14 +6,15 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from starlette.types import Receive
 
-from raymlp.core.errors import RequestError
+from raymlp.core.errors import RequestError, VersionAway
 from raymlp.data.contract_row import Row, table_of
 from raymlp.serve.admission import Admission, noted
+from raymlp.serve.apart import Apart
 from raymlp.serve.body import Unread, read_body
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.arrow import checked_table
@@ -23,7 +24,6 @@ from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.request import Request
 from raymlp.serve.screening import Screen
-from raymlp.serve.tokens import Caller
 from raymlp.serve.versions import State
 
 INLINE_ROWS = 32
@@ -36,12 +36,21 @@ if TYPE_CHECKING:
 
 
 class Answering:
-    """The predictions of one replica. `fallback` answers where no version can; None says so."""
+    """The predictions of one replica. `fallback` answers where no version can; None says so. `stand_in`: the champion
+    answers for a version that stands apart and is away."""
 
     def __init__(
-        self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int, fallback: Fallback | None = None
+        self,
+        admission: Admission,
+        log: PredictionLog,
+        metrics: ReplicaMetrics,
+        *,
+        max_rows: int,
+        fallback: Fallback | None = None,
+        stand_in: bool = False,
     ) -> None:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
+        self.stand_in = stand_in
         self._screens: dict[str, Screen] = {}
 
     def know(self, label: str, predictor: Predictor) -> None:
@@ -56,6 +65,8 @@ class Answering:
         start = time.perf_counter()
         given = dict(headers)
         status, label, key, rows, routed, prediction_id = 500, "", "", 1, "", str(uuid.uuid4())
+        inputs: list[Row] = []
+        flags: list[tuple[str, ...]] = []
         try:
             caller = self.admission.enter(given, wire.role)
             content = await read_body(given, receive, self.admission.access.limits)
@@ -70,11 +81,20 @@ class Answering:
                 key = state.hide(key)
                 label, routed = (wire.version, "") if wire.version else (state.routes.choose(key), state.routed)
                 predictor, screen = state.loaded[label].predictor, self._screens[label]
-                typed = await _typed(screen, request)
-                inputs = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
-                flags = self._judged(caller, screen, inputs)
+                typed, inputs, flags = await _judged(screen, request)
+                self.admission.count_rows(caller, inputs)
                 try:
-                    digest, answer = predictor.bundle.digest, await _answers(predictor, typed)
+                    try:
+                        answer = await answers(predictor, typed)
+                    except VersionAway as away:
+                        if not self.stand_in or label == state.champion:
+                            raise
+                        self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
+                        self.metrics.count(label, 503, time.perf_counter() - start)
+                        label, routed, predictor = state.champion, "", state.loaded[state.champion].predictor
+                        typed, inputs, flags = await _judged(self._screens[label], request)
+                        answer = await answers(predictor, typed)
+                    digest = predictor.bundle.digest
                 except Exception as error:
                     if fallback is None:
                         raise
@@ -84,11 +104,11 @@ class Answering:
             elif fallback is not None:
                 key, typed = fallback.hide_routing_key(key), await _typed(fallback, request)
                 label, digest, answer = FALLBACK, "", fallback.answer(rows)
-            if label == FALLBACK:
-                inputs, flags = [None] * rows, [()] * rows
+            kept: list[Row | None] = [None] * rows if label == FALLBACK else [*inputs]
+            flags = [()] * rows if label == FALLBACK else flags
             body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id, flags=flags)
             status = 200
-            self._note(routed, prediction_id, label, key, inputs, flags, answer, (time.perf_counter() - start) * 1e3)
+            self._note(routed, prediction_id, label, key, kept, flags, answer, (time.perf_counter() - start) * 1e3)
         except Refusal as refused:
             status, body = noted(refused).status, wire.refuse(refused.field, refused.found, refused.expected)
         except Unread as unread:
@@ -97,6 +117,9 @@ class Answering:
             status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:
             status, body = 422, wire.refuse("body", "nested too deep", "rows of plain values")
+        except VersionAway as away:
+            status, body = 503, wire.refuse("model_version", f"{label}, which does not answer", "a version that does; try again")
+            self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
         except Exception as error:
             status, body = 500, wire.refuse("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
             self._note_failure(error, prediction_id, label, key, rows, routed, start)
@@ -104,19 +127,13 @@ class Answering:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
 
-    def _judged(self, caller: Caller, screen: Screen, inputs: list[Row]) -> list[tuple[str, ...]]:
-        """Fields out of place, for each row. Raises RequestError where they are refused, Refusal for who asked for too many rows."""
-        flags = [screen.judged(row, f"instances[{place}]") for place, row in enumerate(inputs)]
-        self.admission.count_rows(caller, inputs)
-        return flags
-
     def _note(
         self,
         routed: str,
         prediction_id: str,
         label: str,
         key: str,
-        inputs: list[Any],
+        inputs: list[Row | None],
         flags: list[tuple[str, ...]],
         answer: Prediction,
         took_ms: float,
@@ -127,11 +144,20 @@ class Answering:
                 self.metrics.flag(label, doubts)
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed, ",".join(doubts) or None))
 
-    def _note_failure(self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float) -> None:
+    def _note_failure(
+        self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float, *, status: int = 500
+    ) -> None:
         logger.error("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__, exc_info=error)
         took_ms = (time.perf_counter() - start) * 1e3
         for place in range(rows):
-            self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, routed))
+            self.log.add(Entry(prediction_id, place, time.time(), label, key, status, None, took_ms, None, routed))
+
+
+async def _judged(screen: Screen, request: Request) -> tuple[list[Row] | pa.Table, list[Row], list[tuple[str, ...]]]:
+    """The request's rows typed, as rows, and the fields out of place of each. Raises RequestError."""
+    typed = await _typed(screen, request)
+    rows = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
+    return typed, rows, [screen.judged(row, f"instances[{place}]") for place, row in enumerate(rows)]
 
 
 async def _typed(checker: Screen | Fallback, request: Request) -> list[Row] | pa.Table:
@@ -141,7 +167,10 @@ async def _typed(checker: Screen | Fallback, request: Request) -> list[Row] | pa
     return await asyncio.to_thread(checked_table, request.instances, checker.contract, checker.key)
 
 
-async def _answers(predictor: Predictor, typed: list[Row] | pa.Table) -> Prediction:
+async def answers(predictor: Predictor, typed: list[Row] | pa.Table) -> Prediction:
+    """The predictor's answer to rows that it has checked. Raises VersionAway for one that stands apart and is away."""
+    if isinstance(predictor, Apart):
+        return await predictor.ask(typed)
     if not isinstance(typed, list):
         return await asyncio.to_thread(predictor.predict_checked, typed)
     if len(typed) == 1:

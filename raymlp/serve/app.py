@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from raymlp.config.access import Access
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.data.contract import Contract
+from raymlp.runtime.memory import available
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import DEPLOYMENT
@@ -52,7 +54,7 @@ logger = logging.getLogger("ray.serve")
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
     `settings`: name, keys, keys_file, max_rows, log_folder, log, label_folder, label_rule, needs_key, access, max_replicas, fallback,
-    protocols."""
+    protocols; and where they differ from the usual, stand_in and loading (device, timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -61,10 +63,19 @@ class ModelServer(InferenceService):
         access = Access.model_validate(settings["access"])
         self.admission = Admission(keys, needs_key=bool(settings["needs_key"]), access=access, replicas=int(settings["max_replicas"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
+        self._loading = {"device": "cpu", **settings.get("loading", {})}
+        self._node = socket.gethostname()
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
-        self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback)
+        self.answering = Answering(
+            self.admission,
+            self.log,
+            self.metrics,
+            max_rows=int(settings["max_rows"]),
+            fallback=fallback,
+            stand_in=settings.get("stand_in", False),
+        )
         self.protocols = tuple(settings["protocols"])
         self.hearing = Hearing(
             self.admission,
@@ -94,7 +105,7 @@ class ModelServer(InferenceService):
                 self._counting = asyncio.create_task(self.together.keep())
             self._wanted = user_config
             try:
-                self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard)
+                self.state = await asyncio.to_thread(next_state, self.state, {**user_config, **self._loading}, self._guard)
             except ServingError as error:
                 if self.answering.fallback is None:
                     raise
@@ -113,6 +124,8 @@ class ModelServer(InferenceService):
         replica = {
             "replica": self.replica,
             "pid": os.getpid(),
+            "node": self._node,
+            "free_bytes": available(),
             "protocols": self.protocols,
             "fallback": self.answering.fallback is not None,
         }

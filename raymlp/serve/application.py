@@ -10,17 +10,23 @@ from typing import Any
 from raymlp.config.access import Access
 from raymlp.config.privacy import Rule
 from raymlp.config.schema import Config
+from raymlp.config.serve import Serve
 from raymlp.runtime.session import storage_root
+from raymlp.serve.apart import application_name
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
 
 DEPLOYMENT = "model"
+VERSION_DEPLOYMENT = "version"
+
+RETRY_AFTER_S = 1
+"""Seconds after which a client that met a full queue may try again."""
 
 
 def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKey]) -> Any:
     """The application of the config's endpoint, with these versions and weights (see `user_config_of`)."""
-    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
+    from ray.serve.schema import ServeApplicationSchema
 
     settings = config.serve
     bundle = user_config["versions"][user_config["champion"]]
@@ -35,34 +41,19 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "label_folder": str(label_folder(config, config.problem.name)),
         "label_rule": _plain(config.data.privacy.columns.get(str(config.problem.answer))),
         "access": settings.model_dump(mode="json", include=set(Access.model_fields)),
-        "max_replicas": settings.max_replicas,
+        "max_replicas": settings.replicas.max_replicas,
+        "stand_in": settings.stand_in == "champion",
+        "loading": {"device": device_of(settings), "timeout_s": settings.version_timeout_s},
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
         "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
-    scaling = {
-        "min_replicas": settings.min_replicas,
-        "max_replicas": settings.max_replicas,
-        "target_ongoing_requests": settings.target_ongoing_requests,
-        "upscale_delay_s": settings.upscale_delay_s,
-        "downscale_delay_s": settings.downscale_delay_s,
-    }
-    fixed = settings.min_replicas == settings.max_replicas
-    deployment = DeploymentSchema(
-        name=DEPLOYMENT,
-        user_config=user_config,
-        max_ongoing_requests=settings.max_ongoing_requests,
-        max_queued_requests=settings.max_queued_requests,
-        graceful_shutdown_timeout_s=10.0,
-        ray_actor_options={"num_cpus": settings.cpus_per_replica},
-        **({"num_replicas": settings.max_replicas} if fixed else {"autoscaling_config": scaling}),
-    )
     return ServeApplicationSchema(
         name=config.problem.name,
         route_prefix="/",
         import_path="raymlp.serve.app:application",
         args=args,
         runtime_env=_runtime_env(),
-        deployments=[deployment],
+        deployments=[_deployment(settings, DEPLOYMENT, user_config=user_config)],
     )
 
 
@@ -70,14 +61,65 @@ def _plain(rule: Rule | None) -> dict[str, Any] | None:
     return rule.model_dump(mode="json") if rule is not None else None
 
 
-def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "") -> dict[str, Any]:
-    """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own."""
+def version_application_of(config: Config, label: str, path: str) -> Any:
+    """The application of a version that stands apart: no route, so that nobody but the endpoint's replicas can ask it."""
+    from ray.serve.schema import ServeApplicationSchema
+
+    return ServeApplicationSchema(
+        name=application_name(config.problem.name, label, path),
+        route_prefix=None,
+        import_path="raymlp.serve.version_app:application",
+        args={"label": label, "path": path, "device": device_of(config.serve)},
+        runtime_env=_runtime_env(),
+        deployments=[_deployment(config.serve, VERSION_DEPLOYMENT)],
+    )
+
+
+def _deployment(settings: Serve, name: str, **more: Any) -> Any:
+    """A deployment as the settings scale it. GPUs go to where the weights are."""
+    from ray.serve.schema import DeploymentSchema
+
+    replicas = settings.replicas
+    scaling = {
+        **replicas.model_dump(exclude={"window_s"}),
+        "look_back_period_s": replicas.window_s,
+        "metrics_interval_s": replicas.window_s / 10,
+    }
+    fixed = replicas.min_replicas == replicas.max_replicas
+    has_weights = (settings.placement == "apart") == (name == VERSION_DEPLOYMENT)
+    gpus = {"num_gpus": settings.num_gpus_per_replica} if has_weights else {}
+    return DeploymentSchema(
+        name=name,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": RETRY_AFTER_S},
+        max_surge_percent=100,  # a replica goes when the one that takes its place is ready
+        health_check_period_s=1.0,  # a dead replica is known to be dead within it
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=10.0,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, **gpus},
+        **({"num_replicas": replicas.max_replicas} if fixed else {"autoscaling_config": scaling}),
+        **more,
+    )
+
+
+def device_of(settings: Serve) -> str:
+    """Where nets run."""
+    return "cuda" if settings.num_gpus_per_replica else "cpu"
+
+
+def user_config_of(
+    versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "", *, apart: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own. `apart`: the
+    applications of versions by label, where they have some."""
     champion = next(iter(versions))
     return {
         "versions": dict(versions),
         "weights": {label: float(share) for label, share in weights.items()},
         "champion": champion,
         "salt": salt,
+        "apart": dict(apart or {}),
         "revision": uuid.uuid4().hex,
     }
 

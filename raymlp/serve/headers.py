@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raymlp.serve.admission import RETRY_AFTER_S, refusal
+from raymlp.serve.admission import WAIT_S, refusal
 
 SAFE: tuple[tuple[bytes, bytes], ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -71,5 +71,5 @@ def complete(headers: list[tuple[bytes, bytes]], status: int, path: str) -> list
     if status == 401 and b"www-authenticate" not in present:
         headers.append((b"www-authenticate", b"Bearer"))
     if status in (429, 503) and b"retry-after" not in present:
-        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S.get()))
+        headers.append((b"retry-after", b"%d" % WAIT_S.get()))
     return headers

@@ -16,7 +16,7 @@ from raymlp.config.serve import Serve
 from raymlp.core.errors import ConfigError, ServingError
 from raymlp.serve.admission import Admission
 from raymlp.serve.app import ModelServer
-from raymlp.serve.deploy import _keys
+from raymlp.serve.deploy import keys_of
 from raymlp.serve.keys import GRACE_S, KeyRing, Refusal, add_key, given_keys, key_hash, read_keys, revoke_key
 from tests.serve.bundles import replica_settings
 
@@ -139,13 +139,13 @@ def test_a_key_that_cannot_be_recorded_is_taken_back(tmp_path: Path, capsys: pyt
 def test_an_endpoint_needs_a_key_from_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMLP_API_KEYS", " , ")
     with pytest.raises(ServingError, match=r"RAYMLP_API_KEYS holds none and serve.keys_file is None"):
-        _keys(Serve())
+        keys_of(Serve())
     add_key(tmp_path / "keys.json", "shop", ["predict"])
-    assert _keys(Serve(keys_file=str(tmp_path / "keys.json"))) == []
+    assert keys_of(Serve(keys_file=str(tmp_path / "keys.json"))) == []
     monkeypatch.setenv("RAYMLP_API_KEYS", "one")
-    (key,) = _keys(Serve())
+    (key,) = keys_of(Serve())
     assert (key.name, key.sha256) == ("environment-1", key_hash("one"))
-    assert _keys(Serve(auth="none")) == []
+    assert keys_of(Serve(auth="none")) == []
 
 
 def test_a_replica_asks_each_route_for_its_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
