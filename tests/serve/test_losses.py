@@ -18,6 +18,7 @@ from raymlp.core.records import Endpoint, Version
 from raymlp.data.labels import read_labels
 from raymlp.runtime.audit import record
 from raymlp.serve.client import replay
+from raymlp.serve.counts import NAMESPACE
 from raymlp.serve.deploy import deploy, status, undeploy
 from raymlp.serve.keys import add_key
 from raymlp.serve.log import read_log
@@ -93,6 +94,31 @@ def test_no_key_is_in_any_file_that_a_session_leaves(place: tuple[Place, str, Pa
     places = [str(session / "logs"), ray_runtime.storage, str(folder)]
     found = subprocess.run(["grep", "-rlaF", *(f"-e{secret}" for secret in secrets), *places], capture_output=True, text=True, check=False)
     assert found.returncode == 1, f"keys in {found.stdout or found.stderr}"
+
+
+def test_a_counting_process_that_is_killed_costs_no_request_and_comes_back(place: tuple[Place, str, Path]) -> None:
+    running, key, _ = place
+    import ray
+
+    def ask() -> set[int]:
+        return {answer.status for answer in replay(running.endpoint.url, "flights", json_rows(40), key=key, connections=4)}
+
+    assert ask() == {200}
+    until(lambda: counts() is not None)
+    old = counts()
+    ray.kill(old)
+    assert ask() == {200}
+    until(lambda: ask() == {200} and counts() not in (None, old))
+
+
+def counts() -> object:
+    """The counting process, None while there is none."""
+    import ray
+
+    try:
+        return ray.get_actor("counts-flights", namespace=NAMESPACE)
+    except ValueError:
+        return None
 
 
 def logged(endpoint: Endpoint) -> set[str]:

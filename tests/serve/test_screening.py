@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from raymlp.core.errors import RequestError
@@ -14,7 +15,7 @@ from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.profile import Profile
 from raymlp.serve.log import read_log
 from raymlp.serve.screening import Screen
-from tests.serve.bundles import json_rows, make_bundle, replica_settings
+from tests.serve.bundles import json_rows, make_bundle, replica_settings, source_table
 from tests.serve.replica import replica
 
 TRAINED = Profile().update(
@@ -113,3 +114,25 @@ def test_a_flagged_row_is_answered_and_marked_in_the_answer_the_log_and_the_metr
 
     asyncio.run(ask())
     assert read_log(tmp_path / "flag" / "log")["flags"].to_pylist() == [None, "delay,carrier", None]
+
+
+def test_a_table_meets_the_same_guard_and_the_same_limit_on_rows(tmp_path: Path) -> None:
+    table = source_table().slice(0, 2).drop(["late"])
+    far = table.set_column(table.schema.get_field_index("delay"), "delay", pa.array([0.5, 1e9]))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, far.schema) as stream:
+        stream.write_table(far)
+    body, kind = bytes(sink.getvalue()), "application/vnd.apache.arrow.stream"
+
+    async def ask() -> None:
+        bundle = make_bundle(tmp_path / "bundle", seed=0)
+        async with replica(replica_settings(tmp_path / "reject"), bundle) as strict:
+            assert (await strict.ask("POST", "/v1/models/flights:predict", body, content_type=kind)).status == 422
+        access = {"guard": "flag", "extraction_limit": 2}
+        async with replica(replica_settings(tmp_path / "flag", access=access), bundle) as marking:
+            answers = [await marking.ask("POST", "/v1/models/flights:predict", body, content_type=kind) for _ in range(2)]
+            assert [answer.status for answer in answers] == [200, 429]
+            marking.server.log.flush()
+
+    asyncio.run(ask())
+    assert read_log(tmp_path / "flag" / "log")["flags"].to_pylist() == [None, "delay"]
