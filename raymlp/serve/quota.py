@@ -24,6 +24,8 @@ PRESENT_S = 5.0
 """A replica that was not heard of for so long is gone."""
 MAX_CALLERS = 10_000
 """Callers that are remembered; beyond it the one that asked least recently begins anew."""
+MAX_REPLICAS = 1_000
+"""Replicas whose use is remembered for a caller, those that are gone among them."""
 MEMORY = 0.5
 """Weight of the latest requests in what a replica is thought to see."""
 MOST_OF_LEVEL = 0.5
@@ -88,8 +90,10 @@ class Bucket:
             del self.seats[name]  # what it held is taken as used: it will not tell
         seat = self.seats.pop(replica, None)
         leased = sum(other.lease for other in self.seats.values())
-        used = spent.ever - self.ever.get(replica, spent.ever - spent.used)
+        used = spent.ever - self.ever.pop(replica, spent.ever - spent.used)
         self.ever[replica] = spent.ever
+        if len(self.ever) > MAX_REPLICAS:
+            del self.ever[next(iter(self.ever))]
         self.level += (seat.lease if seat else 0.0) - used + self.rate * (now - self.now)
         self.level = max(-self.most, min(self.level, self.most - leased))  # replicas that were alone for long owe a burst and no more
         since = max(now - (seat.heard if seat else self.now), SYNC_S / 10)
