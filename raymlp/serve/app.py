@@ -91,7 +91,7 @@ class ModelServer(InferenceService):
         self._guard = Guard(self.log.folder / ".challengers")
         self._changing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
-        self._counting: asyncio.Task[None] | None = None
+        self._others: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------ versions
 
@@ -102,7 +102,7 @@ class ModelServer(InferenceService):
             if self._background is None:
                 await self._read_public_keys()
                 self._background = asyncio.create_task(self._tend())
-                self._counting = asyncio.create_task(self.together.keep())
+                self._others = [asyncio.create_task(self.together.keep()), asyncio.create_task(self._follow_issuer())]
             self._wanted = user_config
             try:
                 self.state = await asyncio.to_thread(next_state, self.state, {**user_config, **self._loading}, self._guard)
@@ -192,7 +192,6 @@ class ModelServer(InferenceService):
                     await asyncio.to_thread(self.hearing.log.flush)
                     if len(self.log):
                         await asyncio.to_thread(self.log.flush)
-                await self._read_public_keys()
                 if self.state is None and self._problem and now - tried >= RETRY_S:
                     tried = now
                     await self.reconfigure(self._wanted)
@@ -203,6 +202,12 @@ class ModelServer(InferenceService):
             except Exception as error:
                 logger.warning("the prediction log, labels or metrics of %s wait: %s: %s", self.name, type(error).__name__, error)
 
+    async def _follow_issuer(self) -> None:
+        """Beside `_tend`, since an issuer may take long to answer."""
+        while self.admission.tokens is not None:
+            await asyncio.sleep(TICK_S)
+            await self._read_public_keys()
+
     async def _read_public_keys(self) -> None:
         tokens = self.admission.tokens
         if tokens is not None and tokens.is_due:
@@ -210,7 +215,7 @@ class ModelServer(InferenceService):
 
     async def __del__(self) -> None:
         """Serve awaits this when a replica stops in good order: write what waits."""
-        for task in (self._background, self._counting):
+        for task in (self._background, *self._others):
             if task:
                 task.cancel()
         for what, log in (("the prediction log", self.log), ("the labels", self.hearing.log)):

@@ -69,6 +69,6 @@ async def replica(settings: dict[str, Any], bundle: Path | None) -> AsyncIterato
     try:
         yield Replica(server, server.__serve_build_asgi_app__())
     finally:
-        for task in (server._background, server._counting):
+        for task in (server._background, *server._others):
             if task is not None:
                 task.cancel()
