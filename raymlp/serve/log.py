@@ -123,10 +123,16 @@ class PredictionLog:
             return written
 
 
-def read_log(folder: Path, *, since: datetime | None = None) -> pa.Table:
-    """All rows of a log, or those of the hour of `since` and later ones, oldest first. Columns that only some versions have are null for
-    the others; a column whose type changed between versions becomes the wider type, or text. A log without files has no rows."""
-    tables = [pq.read_table(path) for path in log_files(folder, since=since)]
+def read_log(folder: Path, *, since: datetime | None = None, newest_rows: int | None = None) -> pa.Table:
+    """All rows of a log, or those of the hour of `since` and later ones, or those of the newest files that hold so many, oldest first.
+    Columns that only some versions have are null for the others; a column whose type changed between versions becomes the wider type, or
+    text. A log without files has no rows."""
+    tables: list[pa.Table] = []
+    for path in reversed(log_files(folder, since=since)):
+        if newest_rows is not None and sum(table.num_rows for table in tables) >= newest_rows:
+            break
+        tables.append(pq.read_table(path))
+    tables.reverse()
     if not tables:
         return SCHEMA.empty_table()
     tables = [SCHEMA.empty_table(), *tables]
