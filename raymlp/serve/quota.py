@@ -29,7 +29,8 @@ MAX_REPLICAS = 1_000
 MEMORY = 0.5
 """Weight of the latest requests in what a replica is thought to see."""
 MOST_OF_LEVEL = 0.5
-"""Part of what is there that a lease of more than one token may take: a replica whose first requests come now finds something."""
+"""Part of what is there that a lease of more than one token may take, beside what comes in until it is renewed: a replica whose first
+requests come now finds something."""
 TINY = 1e-9
 LEAST = 0.05
 """Part of an even share that a replica gets however few requests it saw."""
@@ -95,7 +96,8 @@ class Bucket:
         if len(self.ever) > MAX_REPLICAS:
             del self.ever[next(iter(self.ever))]
         self.level += (seat.lease if seat else 0.0) - used + self.rate * (now - self.now)
-        self.level = max(-self.most, min(self.level, self.most - leased))  # replicas that were alone for long owe a burst and no more
+        unused = sum(max(0.0, other.lease - other.demand * (now - other.heard)) for other in self.seats.values())
+        self.level = max(-self.most, min(self.level, self.most - unused))  # replicas that were alone for long owe a burst and no more
         since = max(now - (seat.heard if seat else self.now), SYNC_S / 10)
         self.now = now
         if not spent.asked:
@@ -104,7 +106,8 @@ class Bucket:
         least = LEAST * self.rate / (len(self.seats) + 1)
         wanted = sum(other.demand + least for other in self.seats.values())
         part = (demand + least) / (wanted + demand + least)
-        lease = max(0.0, min(self.level, part * (self.level + leased), max(self.level * MOST_OF_LEVEL, 1.0)))
+        least_left = self.level * (1 - MOST_OF_LEVEL) - part * self.rate * min(since, LEASE_S)
+        lease = max(0.0, min(self.level, part * (self.level + leased), max(self.level - least_left, 1.0)))
         self.level -= lease
         self.seats[replica] = _Seat(lease, demand, now)
         return Grant(lease, is_lease=True)
