@@ -28,7 +28,7 @@ def admitted(
     pace: float = 1.0,
 ) -> list[float]:
     """Moments at which requests (moment, replica) were admitted; between the moments of `silent` no word gets through, nor do those of
-    replicas that are `lost`. Of the answers a share of `late` comes after nobody waits for it. With a `pace` of 4 a replica tells every .4 s."""
+    replicas that are `lost`. Of the answers a share of `late` comes too late. `pace` is the seconds between words, in SYNC_S."""
     rng, order = random.Random(0), itertools.count()
     buckets, quotas = Buckets(), [Quota(replicas=REPLICAS) for _ in range(REPLICAS)]
     events: list[tuple[float, int, str, Any]] = [(rng.random() * SYNC_S, next(order), "tell", place) for place in range(REPLICAS)]
