@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.experiment import Experiment
 from raymlp.config.rollout import Rollout
 from raymlp.config.section import Section
 
@@ -21,6 +22,19 @@ class Log(Section):
 
     flush_s: float = Field(default=2.0, gt=0)
     """Seconds after which waiting rows are written anyway."""
+
+
+class Shadow(Section):
+    """A version that gets a copy of the champion's requests; its answers are logged and never returned."""
+
+    model: str = ""
+    """`NAME@ALIAS` or `NAME/VERSION` in the registry, or the path of a bundle; empty has no shadow."""
+
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the champion's requests that are copied, in (0, 1]."""
+
+    max_waiting: int = Field(default=256, ge=1)
+    """Requests a replica holds for the shadow; more are dropped (and counted)."""
 
 
 class Serve(Section):
@@ -81,6 +95,12 @@ class Serve(Section):
 
     rollout: Rollout = Rollout()
     """Moving traffic to a challenger."""
+
+    experiment: Experiment = Experiment()
+    """Several versions compared on live traffic."""
+
+    shadow: Shadow = Shadow()
+    """A version that answers beside the champion, unseen."""
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

@@ -10,7 +10,7 @@ Legend: N requests of the rollout in the order of time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from raymlp.core.metrics import losses
 from raymlp.core.records import needs_target
 from raymlp.data.casting import ARROW
 from raymlp.data.labels import row_ids, with_values
+from raymlp.data.target import Target
 from raymlp.model.predictor import Predictor
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
@@ -208,23 +209,35 @@ def _both(part: Callable[[Mask], Any], sides: tuple[Mask, Mask]) -> tuple[Any, A
 
 def _paired(rows: pa.Table, labels: pa.Table | None, versions: Versions) -> tuple[Paired, Paired | None]:
     target = versions.champion.bundle.plan.target
-    nothing = Paired(), Paired() if target.task == "binary" else None
+    good, y = labelled_rows(rows, labels, target)
+    found = scores_of(good, (versions.champion, versions.challenger)) if len(y) else None
+    if found is None:
+        return Paired(), Paired() if target.task == "binary" else None
+    old, new = found
+    loss = Paired.of(losses(target.task, y, old), losses(target.task, y, new))
+    return loss, Paired.of(misranking(y, old), misranking(y, new)) if target.task == "binary" else None
+
+
+def labelled_rows(rows: pa.Table, labels: pa.Table | None, target: Target) -> tuple[pa.Table, Floats]:
+    """Answered rows of a log whose label has come and can be read, and the labels, float64 (N,)."""
     good = rows.filter(pc.equal(rows.column("status"), 200))
     labels = with_values(labels, "label")
     if labels is None or not good.num_rows:
-        return nothing
+        return good.slice(0, 0), np.zeros(0)
     place = pc.index_in(row_ids(good), value_set=row_ids(labels).combine_chunks())
     good = good.filter(place.is_valid())
     y = target.read(labels.column("label").take(place.drop_null()))
     usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
-    inputs = {name.removeprefix(INPUT): good.column(name) for name in good.column_names if name.startswith(INPUT)}
-    table = pa.table(inputs).filter(pa.array(usable))
-    tables = _complete(table, versions.champion), _complete(table, versions.challenger)
-    if not table.num_rows or tables[0] is None or tables[1] is None:
-        return nothing
-    y, old, new = y[usable], versions.champion.scores(tables[0]), versions.challenger.scores(tables[1])
-    loss = Paired.of(losses(target.task, y, old), losses(target.task, y, new))
-    return loss, Paired.of(misranking(y, old), misranking(y, new)) if target.task == "binary" else None
+    return good.filter(pa.array(usable)), y[usable]
+
+
+def scores_of(rows: pa.Table, predictors: Sequence[Predictor]) -> list[Floats] | None:
+    """Each predictor's scores of logged rows; None where one needs an input that the log leaves out."""
+    table = pa.table({name.removeprefix(INPUT): rows.column(name) for name in rows.column_names if name.startswith(INPUT)})
+    tables = [_complete(table, predictor) for predictor in predictors]
+    if any(complete is None for complete in tables):
+        return None
+    return [predictor.scores(complete) for predictor, complete in zip(predictors, tables, strict=True)]
 
 
 def _complete(table: pa.Table, predictor: Predictor) -> pa.Table | None:
