@@ -20,7 +20,7 @@ class ErrorRate(Section):
     kind: Literal["errors"] = "errors"
     """Which metric this is."""
 
-    margin: float = Field(default=0.005, gt=0, lt=1)
+    margin: float = Field(default=0.01, gt=0, lt=1)
     """Difference of the error rates, in [0, 1], that does not matter."""
 
     @property
@@ -38,7 +38,7 @@ class LatencyQuantile(Section):
     quantile: float = Field(default=0.95, gt=0, lt=1)
     """The quantile, in (0, 1)."""
 
-    margin: float = Field(default=0.1, gt=0)
+    margin: float = Field(default=0.2, gt=0)
     """Difference that does not matter, as a share of the control's quantile."""
 
     @property

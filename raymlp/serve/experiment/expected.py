@@ -1,7 +1,7 @@
 """What to expect of an experiment before it starts: the smallest difference each metric finds by its end, and how long its margin takes.
 
-A difference is found once the interval has left 0. With a standard error s and an interval of half width h, a difference of h + .84 s does so
-in four cases of five. Keys count once and come back (see `rollout.outlook`).
+A difference is found once the interval has left 0. With a standard error s and an interval of half width h, a difference of h + .84 s
+does so in four cases of five. Keys count once and come back (see `rollout.outlook`).
 """
 
 from __future__ import annotations

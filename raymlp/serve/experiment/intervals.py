@@ -5,7 +5,8 @@ of time in which the shares stood, (A - w) (Y - m) has mean w (1 - w) times the 
 equal times whatever the metric did from hour to hour, and it stays right when the shares follow what was seen (a bandit), since w is known
 before the key comes; then it is the logged share that weighs each key, as in the adaptively weighted sequences of Waudby-Smith, Wu,
 Ramdas, Karampatziakis and Mineiro (2022). The interval is the asymptotic sequence of Waudby-Smith, Arbour, Sinha, Kennedy and
-Ramdas (2021).
+Ramdas (2021), with the larger of two variances: that of the sum itself, and w (1 - w) (Y - m)^2, which the dealing of the keys gives and
+which does not shrink when a small arm happens to have had none of the rare events.
 
 Quantiles. The number of values at or below the true quantile q is a count of coins with the known chance q. A beta mixture of
 likelihood ratios bounds such a count at all times (Robbins 1970; Howard and Ramdas 2022), and order statistics turn the bounds of the
@@ -33,11 +34,16 @@ Mask = NDArray[np.bool_]
 MIN_KEYS = 100
 """Keys of each side below which a mean has no interval: it is asymptotic."""
 
-MIN_EVEN = 40.0
-"""Least even number of values, (sum z^2)^2 / sum z^4: a mean of rare events or of a few large sums has no interval before."""
+MIN_EVEN = 10.0
+"""Least even number of values, (sum d^2)^2 / sum d^4 of what they are away from the mean, times the smaller share: a mean of rare events or
+of a few large sums has no interval before some of them are to be expected on each side."""
 
 TARGET_KEYS = 4_000
 """Keys of both sides at which the interval is narrowest for their number."""
+
+
+REACH = 12.0
+"""Deviations of a count within which its bounds are looked for; they lie far inside for any alpha above 1e-20."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,13 @@ def mean_effect(y: Floats, arm: Mask, share: Floats, stretch: NDArray[np.int64],
     if not 0 < theirs < len(y):
         return Effect(theirs, float(y.mean()) if len(y) and not theirs else math.nan, math.nan, -math.inf, math.inf)
     held = np.bincount(stretch)
-    mean = np.bincount(stretch, y) / np.maximum(held, 1)
-    moved = (arm - share) * (y - mean[stretch])
-    information = float((share * (1 - share)).sum())
-    variance = float((moved**2).sum())
-    difference = float(moved.sum()) / information
-    control = float(y[~arm].mean())
-    fourth = float((moved**4).sum())
-    even = variance**2 / fourth if fourth > 0 else 0.0
+    away = y - (np.bincount(stretch, y) / np.maximum(held, 1))[stretch]
+    drawn = share * (1 - share)
+    moved, information = (arm - share) * away, float(drawn.sum())
+    variance = max(float((moved**2).sum()), float((drawn * away**2).sum()))
+    difference, control = float(moved.sum()) / information, float(y[~arm].mean())
+    squares, fourth = float((away**2).sum()), float((away**4).sum())
+    even = squares**2 / fourth * float(np.minimum(share, 1 - share).mean()) if fourth > 0 else 0.0
     if min(theirs, len(y) - theirs) < MIN_KEYS or even < MIN_EVEN:
         return Effect(theirs, control, difference, -math.inf, math.inf)
     half = len(y) * radius(len(y), variance / len(y), alpha=alpha, target_rows=TARGET_KEYS) / information
@@ -124,7 +129,8 @@ def rank_bounds(rows: int, quantile: float, *, alpha: float) -> tuple[int, int]:
     """
     weight = TARGET_KEYS / tuning(alpha)
     a, b = quantile * weight, (1 - quantile) * weight
-    k = np.arange(rows + 1)
+    reach = REACH * math.sqrt(rows * quantile * (1 - quantile)) + REACH
+    k = np.arange(max(0, math.floor(quantile * rows - reach)), min(rows, math.ceil(quantile * rows + reach)) + 1)
     log_e = betaln(a + k, b + rows - k) - betaln(a, b) - k * math.log(quantile) - (rows - k) * math.log1p(-quantile)
-    kept = np.flatnonzero(log_e < -math.log(alpha))
+    kept = k[log_e < -math.log(alpha)]
     return int(kept[0]), int(kept[-1])

@@ -111,9 +111,9 @@ class Observations:
 
     def keys_by_stretch(self) -> Floats:
         """New keys by stretch and arm, (S, K)."""
-        counts = np.zeros(self.shares.shape)
-        np.add.at(counts, (self.failed.stretch, self.failed.arm), 1)
-        return counts
+        stretches, arms = self.shares.shape
+        flat = np.bincount(self.failed.stretch * arms + self.failed.arm, minlength=stretches * arms)
+        return flat.reshape(stretches, arms).astype(np.float64)
 
     def until(self, time: float) -> Observations:
         """What was to be seen by then; of labels and business values those that belong to predictions made by then."""
