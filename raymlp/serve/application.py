@@ -9,6 +9,7 @@ from typing import Any
 
 from raymlp.config.schema import Config
 from raymlp.runtime.session import storage_root
+from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
 
@@ -20,6 +21,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
     settings = config.serve
+    bundle = user_config["versions"][user_config["champion"]]
     args = {
         "name": config.problem.name,
         "keys": [key.model_dump(mode="json") for key in keys],
@@ -28,6 +30,8 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
+        "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
+        "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
     scaling = {
         "min_replicas": settings.min_replicas,
