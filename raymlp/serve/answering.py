@@ -20,6 +20,7 @@ from raymlp.serve.formats.wire import FALLBACK, JSON_ROWS, Wire
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.request import MAX_BODY_BYTES, Request
+from raymlp.serve.shadow import Shadow
 from raymlp.serve.versions import State
 
 INLINE_ROWS = 32
@@ -32,12 +33,21 @@ if TYPE_CHECKING:
 
 
 class Answering:
-    """The predictions of one replica. `fallback` answers where no version can; None says so."""
+    """The predictions of one replica. `fallback` answers where no version can; None says so. `shadow` gets copies of what the champion
+    answered."""
 
     def __init__(
-        self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int, fallback: Fallback | None = None
+        self,
+        admission: Admission,
+        log: PredictionLog,
+        metrics: ReplicaMetrics,
+        *,
+        max_rows: int,
+        fallback: Fallback | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
+        self.shadow = shadow
 
     async def answer(
         self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
@@ -83,6 +93,8 @@ class Answering:
             inputs = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
             inputs = [None] * rows if label == FALLBACK else inputs
             self._note(routed, prediction_id, label, key, inputs, answer, (time.perf_counter() - start) * 1e3)
+            if state is not None and state.shadow is not None and self.shadow is not None and label == state.champion:
+                self.shadow.offer(state.shadow, prediction_id, key, request.instances)
         except RequestError as error:
             status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:

@@ -31,6 +31,7 @@ from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.pages import pages
+from raymlp.serve.shadow import Shadow
 from raymlp.serve.versions import State, next_state
 
 TICK_S = 0.2
@@ -47,7 +48,7 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, fallback, protocols."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, shadow_folder, log, needs_key, fallback, protocols."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -58,7 +59,10 @@ class ModelServer(InferenceService):
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
-        self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback)
+        self.shadow = Shadow(PredictionLog(Path(settings["shadow_folder"]), self.log.settings, writer=self.replica))
+        self.answering = Answering(
+            self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback, shadow=self.shadow
+        )
         self.protocols = tuple(settings["protocols"])
         self.state: State | None = None
         self._wanted: dict[str, Any] = {}
@@ -87,6 +91,7 @@ class ModelServer(InferenceService):
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
+            self.shadow.set(self.state.shadow)
 
     def report(self) -> dict[str, Any]:
         """What this replica serves, for the driver and for GET /v1/models/NAME."""
@@ -108,6 +113,7 @@ class ModelServer(InferenceService):
             "weights": dict(state.weights),
             "problems": dict(state.problems),
             "revision": state.revision,
+            "shadow": {"version": state.shadow.loaded.label, "share": state.shadow.share, **self.shadow.report()} if state.shadow else None,
             **replica,
         }
 
@@ -156,10 +162,11 @@ class ModelServer(InferenceService):
             await asyncio.sleep(min(TICK_S, self.log.settings.flush_s))
             now = time.monotonic()
             try:
-                if self.log.is_due or now - flushed >= self.log.settings.flush_s:
+                if self.log.is_due or self.shadow.log.is_due or now - flushed >= self.log.settings.flush_s:
                     flushed = now
-                    if len(self.log):
-                        await asyncio.to_thread(self.log.flush)
+                    for log in (self.log, self.shadow.log):
+                        if len(log):
+                            await asyncio.to_thread(log.flush)
                 if self.state is None and self._problem and now - tried >= RETRY_S:
                     tried = now
                     await self.reconfigure(self._wanted)
@@ -176,6 +183,7 @@ class ModelServer(InferenceService):
             self._background.cancel()
         try:
             await asyncio.to_thread(self.log.flush)
+            await asyncio.to_thread(self.shadow.log.flush)
         except (OSError, RaymlpError) as error:
             logger.error("%s rows of the prediction log are lost: %s", len(self.log), error)
         self._guard.release()

@@ -29,6 +29,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "needs_key": settings.auth == "key",
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
+        "shadow_folder": str(shadow_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
         "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
@@ -60,14 +61,18 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
     )
 
 
-def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "") -> dict[str, Any]:
-    """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own."""
+def user_config_of(
+    versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "", shadow: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `ModelServer.reconfigure` gets; the first version is the champion, which is no shadow of itself. Every call is a revision of its
+    own."""
     champion = next(iter(versions))
     return {
         "versions": dict(versions),
         "weights": {label: float(share) for label, share in weights.items()},
         "champion": champion,
         "salt": salt,
+        "shadow": dict(shadow) if shadow is not None and shadow["label"] != champion else None,
         "revision": uuid.uuid4().hex,
     }
 
@@ -75,6 +80,11 @@ def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], sa
 def log_folder(config: Config, name: str) -> Path:
     """Where an endpoint's replicas write their prediction log."""
     return storage_root(config.runtime) / "predictions" / name
+
+
+def shadow_folder(config: Config, name: str) -> Path:
+    """Where an endpoint's replicas write what their shadow answered."""
+    return storage_root(config.runtime) / "shadows" / name
 
 
 def _runtime_env() -> dict[str, Any]:

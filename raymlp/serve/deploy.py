@@ -96,7 +96,7 @@ def set_versions(
         if known.get(label) != path:
             probe(Version(label, path))
     changed = declared[name].model_copy(deep=True)
-    changed.deployments[0].user_config = user_config_of(versions, weights, salt)
+    changed.deployments[0].user_config = user_config_of(versions, weights, salt, changed.deployments[0].user_config.get("shadow"))
     apply(client, changed)
     reports = wait_for_revision(client, changed)
     left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})

@@ -1,0 +1,53 @@
+"""Give a running endpoint a shadow, or take it away: like versions and weights, a part of `user_config`."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from raymlp.core.errors import ServingError
+from raymlp.core.records import Version
+from raymlp.serve.controller import applications, apply, serve_client, wait_for_revision
+from raymlp.serve.probe import probe
+
+
+def declared(name: str) -> dict[str, Any]:
+    """What the endpoint was last told to serve: versions, weights, champion, salt, shadow. Raises ServingError when it is not deployed."""
+    return dict(_application(name).deployments[0].user_config)
+
+
+def shadow_of(version: Version, share: float, *, max_waiting: int) -> dict[str, Any]:
+    """The part of `user_config` that is a shadow."""
+    return {"label": version.label, "path": version.bundle, "share": float(share), "max_waiting": max_waiting}
+
+
+def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
+    """Give every replica this shadow (see `shadow_of`), None for none, without a restart; versions and weights stay.
+
+    A version that the endpoint does not hold yet is first probed in a process of its own. Raises ServingError, with nothing changed,
+    when it fails, is the champion, or the endpoint is not there; and when a replica cannot load it after all.
+    """
+    changed = _application(name).model_copy(deep=True)
+    wanted = dict(changed.deployments[0].user_config)
+    if shadow is not None:
+        if shadow["label"] == wanted["champion"]:
+            raise ServingError(f"{shadow['label']} is the champion of {name}; expected another version as its shadow.")
+        if not 0 < shadow["share"] <= 1:
+            raise ServingError(f"the shadow's share is {shadow['share']}; expected one above 0 and up to 1. Use shadow off for none.")
+        if wanted["versions"].get(shadow["label"]) != shadow["path"]:
+            probe(Version(shadow["label"], shadow["path"]))
+    changed.deployments[0].user_config = {**wanted, "shadow": shadow, "revision": uuid.uuid4().hex}
+    apply(serve_client(), changed)
+    reports = wait_for_revision(serve_client(), changed)
+    if shadow is not None:
+        problems = sorted({problem for report in reports if (problem := report["problems"].get(shadow["label"]))})
+        if problems:
+            raise ServingError(f"{name} could not take {shadow['label']} as its shadow, and goes on without: {'; '.join(problems)}")
+
+
+def _application(name: str) -> Any:
+    client = serve_client()
+    known = applications(client)
+    if name not in known:
+        raise ServingError(f"{name} is not deployed; expected one of: {', '.join(known) or 'none'}. Deploy it first.")
+    return known[name]
