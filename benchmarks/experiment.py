@@ -73,8 +73,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Ended:
-    """Whether any interval ever missed, a verdict was ever wrong, the ratio was doubted, a t-test alarmed; the first look with a choice, and
-    the choice; conversions lost."""
+    """Whether any interval ever missed, a verdict was ever wrong, the ratio was doubted, a t-test alarmed; the first look with a choice,
+    and the choice; conversions lost."""
 
     missed: bool
     wrong: bool

@@ -10,7 +10,8 @@ from __future__ import annotations
 import raymlp.cli.data
 import raymlp.cli.training
 import raymlp.cli.serving
-import raymlp.cli.access  # noqa: F401
+import raymlp.cli.access
+import raymlp.cli.trials  # noqa: F401
 
 # isort: on
 from raymlp.cli.command import Terminated, app, job, main, run_command

@@ -7,8 +7,10 @@ The life of an endpoint over time (`run`) is told in `life.py`.
 from __future__ import annotations
 
 from raymlp.pipeline.data import check_contract, infer_contract, plan, prepare, profile
+from raymlp.pipeline.experiments import experiment, report_experiment, start_experiment, stop_experiment, watch_experiment
 from raymlp.pipeline.models import as_version, config_of, evaluate, load_predictor, predict, register, require, resolve, store_of
 from raymlp.pipeline.serving import deploy, label_folder, labels, prediction_log, rollout, undeploy
+from raymlp.pipeline.shadows import end_shadow, set_shadow, shadow_report
 from raymlp.pipeline.training import crossvalidate, find, reproduce, trace, train, tune, with_teacher
 from raymlp.pipeline.upkeep import forget, monitor, newest_moment, retrain, with_newer_data
 
@@ -18,7 +20,9 @@ __all__ = [
     "config_of",
     "crossvalidate",
     "deploy",
+    "end_shadow",
     "evaluate",
+    "experiment",
     "find",
     "forget",
     "infer_contract",
@@ -33,16 +37,22 @@ __all__ = [
     "prepare",
     "profile",
     "register",
+    "report_experiment",
     "reproduce",
     "require",
     "resolve",
     "retrain",
     "rollout",
+    "set_shadow",
+    "shadow_report",
+    "start_experiment",
+    "stop_experiment",
     "store_of",
     "trace",
     "train",
     "tune",
     "undeploy",
+    "watch_experiment",
     "with_newer_data",
     "with_teacher",
 ]

@@ -45,7 +45,7 @@ def start_experiment(config: Config, *, story: Story | None = None) -> Record:
     refuse_beside_experiment(config)
     now = declared(name)
     champion = str(now["champion"])
-    if (others := [label for label, share in now["weights"].items() if label != champion and share > 0]) or settings.primary is None:
+    if others := [label for label, share in now["weights"].items() if label != champion and share > 0]:
         raise ServingError(f"{name} serves {', '.join(others)} beside {champion}; expected the champion alone. End what moves its traffic.")
     found = [_version(config, version) for version in settings.versions]
     bundles = {champion: str(now["versions"][champion]), **{version.label: version.bundle for version in found}}

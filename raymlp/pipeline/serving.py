@@ -17,6 +17,7 @@ from raymlp.core.records import (
     RolloutResult,
     needs_target,
 )
+from raymlp.pipeline.exclusive import refuse_beside_experiment
 from raymlp.pipeline.models import as_version, resolve, store_of
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 def deploy(config: Config, model: str | Path = "", *, story: Story | None = None) -> Endpoint:
     """Serve a bundle, or `NAME@ALIAS` from the registry (the problem's champion by default). Needs a Ray session to stay."""
+    from raymlp.pipeline.shadows import set_shadow
     from raymlp.serve import deploy as serving
 
     with (story or SilentStory()).step("deploy") as step:
@@ -35,6 +37,8 @@ def deploy(config: Config, model: str | Path = "", *, story: Story | None = None
         version = resolve(config, model or config.serve.model)
         endpoint = serving.deploy(config, version)
         record(config.runtime, "deploy", model=endpoint.name, version=version.label, url=endpoint.url)
+        if config.serve.shadow.model:
+            set_shadow(config)
         step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")
     return endpoint
 
@@ -62,6 +66,7 @@ def rollout(config: Config, *, traffic: Iterator[None] | None = None, story: Sto
     from raymlp.serve.rollout.drive import BY, World, drive
     from raymlp.serve.rollout.outlook import outlook
 
+    refuse_beside_experiment(config)
     settings, store, name = config.serve.rollout, store_of(config), config.problem.name
     if traffic is not None:
         settings = settings.model_copy(update={"min_step_s": 0.0})
