@@ -4,7 +4,7 @@
     python benchmarks/experiment.py --experiments 200 --kinds A/A
 
 Every key is drawn: its arm, whether it fails (1 %), its latency (lognormal, median 10 ms), its conversion (10 %), which is the primary
-metric. There is a look whenever there are 15 % more keys, from 200 to 20,000. `wrong` counts experiments in which at any look any
+metric. There is a look whenever there are 25 % more keys, from 200 to 20,000. `wrong` counts experiments in which at any look any
 interval missed its true difference, or an arm was called better or worse that is not; `t-tests` those in which at any look a t-test at 5 %
 on any metric and arm said that they differ. A bandit's regret is conversions lost beside giving all keys the best arm.
 """
@@ -29,7 +29,7 @@ from raymlp.serve.experiment.observations import Observations, Seen
 from raymlp.serve.experiment.verdict import judge
 
 CONVERSION, FAILING, LATENCY_MS, SPREAD = 0.10, 0.01, 10.0, 0.5
-FIRST, MORE, LAST = 200, 1.15, 20_000
+FIRST, MORE, LAST = 200, 1.25, 20_000
 
 
 @dataclass(frozen=True)

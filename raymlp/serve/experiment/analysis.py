@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from raymlp.config.experiment import Business, ErrorRate, Experiment, LatencyQuantile, Metric, Quality
-from raymlp.serve.experiment.intervals import UNKNOWN, Effect, Floats, mean_effect, paired_effect, quantile_effect
+from raymlp.serve.experiment.intervals import UNKNOWN, Effect, Floats, mean_effect, paired_effect, quantile_effect, rate_effect
 from raymlp.serve.experiment.observations import Observations, Seen
 from raymlp.serve.rollout.ratio import ODDS
 from raymlp.serve.rollout.sequential import mean_of
@@ -90,9 +90,11 @@ def read(seen: Observations, metric: Metric, arm: int, *, alpha: float) -> Readi
     """One metric of one arm."""
     match metric:
         case ErrorRate():
-            return _told(metric, arm, _mean(seen, seen.failed, arm, alpha), metric.margin, -1, "keys, or too few failures")
+            effect = rate_effect(*seen.failed.pair(arm, seen.shares), alpha=alpha)
+            return _told(metric, arm, effect, metric.margin, -1, "keys")
         case Business():
-            effect = _mean(seen, seen.business.get(metric.column, Seen.none()), arm, alpha)
+            values = seen.business.get(metric.column, Seen.none())
+            effect = mean_effect(*values.pair(arm, seen.shares), alpha=alpha)
             margin = metric.margin * abs(effect.control)
             return _told(metric, arm, effect, margin, 1 if metric.higher_is_better else -1, f"keys with a value of {metric.column}")
         case LatencyQuantile():
@@ -106,10 +108,6 @@ def read(seen: Observations, metric: Metric, arm: int, *, alpha: float) -> Readi
             values = [seen.labelled.measured(metric.measure, place) for place in (0, arm)]
             effect = paired_effect(*values, alpha=alpha, by_block=by_block) if len(values[0]) else UNKNOWN
             return _told(metric, arm, effect, metric.margin, -1 if metric.measure == "loss" else 1, "labelled rows")
-
-
-def _mean(seen: Observations, values: Seen, arm: int, alpha: float) -> Effect:
-    return mean_effect(*values.pair(arm, seen.shares), alpha=alpha)
 
 
 def _told(metric: Metric, arm: int, effect: Effect, margin: float, sign: int, wanting: str) -> Reading:

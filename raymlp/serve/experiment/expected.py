@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from raymlp.config.experiment import Business, ErrorRate, Experiment, LatencyQuantile, Metric, Quality
-from raymlp.serve.experiment.intervals import MIN_EVEN, MIN_KEYS, TARGET_KEYS, rank_bounds
+from raymlp.serve.experiment.intervals import MIN_EVEN, MIN_KEYS, TARGET_KEYS, rank_bounds, rate_interval
 from raymlp.serve.rollout.outlook import CHANCE, Traffic, duration
 from raymlp.serve.rollout.quality import BURN_IN, RANKING_BLOCK, RANKING_BURN_IN, TARGET_ROWS
 from raymlp.serve.rollout.sequential import radius
@@ -96,9 +96,13 @@ def detectable(metric: Metric, keys: float, shares: tuple[float, ...], traffic: 
         half = radius(round(rows), known.deviation**2, alpha=alpha, target_rows=TARGET_ROWS / (RANKING_BLOCK if by_block else 1))
         return half + CHANCE * known.deviation / math.sqrt(rows)
     share, both = new / (old + new) if old + new else 0.5, old + new
-    rare = known.mean * both if isinstance(metric, ErrorRate) else math.inf
-    if min(old, new) < MIN_KEYS or rare < MIN_EVEN:
+    if isinstance(metric, ErrorRate) and known.mean * both * min(share, 1 - share) < MIN_EVEN:  # too rare for the normal sequence
+        hits = [round(known.mean * rows) for rows in (old, new)]
+        bounds = [rate_interval(hits[side], max(round(rows), 1), alpha=alpha / 4) for side, rows in enumerate((old, new))]
+        return bounds[0][1] - bounds[0][0] + bounds[1][1] - bounds[1][0]
+    if min(old, new) < MIN_KEYS:
         return math.inf
+    alpha = alpha / 2 if isinstance(metric, ErrorRate) else alpha
     deviation = known.deviation / math.sqrt(share * (1 - share))
     return radius(round(both), deviation**2, alpha=alpha, target_rows=TARGET_KEYS) + CHANCE * deviation / math.sqrt(both)
 

@@ -67,9 +67,10 @@ def known_of(log: pa.Table, labels: pa.Table | None, predictors: Sequence[Predic
                 found[metric.name] = Known(float(values.mean()), float(values.std(ddof=1)), share)
         if isinstance(metric, Quality):
             labelled = _labelled(log, labels, predictors)
-            control, *arms = (labelled.measured(metric.measure, arm) for arm in range(len(labelled.scores)))
-            if arms and len(control) > 1:
-                widest = max(float((values - control).std(ddof=1)) for values in arms)
+            measured = [labelled.measured(metric.measure, arm) for arm in range(len(labelled.scores))]
+            if measured and len(measured[0]) > 1:
+                control = measured[0]
+                widest = max(float((values - control).std(ddof=1)) for values in measured[1:])
                 found[metric.name] = Known(float(control.mean()), widest, min(len(labelled.y) / max(len(np.unique(keys)), 1), 1.0))
     return found
 

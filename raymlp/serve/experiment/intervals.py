@@ -8,6 +8,8 @@ Ramdas, Karampatziakis and Mineiro (2022). The interval is the asymptotic sequen
 Ramdas (2021), with the larger of two variances: that of the sum itself, and w (1 - w) (Y - m)^2, which the dealing of the keys gives and
 which does not shrink when a small arm happens to have had none of the rare events.
 
+Rates of failure have bounds from exact binomial likelihood ratios beside it, since failures may be rare or none.
+
 Quantiles. The number of values at or below the true quantile q is a count of coins with the known chance q. A beta mixture of
 likelihood ratios bounds such a count at all times (Robbins 1970; Howard and Ramdas 2022), and order statistics turn the bounds of the
 count into bounds of the quantile: nothing about it is asymptotic, but the values of an arm must be alike over time, so the shares must
@@ -19,7 +21,7 @@ Legend: N keys of the arm and the control in the order of time, S stretches.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +86,39 @@ def mean_effect(y: Floats, arm: Mask, share: Floats, stretch: NDArray[np.int64],
         return Effect(theirs, control, difference, -math.inf, math.inf)
     half = len(y) * radius(len(y), variance / len(y), alpha=alpha, target_rows=TARGET_KEYS) / information
     return Effect(theirs, control, difference, difference - half, difference + half, math.sqrt(variance) / information)
+
+
+def rate_effect(y: Floats, arm: Mask, share: Floats, stretch: NDArray[np.int64], *, alpha: float) -> Effect:
+    """`mean_effect` of values that are 0 or 1, at half of alpha, within bounds from each side's rate at the other half: those need no
+    event at all, so that two versions without a failure are known to be alike. Once the shares have changed, the sides' rates are those of other
+    hours, and of each only that the other's is no less than 0 is used."""
+    rough = mean_effect(y, arm, share, stretch, alpha=alpha / 2)
+    theirs = y[arm]
+    if not 0 < len(theirs) < len(y):
+        return rough
+    _, old_high = old = rate_interval(int(y.sum() - theirs.sum()), len(y) - len(theirs), alpha=alpha / 4)
+    _, new_high = new = rate_interval(int(theirs.sum()), len(theirs), alpha=alpha / 4)
+    low, high = (new[0] - old_high, new_high - old[0]) if stretch[0] == stretch[-1] else (-old_high, new_high)
+    if max(low, rough.low) > min(high, rough.high):
+        return rough
+    return replace(rough, low=max(low, rough.low), high=min(high, rough.high))
+
+
+def rate_interval(hits: int, trials: int, *, alpha: float) -> tuple[float, float]:
+    """Bounds of a rate in [0, 1] that hold at all times: the p for which the likelihood ratio B(.5 + k, .5 + n - k) / (B(.5, .5) p^k
+    (1 - p)^(n - k)), a mixture over Beta(.5, .5), is below 1 / alpha."""
+    mixed = float(betaln(0.5 + hits, 0.5 + trials - hits) - betaln(0.5, 0.5)) + math.log(alpha)
+
+    def refuted(p: float) -> bool:
+        return mixed - hits * math.log(p) - (trials - hits) * math.log1p(-p) >= 0
+
+    ends = []
+    for inside, outside in ((hits / trials, 0.0), (hits / trials, 1.0)):
+        for _ in range(50 if inside != outside else 0):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if refuted(middle) else (middle, outside)
+        ends.append(outside)
+    return ends[0], ends[1]
 
 
 def paired_effect(control: Floats, arm: Floats, *, alpha: float, by_block: bool = False) -> Effect:

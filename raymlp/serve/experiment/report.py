@@ -54,7 +54,7 @@ def write_report(analysis: Analysis, *, folder: Path) -> Path:
         verdicts=[{"arm": record.arms[verdict.arm], "verdict": verdict} for verdict in analysis.outcome.verdicts],
         choice=None if analysis.outcome.choice is None else record.arms[analysis.outcome.choice],
         arms=[
-            {"name": arm, "share": share, "requests": requests, "keys": keys, "expected": wanted}
+            {"name": arm, "share": share, "requests": requests, "num_keys": keys, "expected": wanted}
             for arm, share, requests, keys, wanted in zip(
                 record.arms,
                 record.history[-1 if record.is_open else -2].weights,
@@ -144,16 +144,22 @@ def _shares(record: Record, seen: Observations) -> Any:
     unit, size = _unit(end - record.started)
     figure, ax = axes(width=6.4, height=2.8)
     changes = [event for event in record.history if event.what != "stop"]
-    edges = [(event.time - record.started) / size for event in changes] + [max((end - record.started) / size, 1e-9)]
+    edges = np.array([(event.time - record.started) / size for event in changes] + [(end - record.started) / size])
+    weights = np.array([event.weights for event in changes])
+    tops = np.cumsum(np.concatenate([weights, weights[-1:]]), axis=1)
+    counted = np.array([np.cumsum(np.bincount(seen.failed.until(time).arm, minlength=len(record.arms))) for time in times[1:]])
     for arm, name in enumerate(record.arms):
-        colour = FAINT if arm == 0 else COLOURS[(arm - 1) % len(COLOURS)]
-        ax.stairs([event.weights[arm] for event in changes], edges, baseline=None, color=colour, linewidth=1.8, label=plain(name))
-        counted = [float((seen.failed.until(time).arm == arm).mean()) for time in times[2:]]
-        ax.plot([(time - record.started) / size for time in times[2:]], counted, color=colour, linewidth=1, linestyle=(0, (2, 2)))
-    ax.set_ylim(0, None)
+        colour = OTHER if arm == 0 else COLOURS[(arm - 1) % len(COLOURS)]
+        bottom = tops[:, arm - 1] if arm else np.zeros(len(tops))
+        ax.fill_between(edges, bottom, tops[:, arm], step="post", color=colour, alpha=0.45, linewidth=0, label=plain(name))
+        if len(counted) and arm < len(record.arms) - 1:
+            moment = [(time - record.started) / size for time in times[1:]]
+            ax.plot(moment, counted[:, arm] / counted[:, -1], color=INK, linewidth=1, linestyle=(0, (2, 2)))
+    ax.set_ylim(0, 1)
+    ax.set_xlim(0, float(edges[-1]) or 1.0)
     ax.set_xlabel(unit)
     ax.set_ylabel("share")
-    ax.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=4)
+    ax.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=4, loc="upper right")
     return drawing(figure, title="Share of traffic of each arm over time")
 
 
