@@ -89,9 +89,9 @@ def mean_effect(y: Floats, arm: Mask, share: Floats, stretch: NDArray[np.int64],
 
 
 def rate_effect(y: Floats, arm: Mask, share: Floats, stretch: NDArray[np.int64], *, alpha: float) -> Effect:
-    """`mean_effect` of values that are 0 or 1, at half of alpha, within bounds from each side's rate at the other half: those need no
-    event at all, so that two versions without a failure are known to be alike. Once the shares have changed, the sides' rates are those of other
-    hours, and of each only that the other's is no less than 0 is used."""
+    """`mean_effect` of values that are 0 or 1, at half of alpha, within bounds from each side's rate at the other half. Those need no event
+    at all, so that two versions without a failure are known to be alike. Once the shares have changed, the sides' rates are those of
+    other hours, and it is only used that the other side's is no less than 0."""
     rough = mean_effect(y, arm, share, stretch, alpha=alpha / 2)
     theirs = y[arm]
     if not 0 < len(theirs) < len(y):
