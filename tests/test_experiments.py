@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -214,7 +215,9 @@ def test_what_can_be_found_and_when_is_told_before_the_start(place: Place) -> No
     pipeline.start_experiment(place.config, story=Story(console=console))
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "paid: a difference of " in told
-    assert "the margin (0.02" in told, "a fifth of about a tenth"
+    margin = float(re.findall(r"paid: .*the margin \(([\d.]+)\)", told)[0])
+    assert margin == pytest.approx(0.2 * 0.1, rel=0.15), "a fifth of about a tenth"
+    assert "is not found by then" in told, "some 2,500 keys come back, and each counts once"
 
 
 def test_the_page_and_its_numbers(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

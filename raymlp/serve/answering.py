@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from starlette.types import Receive
 
-from raymlp.core.errors import RequestError
+from raymlp.core.errors import RequestError, VersionAway
 from raymlp.data.contract_row import Row, table_of
 from raymlp.serve.admission import Admission
+from raymlp.serve.apart import Apart
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.arrow import checked_table
 from raymlp.serve.formats.wire import FALLBACK, JSON_ROWS, Wire
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 
 class Answering:
-    """The predictions of one replica. `fallback` answers where no version can; None says so. `shadow` gets copies of what the champion
-    answered."""
+    """The predictions of one replica. `fallback` answers where no version can; None says so. `stand_in`: the champion
+    answers for a version that stands apart and is away. `shadow` gets copies of what the champion answered."""
 
     def __init__(
         self,
@@ -44,10 +45,11 @@ class Answering:
         *,
         max_rows: int,
         fallback: Fallback | None = None,
+        stand_in: bool = False,
         shadow: Shadow | None = None,
     ) -> None:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
-        self.shadow = shadow
+        self.stand_in, self.shadow = stand_in, shadow
 
     async def answer(
         self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
@@ -78,7 +80,17 @@ class Answering:
                 predictor = state.loaded[label].predictor
                 typed = await _typed(predictor, request)
                 try:
-                    digest, answer = predictor.bundle.digest, await _answers(predictor, typed)
+                    try:
+                        answer = await answers(predictor, typed)
+                    except VersionAway as away:
+                        if not self.stand_in or label == state.champion:
+                            raise
+                        self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
+                        self.metrics.count(label, 503, time.perf_counter() - start)
+                        label, routed, predictor = state.champion, "", state.loaded[state.champion].predictor
+                        typed = await _typed(predictor, request)
+                        answer = await answers(predictor, typed)
+                    digest = predictor.bundle.digest
                 except Exception as error:
                     if fallback is None:
                         raise
@@ -99,6 +111,9 @@ class Answering:
             status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:
             status, body = 422, wire.refuse("body", "nested too deep", "rows of plain values")
+        except VersionAway as away:
+            status, body = 503, wire.refuse("model_version", f"{label}, which does not answer", "a version that does; try again")
+            self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
         except Exception as error:
             status, body = 500, wire.refuse("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
             self._note_failure(error, prediction_id, label, key, rows, routed, start)
@@ -111,11 +126,13 @@ class Answering:
         for place, (row, score) in enumerate(zip(inputs, answer.summary.tolist(), strict=True)):
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
 
-    def _note_failure(self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float) -> None:
+    def _note_failure(
+        self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float, *, status: int = 500
+    ) -> None:
         logger.error("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__, exc_info=error)
         took_ms = (time.perf_counter() - start) * 1e3
         for place in range(rows):
-            self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, routed))
+            self.log.add(Entry(prediction_id, place, time.time(), label, key, status, None, took_ms, None, routed))
 
 
 async def _typed(checker: Predictor | Fallback, request: Request) -> list[Row] | pa.Table:
@@ -125,7 +142,10 @@ async def _typed(checker: Predictor | Fallback, request: Request) -> list[Row] |
     return await asyncio.to_thread(checked_table, request.instances, checker.contract, checker.key)
 
 
-async def _answers(predictor: Predictor, typed: list[Row] | pa.Table) -> Prediction:
+async def answers(predictor: Predictor, typed: list[Row] | pa.Table) -> Prediction:
+    """The predictor's answer to rows that it has checked. Raises VersionAway for one that stands apart and is away."""
+    if isinstance(predictor, Apart):
+        return await predictor.ask(typed)
     if not isinstance(typed, list):
         return await asyncio.to_thread(predictor.predict_checked, typed)
     if len(typed) == 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.data.contract import Contract
+from raymlp.runtime.memory import available
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
-from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.application import DEPLOYMENT, RETRY_AFTER_S
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.choice import wire_of
 from raymlp.serve.formats.grpc import InferenceService
@@ -48,7 +50,8 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, shadow_folder, log, needs_key, fallback, protocols."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, shadow_folder, log, needs_key, fallback, protocols; and where they
+    differ from the usual, stand_in and loading (device, timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -56,12 +59,20 @@ class ModelServer(InferenceService):
         keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
         self.admission = Admission(keys, needs_key=bool(settings["needs_key"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
+        self._loading = {"device": "cpu", **settings.get("loading", {})}
+        self._node = socket.gethostname()
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
         self.shadow = Shadow(PredictionLog(Path(settings["shadow_folder"]), self.log.settings, writer=self.replica))
         self.answering = Answering(
-            self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback, shadow=self.shadow
+            self.admission,
+            self.log,
+            self.metrics,
+            max_rows=int(settings["max_rows"]),
+            fallback=fallback,
+            stand_in=settings.get("stand_in", False),
+            shadow=self.shadow,
         )
         self.protocols = tuple(settings["protocols"])
         self.state: State | None = None
@@ -81,7 +92,7 @@ class ModelServer(InferenceService):
                 self._background = asyncio.create_task(self._tend())
             self._wanted = user_config
             try:
-                self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard)
+                self.state = await asyncio.to_thread(next_state, self.state, {**user_config, **self._loading}, self._guard)
             except ServingError as error:
                 if self.answering.fallback is None:
                     raise
@@ -99,6 +110,8 @@ class ModelServer(InferenceService):
         replica = {
             "replica": self.replica,
             "pid": os.getpid(),
+            "node": self._node,
+            "free_bytes": available(),
             "protocols": self.protocols,
             "fallback": self.answering.fallback is not None,
         }
@@ -146,6 +159,8 @@ class ModelServer(InferenceService):
                 return
             status, body = await self.answering.answer(self.state, scope["headers"], receive, wire)
             headers = [*wire.headers, (b"content-length", b"%d" % len(body))]
+            if status == 503:
+                headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
             if status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))
             await send({"type": "http.response.start", "status": status, "headers": headers})

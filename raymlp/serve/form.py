@@ -60,7 +60,8 @@ def columns_of(contract: Contract) -> list[dict[str, Any]]:
 def _page() -> tuple[str, str]:
     """The page without its facts, and its Content-Security-Policy."""
     page = PAGE.read_text()
-    parts = {tag: page[page.index(f"<{tag}>") + len(tag) + 2 : page.index(f"</{tag}>")] for tag in ("style", "script")}
+    starts = {tag: page.index(f"<{tag}>") + len(tag) + 2 for tag in ("style", "script")}
+    parts = {tag: page[start : page.index(f"</{tag}>", start)] for tag, start in starts.items()}
     own = {tag: base64.b64encode(sha256(text.encode()).digest()).decode() for tag, text in parts.items()}
     policy = (
         f"default-src 'none'; script-src 'sha256-{own['script']}'; style-src 'sha256-{own['style']}'; connect-src 'self'; img-src data:; "

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.records import Version
 from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
+from raymlp.runtime.memory import peak
 
+Found = TypeVar("Found")
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""
 
@@ -37,6 +39,21 @@ def example_row(contract: Contract) -> Row:
     return row
 
 
+class Probed(NamedTuple):
+    """A bundle that answered a sample, and the memory that its process grew by."""
+
+    digest: str
+    grown_bytes: int
+
+
+def measured(bundle: str) -> Probed:
+    """`answers_a_sample`, with the growth of this process's peak memory from before the bundle was loaded, libraries left out."""
+    import raymlp.model.predictor  # noqa: F401
+
+    before = peak()
+    return Probed(answers_a_sample(bundle), peak() - before)
+
+
 def answers_a_sample(bundle: str) -> str:
     """Load a bundle and predict its example row; gives back the bundle's digest. Raises BundleError, or ServingError for an
     answer that is no number."""
@@ -56,18 +73,18 @@ def trust() -> dict[str, str]:
     return {TRUSTED: os.environ[TRUSTED]} if os.environ.get(TRUSTED) else {}
 
 
-def probe(version: Version) -> str:
-    """The bundle's digest. Raises ServingError when the bundle cannot be loaded, crashes, hangs or gives no number; nothing else
-    changes."""
+def probe(version: Version) -> Probed:
+    """What the bundle is, and how much memory it takes. Raises ServingError when the bundle cannot be loaded, crashes, hangs or gives no
+    number; nothing else changes."""
     return start_probe(version)()
 
 
-def start_probe(version: Version) -> Callable[[], str]:
+def start_probe(version: Version) -> Callable[[], Probed]:
     """`probe` begun: call what comes back for its end."""
-    return in_own_process(answers_a_sample, version.bundle, what=f"version {version.label} ({version.bundle})")
+    return in_own_process(measured, version.bundle, what=f"version {version.label} ({version.bundle})")
 
 
-def in_own_process(function: Callable[[str], str], argument: str, *, what: str, timeout_s: float = PROBE_S) -> Callable[[], str]:
+def in_own_process(function: Callable[[str], Found], argument: str, *, what: str, timeout_s: float = PROBE_S) -> Callable[[], Found]:
     """Start a function in a worker process that ends with it; call what comes back for the result.
 
     That call raises ServingError for an error, a crash or a hang.
@@ -78,9 +95,9 @@ def in_own_process(function: Callable[[str], str], argument: str, *, what: str, 
     code = {"runtime_env": {"env_vars": trust()}} if trust() else {}
     answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(argument)
 
-    def result() -> str:
+    def result() -> Found:
         try:
-            return str(ray.get(answer, timeout=timeout_s))
+            return cast("Found", ray.get(answer, timeout=timeout_s))
         except GetTimeoutError:
             ray.cancel(answer, force=True)
             raise ServingError(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None

@@ -8,6 +8,7 @@ from typing import Any
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Version
 from raymlp.serve.controller import applications, apply, serve_client, wait_for_revision
+from raymlp.serve.deploy import require_room
 from raymlp.serve.probe import probe
 
 
@@ -25,7 +26,8 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
     """Give every replica this shadow (see `shadow_of`), None for none, without a restart; versions and weights stay.
 
     A version that the endpoint does not hold yet is first probed in a process of its own. Raises ServingError, with nothing changed,
-    when it fails, is the champion, or the endpoint is not there; and when a replica cannot load it after all.
+    when it fails, does not fit into the memory or is the champion, when versions stand apart or the endpoint is not there; and when a
+    replica cannot load it after all.
     """
     changed = _application(name).model_copy(deep=True)
     wanted = dict(changed.deployments[0].user_config)
@@ -34,8 +36,11 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
             raise ServingError(f"{shadow['label']} is the champion of {name}; expected another version as its shadow.")
         if not 0 < shadow["share"] <= 1:
             raise ServingError(f"the shadow's share is {shadow['share']}; expected one above 0 and up to 1. Use shadow off for none.")
+        if wanted.get("apart"):
+            raise ServingError(f"the versions of {name} stand apart; expected serve.placement=together for a shadow. Deploy it so.")
         if wanted["versions"].get(shadow["label"]) != shadow["path"]:
-            probe(Version(shadow["label"], shadow["path"]))
+            grown = probe(Version(shadow["label"], shadow["path"])).grown_bytes
+            require_room(name, shadow["label"], shadow["path"], grown)
     changed.deployments[0].user_config = {**wanted, "shadow": shadow, "revision": uuid.uuid4().hex}
     apply(serve_client(), changed)
     reports = wait_for_revision(serve_client(), changed)

@@ -29,15 +29,25 @@ class Loaded:
     predictor: Predictor
 
     @classmethod
-    def load(cls, label: str, path: str) -> Loaded:
+    def load(cls, label: str, path: str, *, device: str = "cpu") -> Loaded:
         """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError and what a broken net raises."""
         import torch
 
+        from raymlp.model.bundle import load_bundle
         from raymlp.model.predictor import Predictor
 
         torch.set_num_threads(1)
-        predictor = Predictor.load(path)
+        predictor = Predictor.load(path) if device == "cpu" else Predictor.of(load_bundle(path), device=device, key=None)
         predictor.predict_typed(predictor.check(example_row(predictor.bundle.contract), "example"))
+        return cls(label, path, predictor)
+
+    @classmethod
+    def apart(cls, label: str, path: str, application: str, timeout_s: float) -> Loaded:
+        """A version whose weights are in a Serve application of its own, once that has answered a sample."""
+        from raymlp.serve.apart import Apart
+
+        predictor = Apart(path, application, timeout_s)
+        predictor.answers_a_sample(predictor.check(example_row(predictor.bundle.contract), "example"))
         return cls(label, path, predictor)
 
     @property
@@ -72,16 +82,18 @@ class State:
 
 
 def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
-    """What a replica serves once it was given `wanted` (versions, weights, champion, salt, revision, shadow). What cannot be loaded is
-    reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
+    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, device, timeout_s, shadow. What
+    cannot be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
     versions, weights, shadow = dict(wanted["versions"]), dict(wanted["weights"]), wanted.get("shadow")
     if shadow is not None:
         versions.setdefault(shadow["label"], shadow["path"])  # without a weight: no request is its own
     champion, revision = wanted["champion"], wanted["revision"]
     problems: dict[str, str] = {}
     loaded: dict[str, Loaded] = {}
-    suspect = len(versions) > 1 and guard.is_suspect(revision)
-    if len(versions) > 1 and not suspect:
+    apart = wanted.get("apart", {})
+    beside = len(versions) > 1 and not apart
+    suspect = beside and guard.is_suspect(revision)
+    if beside and not suspect:
         guard.hold(revision)
     for label, path in versions.items():
         if label != champion and suspect:
@@ -89,7 +101,12 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -
             continue
         known = current.loaded.get(label) if current else None
         try:
-            loaded[label] = known if known and known.path == path else Loaded.load(label, path)
+            if known and known.path == path:
+                loaded[label] = known
+            elif apart:
+                loaded[label] = Loaded.apart(label, path, apart[label], wanted["timeout_s"])
+            else:
+                loaded[label] = Loaded.load(label, path, device=wanted["device"])
         except Exception as error:
             problems[label] = f"{type(error).__name__}: {error}"
             logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])

@@ -111,7 +111,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def wanted(bundles: dict[str, str], path: str = "") -> dict[str, Any]:
     shadow = {"label": "v2", "path": path or bundles["v2"], "share": 1.0, "max_waiting": 10}
-    return user_config_of({"v1": bundles["v1"]}, {"v1": 1.0}, "", shadow)
+    return {**user_config_of({"v1": bundles["v1"]}, {"v1": 1.0}, shadow=shadow), "device": "cpu"}
 
 
 def test_a_state_holds_its_shadow_without_a_share_of_the_traffic(bundles: dict[str, str], tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_state_holds_its_shadow_without_a_share_of_the_traffic(bundles: dict[s
     assert state.weights == {"v1": 1.0}
     assert {state.routes.choose(f"k{number}") for number in range(100)} == {"v1"}
     assert len(list(tmp_path.glob("*.held"))) == 1, "a death of this process counts against the shadow"
-    without = next_state(state, user_config_of({"v1": bundles["v1"]}, {"v1": 1.0}), guard)
+    without = next_state(state, {**user_config_of({"v1": bundles["v1"]}, {"v1": 1.0}), "device": "cpu"}, guard)
     assert without.shadow is None
     assert not list(tmp_path.glob("*.held"))
 
@@ -139,7 +139,7 @@ def test_a_shadow_that_cannot_load_or_killed_its_process_is_left_out_and_told(bu
 
 def test_the_champion_is_no_shadow_of_itself(bundles: dict[str, str]) -> None:
     shadow = {"label": "v2", "path": bundles["v2"], "share": 1.0, "max_waiting": 10}
-    assert user_config_of({"v2": bundles["v2"]}, {"v2": 1.0}, "", shadow)["shadow"] is None
+    assert user_config_of({"v2": bundles["v2"]}, {"v2": 1.0}, "", shadow=shadow)["shadow"] is None
 
 
 def test_copies_of_answered_requests_only_reach_the_shadow_and_its_answers_are_the_models(bundles: dict[str, str], tmp_path: Path) -> None:

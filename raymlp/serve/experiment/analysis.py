@@ -105,8 +105,8 @@ def read(seen: Observations, metric: Metric, arm: int, *, alpha: float) -> Readi
             return _told(metric, arm, effect, metric.margin * abs(effect.control), -1, "answers, or shares that changed")
         case Quality():
             by_block = metric.measure == "auc"
-            values = [seen.labelled.measured(metric.measure, place) for place in (0, arm)]
-            effect = paired_effect(*values, alpha=alpha, by_block=by_block) if len(values[0]) else UNKNOWN
+            old, new = (seen.labelled.measured(metric.measure, place) for place in (0, arm))
+            effect = paired_effect(old, new, alpha=alpha, by_block=by_block) if len(old) else UNKNOWN
             return _told(metric, arm, effect, metric.margin, -1 if metric.measure == "loss" else 1, "labelled rows")
 
 

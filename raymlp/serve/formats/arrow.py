@@ -68,7 +68,7 @@ def read_stream(content: bytes, *, max_rows: int) -> pa.Table:
     try:
         _require_uncompressed(content)
         with pa.ipc.open_stream(pa.BufferReader(content)) as stream:
-            for field in stream.schema:
+            for field, _ in zip(stream.schema, stream.schema.names, strict=True):  # a name that is no text is found here
                 _require_plain(field)
             batches: list[pa.RecordBatch] = []
             rows = 0
@@ -88,6 +88,13 @@ def read_stream(content: bytes, *, max_rows: int) -> pa.Table:
 
 def checked_table(table: pa.Table, contract: Contract, key: PrivacyKey | None) -> pa.Table:
     """The table in the contract's types, privacy rules applied. Refuses what a JSON row is refused for: raises RequestError."""
+    try:
+        return _checked(table, contract, key)
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise RequestError("body", f"values that cannot be read ({type(error).__name__})", EXPECTED) from None
+
+
+def _checked(table: pa.Table, contract: Contract, key: PrivacyKey | None) -> pa.Table:
     names = list(contract.columns)
     doubled = next((name for name in table.column_names if table.column_names.count(name) > 1), None)
     if doubled is not None:
@@ -105,10 +112,7 @@ def checked_table(table: pa.Table, contract: Contract, key: PrivacyKey | None) -
             continue
         columns[name] = table.column(name)
         _require_type(name, columns[name], rule, contract)
-    try:
-        typed, broken = check_table(contract, pa.table(columns), where="the table", key=key)
-    except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise RequestError("body", f"values that cannot be read ({type(error).__name__})", EXPECTED) from None
+    typed, broken = check_table(contract, pa.table(columns), where="the table", key=key)
     if broken.num_rows:
         reason = broken.column(REASON)[0].as_py()
         raise RequestError("body", reason, next((contract.describe(name) for name in names if reason.startswith(f"{name} ")), "good rows"))
