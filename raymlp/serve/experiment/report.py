@@ -19,7 +19,7 @@ from raymlp.serve.experiment.record import Record
 from raymlp.serve.experiment.verdict import Outcome, judge
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-POINTS = 48
+POINTS = 30
 """Moments at which the intervals are drawn."""
 COLOURS = (MODEL, BAD, GOOD, INK, OTHER)
 """Of the arms beside the control, in turn."""
