@@ -119,7 +119,7 @@ def simulate(kind: Kind, seed: tuple[int, ...]) -> Ended:
         time = np.arange(len(arm), dtype=np.float64)
         requests = tuple(np.bincount(arm, minlength=len(rates)).tolist())
         seen = Observations(
-            np.array(shares), np.zeros(len(shares)), requests, Seen(failed, arm, stretch, time), Seen(latency, arm, stretch, time),
+            np.array(shares), requests, Seen(failed, arm, stretch, time), Seen(latency, arm, stretch, time),
             {"paid": Seen(paid, arm, stretch, time)},
         )  # fmt: skip
         found, ratio = readings(seen, settings), check_ratio(seen)

@@ -203,6 +203,31 @@ def test_an_experiment_and_a_rollout_are_never_open_at_once(place: Place) -> Non
         pipeline.start_experiment(place.config)
 
 
+def test_one_that_cannot_begin_is_on_record_as_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ServingError("no room for v3")
+
+    monkeypatch.setattr(serving, "set_versions", broken)
+    with pytest.raises(ServingError, match="no room for v3"):
+        pipeline.start_experiment(place.config)
+    assert open_experiment(place.config) is None
+    assert "no room for v3" in pipeline.experiment(place.config).record.history[-1].reason
+
+
+def test_a_watch_ends_when_somebody_stops_the_experiment(place: Place) -> None:
+    config = asking(place, bandit=Bandit(min_keys=100), guard_rails=())
+    pipeline.start_experiment(config)
+
+    def looks() -> Iterator[None]:
+        place.traffic(300)
+        pipeline.stop_experiment(config)
+        yield
+        raise AssertionError("it goes on")
+
+    pipeline.watch_experiment(config, looks=looks())
+    assert place.wanted["weights"] == {"v1": 1.0}
+
+
 def test_an_endpoint_that_serves_something_beside_its_champion_is_refused(place: Place) -> None:
     place.wanted["weights"] = {"v1": 0.9, "v2": 0.1}
     with pytest.raises(ServingError, match="serves v2 beside v1"):

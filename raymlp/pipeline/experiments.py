@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -50,14 +51,23 @@ def start_experiment(config: Config, *, story: Story | None = None) -> Record:
     found = [_version(config, version) for version in settings.versions]
     bundles = {champion: str(now["versions"][champion]), **{version.label: version.bundle for version in found}}
     arms = (champion, *(version.label for version in found))
+    if not re.fullmatch(r"v\d+", champion):
+        raise ServingError(
+            f"{name} serves {champion}, which is not of the registry; expected a registered champion. Register and deploy it."
+        )
     begun = Record.start(name, arms, salt=uuid.uuid4().hex, settings=settings, now=time.time(), by=BY)
     with (story or SilentStory()).step("experiment") as step:
         log, came = prediction_log(config), labels(config)
         known = known_of(log, came, _predictors(begun, bundles), begun)
         for line in expected(settings, traffic_of(log, champion), known):
             step.note(str(line))
-        serving.set_versions(config, name, bundles, begun.weights, salt=begun.salt)
         _save(config, begun)
+        try:
+            _refuse_beside_others(config, begun)
+            serving.set_versions(config, name, bundles, begun.weights, salt=begun.salt)
+        except BaseException as error:
+            _save(config, begun.stopped(now=time.time(), by=BY, reason=f"not begun: {error}"))
+            raise
         shares = ", ".join(f"{arm} {share:.1%}" for arm, share in begun.weights.items())
         step.result(f"{shares}; {settings.primary.name} decides")
         if settings.bandit is not None:
@@ -85,6 +95,10 @@ def watch_experiment(config: Config, *, looks: Iterator[None] | None = None, sto
     with (story or SilentStory()).step("experiment") as step:
         analysis = _analysed(config, record, loaded)
         for _ in paced:
+            now = open_experiment(config)
+            if now is None or now.salt != record.salt:  # stopped by somebody else
+                break
+            record = now
             analysis = _analysed(config, record, loaded)
             step.say(analysis.outcome.reason)
             if analysis.outcome.choice is not None or time.time() - record.started > settings.max_s:
@@ -100,7 +114,7 @@ def watch_experiment(config: Config, *, looks: Iterator[None] | None = None, sto
             shares = bandit.shares(rewards, record.history[-1].weights, settings.bandit, seed=seed)
             if not np.allclose(shares, record.history[-1].weights, atol=0.005):
                 record = record.reweighted(shares, now=time.time(), by=BY, reason=f"after {values:,} values of {settings.primary.name}")
-                serving.set_versions(config, record.name, _bundles(config, record), record.weights, salt=record.salt)
+                serving.set_versions(config, record.name, _given(config, record), record.weights, salt=record.salt)
                 _save(config, record)
         step.result(analysis.outcome.reason)
     return analysis
@@ -113,7 +127,7 @@ def stop_experiment(config: Config, *, reason: str = "") -> Record:
     record = _running(config).stopped(now=time.time(), by=BY, reason=reason)
     control = record.arms[0]
     if serving.status(record.name)["state"] != "NOT_STARTED":
-        serving.set_versions(config, record.name, {control: _bundles(config, record)[control]}, record.weights)
+        serving.set_versions(config, record.name, {control: _given(config, record)[control]}, record.weights)
     _save(config, record)
     return record
 
@@ -145,6 +159,21 @@ def _predictors(record: Record, bundles: dict[str, str]) -> list[Predictor]:
 def _bundles(config: Config, record: Record) -> dict[str, str]:
     """Where the arms' bundles are, by label: those of the registry."""
     return {arm: _version(config, arm).bundle for arm in record.arms}
+
+
+def _given(config: Config, record: Record) -> dict[str, str]:
+    """The same for the endpoint: what it has keeps the path it has it from."""
+    from raymlp.serve.shadowing import declared
+
+    known = declared(record.name)["versions"]
+    return {arm: known.get(arm) or bundle for arm, bundle in _bundles(config, record).items()}
+
+
+def _refuse_beside_others(config: Config, begun: Record) -> None:
+    """Looks once more, now that this one is on record: of two that start at the same moment at most one goes on."""
+    refuse_beside_rollout(config)
+    if any(record.is_open and record.salt != begun.salt for record in records(config)):
+        raise ServingError(f"another experiment of {begun.name} has just been started; expected one at a time. Look at it, or stop it.")
 
 
 def _version(config: Config, version: str) -> Version:

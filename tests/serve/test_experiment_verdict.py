@@ -83,7 +83,7 @@ def seen(counts: list[list[int]], shares: list[list[float]]) -> Observations:
     arm = np.concatenate([np.repeat(np.arange(len(row)), row) for row in counts])
     stretch = np.repeat(np.arange(len(counts)), [sum(row) for row in counts])
     keys = Seen(np.zeros(len(arm)), arm, stretch, np.arange(len(arm), dtype=np.float64))
-    return Observations(np.array(shares), np.zeros(len(shares)), (0,) * len(shares[0]), keys, keys)
+    return Observations(np.array(shares), (0,) * len(shares[0]), keys, keys)
 
 
 def test_the_ratio_doubts_what_the_weights_do_not_explain() -> None:
@@ -119,7 +119,7 @@ def test_half_of_alpha_is_the_primary_metrics_and_all_of_it_is_spent_once() -> N
 def test_a_latency_metric_has_no_interval_once_the_shares_have_changed() -> None:
     rng = np.random.default_rng(0)
     latency = Seen(rng.lognormal(2, 0.3, 4_000), rng.integers(0, 2, 4_000), np.repeat([0, 1], 2_000), np.arange(4_000.0))
-    both = Observations(np.array([[0.5, 0.5], [0.4, 0.6]]), np.zeros(2), (0, 0), latency, latency)
+    both = Observations(np.array([[0.5, 0.5], [0.4, 0.6]]), (0, 0), latency, latency)
     still = replace(both, shares=both.shares[:1], latency_ms=replace(latency, stretch=np.zeros(4_000, dtype=np.int64)))
     settings = Experiment(versions=("2",), primary=LatencyQuantile(), guard_rails=())
     assert not readings(both, settings)[0][0].effect.is_known

@@ -41,10 +41,8 @@ def observe(log: pa.Table, labels: pa.Table | None, predictors: Sequence[Predict
         if isinstance(metric, Business)
     }
     asks_quality = any(isinstance(metric, Quality) for metric in record.settings.metrics)
-    starts = [float(time[stretch == place].min(initial=np.inf)) for place in range(len(shares))]
     return Observations(
         shares=shares,
-        starts=np.array(starts),
         requests=tuple(np.bincount(arm, minlength=len(record.arms)).tolist()),
         failed=seen(failed.astype(np.float64), np.ones(len(key), dtype=bool)),
         latency_ms=seen(first.column("latency_ms").to_numpy().astype(np.float64), ~failed),

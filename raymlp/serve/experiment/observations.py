@@ -85,10 +85,9 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Observations:
-    """An experiment so far. `shares` (S, K) are the arms' shares of traffic in each stretch of time, `starts` (S,) when it began."""
+    """An experiment so far. `shares` (S, K) are the arms' shares of traffic in each stretch of time."""
 
     shares: Floats
-    starts: Floats
     requests: tuple[int, ...]
     """Requests of each arm, all of them."""
     failed: Seen
