@@ -60,6 +60,16 @@ def test_too_few_keys_or_too_rare_events_have_no_interval() -> None:
     assert math.isnan(mean_effect(np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0), one_stretch(0), alpha=0.05).difference)
 
 
+def test_a_small_arm_without_an_event_does_not_look_certain() -> None:
+    rows, share = 20_000, 0.05
+    arm = np.arange(rows) % 20 == 0
+    y = (np.arange(rows) % 80 == 1) * 1.0  # 250 events, none of them the arm's
+    found = mean_effect(y, arm, np.full(rows, share), one_stretch(rows), alpha=0.05)
+    dealt = rows * share * (1 - share) * float(y.var())
+    assert found.deviation == pytest.approx(math.sqrt(dealt) / (rows * share * (1 - share)))
+    assert found.deviation > 3 * math.sqrt(float((((arm - share) * (y - y.mean())) ** 2).sum())) / (rows * share * (1 - share))
+
+
 @pytest.mark.parametrize(("share", "rate"), [(0.5, 0.1), (0.1, 0.1), (0.1, 0.02)])
 def test_the_interval_of_a_rare_event_holds_at_every_look_of_most_experiments(share: float, rate: float) -> None:
     rng, missed = np.random.default_rng(1), 0

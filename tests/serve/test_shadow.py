@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from raymlp.config.serve import Log
 from raymlp.core.errors import RequestError
 from raymlp.data.target import Target
+from raymlp.model.predictor import Predictor
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import user_config_of
 from raymlp.serve.comparison import compare
@@ -23,7 +25,7 @@ from raymlp.serve.guard import Guard
 from raymlp.serve.log import Entry, PredictionLog, read_log
 from raymlp.serve.routing import bucket
 from raymlp.serve.shadow import SALT, Shadow, Shadowed
-from raymlp.serve.versions import next_state
+from raymlp.serve.versions import State, next_state
 from tests.serve.bundles import json_rows, make_bundle
 
 
@@ -142,32 +144,41 @@ def test_the_champion_is_no_shadow_of_itself(bundles: dict[str, str]) -> None:
     assert user_config_of({"v2": bundles["v2"]}, {"v2": 1.0}, "", shadow=shadow)["shadow"] is None
 
 
-def test_copies_of_answered_requests_only_reach_the_shadow_and_its_answers_are_the_models(bundles: dict[str, str], tmp_path: Path) -> None:
-    import orjson
+async def asked(state: State, shadow: Shadow, folder: Path, instances: list[Any]) -> tuple[int, bytes]:
+    """A request to a replica with this state and shadow."""
 
-    from raymlp.model.predictor import Predictor
+    async def receive() -> Any:
+        return {"body": json.dumps({"instances": instances}).encode(), "more_body": False}
 
-    state = next_state(None, wanted(bundles), Guard(tmp_path))
-    log, shadow = PredictionLog(tmp_path / "log", Log()), Shadow(PredictionLog(tmp_path / "shadow", Log()))
-    open_door = SimpleNamespace(refused=lambda *_: None)
-    metrics = SimpleNamespace(count=lambda *_: None)
+    log, open_door, metrics = PredictionLog(folder, Log()), SimpleNamespace(refused=lambda *_: None), SimpleNamespace(count=lambda *_: None)
     answering = Answering(cast(Any, open_door), log, cast(Any, metrics), max_rows=10, shadow=shadow)
-    rows = json_rows(3)
+    answer = await answering.answer(state, [], receive)
+    log.flush()
+    return answer
 
-    async def ask(*instances: Any) -> tuple[int, bytes]:
-        async def receive() -> Any:
-            return {"body": orjson.dumps({"instances": instances}), "more_body": False}
 
-        return await answering.answer(state, [], receive)
-
-    assert [asyncio.run(ask(*some))[0] for some in (rows[:1], rows[1:3], [{"delay": "late"}])] == [200, 200, 422]
+def test_copies_of_answered_requests_only_reach_the_shadow_and_its_answers_are_the_models(bundles: dict[str, str], tmp_path: Path) -> None:
+    state, rows = next_state(None, wanted(bundles), Guard(tmp_path)), json_rows(3)
+    shadow = Shadow(PredictionLog(tmp_path / "shadow", Log()))
+    requests = (rows[:1], rows[1:3], [{"delay": "late"}])
+    assert [asyncio.run(asked(state, shadow, tmp_path / "log", some))[0] for some in requests] == [200, 200, 422]
     shadow.drain()
     shadow.log.flush()
-    log.flush()
     beside, answers = read_log(tmp_path / "log"), read_log(tmp_path / "shadow")
     assert beside.column("version").unique().to_pylist() == ["v1"]
     assert sorted(answers.column("prediction_id").to_pylist()) == sorted(beside.column("prediction_id").to_pylist())
     assert sorted(answers.column("prediction").to_pylist()) == pytest.approx(sorted(Predictor.load(bundles["v2"]).predict(rows).scores))
+
+
+def test_what_the_challenger_answered_is_not_copied(bundles: dict[str, str], tmp_path: Path) -> None:
+    shadow = {"label": "v2", "path": bundles["v2"], "share": 1.0, "max_waiting": 100}
+    config = user_config_of(bundles, {"v1": 0.5, "v2": 0.5}, shadow=shadow)
+    state = next_state(None, {**config, "device": "cpu"}, Guard(tmp_path))
+    own = Shadow(PredictionLog(tmp_path / "shadow", Log()))
+    answered = [asyncio.run(asked(state, own, tmp_path, json_rows(1))) for _ in range(30)]
+    versions = [json.loads(body)["model_version"] for _, body in answered]
+    assert set(versions) == {"v1", "v2"}
+    assert own.report()["waiting"] == versions.count("v1")
 
 
 def logs(old: list[float], new: list[float | None], folder: Path) -> tuple[pa.Table, pa.Table]:
