@@ -32,7 +32,7 @@ from raymlp.pipeline.exclusive import open_experiment, open_rollout
 from raymlp.runtime.progress import Story
 from raymlp.serve import deploy as serving
 from raymlp.serve.log import Entry, PredictionLog
-from raymlp.serve.rollout.course import Course
+from raymlp.serve.rollout.course import Course, Records
 from raymlp.serve.routing import Routes, misrouted
 from tests.serve.bundles import make_config
 from tests.test_rollout import CONTRACT, Model
@@ -97,7 +97,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     made = Place(config, {"versions": {"v1": "v1"}, "weights": {"v1": 1.0}, "champion": "v1", "salt": ""})
     monkeypatch.setattr("raymlp.pipeline.experiments.store_of", lambda _: made)
     monkeypatch.setattr("raymlp.model.predictor.Predictor.load", lambda path: made.models[path])
-    monkeypatch.setattr("raymlp.serve.shadowing.declared", lambda _: made.wanted)
+    monkeypatch.setattr("raymlp.serve.deploy.declared", lambda _: made.wanted)
     monkeypatch.setattr(serving, "set_versions", made.set_versions)
     monkeypatch.setattr(serving, "status", lambda _: {"state": "RUNNING"})
     return made
@@ -191,14 +191,14 @@ def test_it_is_stopped_once_and_the_control_serves_alone(place: Place) -> None:
 def test_an_experiment_and_a_rollout_are_never_open_at_once(place: Place) -> None:
     folder = make_folder(Path(place.config.runtime.storage) / "rollouts" / "flights")
     course = Course.start("flights", "v1", "v2", salt=uuid.uuid4().hex, settings=Rollout(), now=0.0, by="me")
-    (folder / f"{course.salt}.json").write_text(course.to_json())
+    Records(folder).save(course)
     assert open_rollout(place.config) == course
     with pytest.raises(ServingError, match="the rollout of v2 on flights is running"):
         pipeline.start_experiment(place.config)
-    (folder / f"{course.salt}.json").write_text(course.abort(now=1.0, by="me").to_json())
+    Records(folder).save(course.abort(now=1.0, by="me"))
     pipeline.start_experiment(place.config)
     with pytest.raises(ServingError, match="an experiment of v1, v2, v3 runs on flights"):
-        pipeline.rollout(place.config)
+        pipeline.rollout(place.config, traffic=iter(()))
     with pytest.raises(ServingError, match="an experiment of v1, v2, v3 runs on flights"):
         pipeline.start_experiment(place.config)
 

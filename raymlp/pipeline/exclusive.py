@@ -8,7 +8,7 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
 from raymlp.runtime.session import storage_root
 from raymlp.serve.experiment.record import Record
-from raymlp.serve.rollout.course import Course
+from raymlp.serve.rollout.course import Course, Records
 
 
 def experiment_folder(config: Config) -> Path:
@@ -28,15 +28,9 @@ def records(config: Config) -> list[Record]:
 
 
 def open_rollout(config: Config) -> Course | None:
-    """The rollout that is open on the problem's endpoint. Files that are no record of a rollout are not looked at."""
-    for file in sorted((storage_root(config.runtime) / "rollouts" / config.problem.name).glob("[!.]*.json")):
-        try:
-            course = Course.from_json(file.read_text())
-        except ServingError:
-            continue
-        if course.is_open:
-            return course
-    return None
+    """The rollout that is open on the problem's endpoint."""
+    course = Records(storage_root(config.runtime) / "rollouts" / config.problem.name).latest()
+    return course if course is not None and course.is_open else None
 
 
 def refuse_beside_experiment(config: Config) -> None:

@@ -36,10 +36,10 @@ def start_experiment(config: Config, *, story: Story | None = None) -> Record:
     Raises ServingError when the endpoint is not there, serves something beside its champion, or has a rollout or an experiment already.
     """
     from raymlp.serve import deploy as serving
+    from raymlp.serve.deploy import declared
     from raymlp.serve.evidence import traffic_of
     from raymlp.serve.experiment.expected import expected
     from raymlp.serve.experiment.gathering import known_of
-    from raymlp.serve.shadowing import declared
 
     settings, name = config.serve.experiment, config.problem.name
     refuse_beside_rollout(config)
@@ -163,7 +163,7 @@ def _bundles(config: Config, record: Record) -> dict[str, str]:
 
 def _given(config: Config, record: Record) -> dict[str, str]:
     """The same for the endpoint: what it has keeps the path it has it from."""
-    from raymlp.serve.shadowing import declared
+    from raymlp.serve.deploy import declared
 
     known = declared(record.name)["versions"]
     return {arm: known.get(arm) or bundle for arm, bundle in _bundles(config, record).items()}

@@ -30,9 +30,10 @@ def set_shadow(config: Config, model: str | Path = "", share: float | None = Non
 
 def end_shadow(config: Config) -> None:
     """Take the shadow away; nothing happens when there is none."""
+    from raymlp.serve import deploy as serving
     from raymlp.serve import shadowing
 
-    if (shadow := shadowing.declared(config.problem.name).get("shadow")) is not None:
+    if (shadow := serving.declared(config.problem.name).get("shadow")) is not None:
         shadowing.set_shadow(config.problem.name, None)
         record(config.runtime, "shadow off", model=config.problem.name, version=shadow["label"])
 
@@ -55,11 +56,11 @@ def shadow_report(config: Config) -> list[ShadowReport]:
 
 def _bundle(config: Config, label: str) -> str:
     """A version's bundle by its label in the log: a registered one (`v4`), or that which a running endpoint has under it."""
-    from raymlp.serve import shadowing
+    from raymlp.serve import deploy as serving
 
     if label.startswith("v") and label[1:].isdigit():
         return resolve(config, f"{config.problem.name}/{label[1:]}").bundle
-    wanted = shadowing.declared(config.problem.name)
+    wanted = serving.declared(config.problem.name)
     shadow = wanted.get("shadow") or {}
     paths = {**wanted["versions"], **({shadow["label"]: shadow["path"]} if shadow else {})}
     if label not in paths:

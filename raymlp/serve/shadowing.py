@@ -7,14 +7,9 @@ from typing import Any
 
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Version
-from raymlp.serve.controller import applications, apply, serve_client, wait_for_revision
-from raymlp.serve.deploy import require_room
+from raymlp.serve.controller import apply, serve_client, wait_for_revision
+from raymlp.serve.deploy import application_named, require_room
 from raymlp.serve.probe import probe
-
-
-def declared(name: str) -> dict[str, Any]:
-    """What the endpoint was last told to serve: versions, weights, champion, salt, shadow. Raises ServingError when it is not deployed."""
-    return dict(_application(name).deployments[0].user_config)
 
 
 def shadow_of(version: Version, share: float, *, max_waiting: int) -> dict[str, Any]:
@@ -29,7 +24,8 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
     when it fails, does not fit into the memory or is the champion, when versions stand apart or the endpoint is not there; and when a
     replica cannot load it after all.
     """
-    changed = _application(name).model_copy(deep=True)
+    client = serve_client()
+    changed = application_named(client, name).model_copy(deep=True)
     wanted = dict(changed.deployments[0].user_config)
     if shadow is not None:
         if shadow["label"] == wanted["champion"]:
@@ -42,17 +38,9 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
             grown = probe(Version(shadow["label"], shadow["path"])).grown_bytes
             require_room(name, shadow["label"], shadow["path"], grown)
     changed.deployments[0].user_config = {**wanted, "shadow": shadow, "revision": uuid.uuid4().hex}
-    apply(serve_client(), changed)
-    reports = wait_for_revision(serve_client(), changed)
+    apply(client, changed)
+    reports = wait_for_revision(client, changed)
     if shadow is not None:
         problems = sorted({problem for report in reports if (problem := report["problems"].get(shadow["label"]))})
         if problems:
             raise ServingError(f"{name} could not take {shadow['label']} as its shadow, and goes on without: {'; '.join(problems)}")
-
-
-def _application(name: str) -> Any:
-    client = serve_client()
-    known = applications(client)
-    if name not in known:
-        raise ServingError(f"{name} is not deployed; expected one of: {', '.join(known) or 'none'}. Deploy it first.")
-    return known[name]

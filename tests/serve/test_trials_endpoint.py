@@ -23,10 +23,10 @@ from raymlp.pipeline.serving import prediction_log
 from raymlp.serve.application import shadow_folder
 from raymlp.serve.client import replay
 from raymlp.serve.comparison import compare
-from raymlp.serve.deploy import deploy, problems, set_versions, status, undeploy
+from raymlp.serve.deploy import declared, deploy, problems, set_versions, status, undeploy
 from raymlp.serve.log import read_log
 from raymlp.serve.routing import misrouted
-from raymlp.serve.shadowing import declared, set_shadow, shadow_of
+from raymlp.serve.shadowing import set_shadow, shadow_of
 from tests.serve.bundles import json_rows, make_bundle, make_config
 
 pytestmark = pytest.mark.ray

@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlp.config.experiment import Business, Quality
-from raymlp.data.labels import with_values
+from raymlp.data.labels import row_ids, with_values
+from raymlp.data.target import Target
 from raymlp.model.predictor import Predictor
-from raymlp.serve.evidence import labelled_rows, scores_of
 from raymlp.serve.experiment.expected import Known
 from raymlp.serve.experiment.intervals import Floats, Mask
 from raymlp.serve.experiment.observations import Labelled, Observations, Places, Seen
 from raymlp.serve.experiment.record import Record
+from raymlp.serve.ledger import complete_inputs
+from raymlp.serve.log import INPUT
 from raymlp.serve.routing import Routes
 
 
@@ -98,6 +100,28 @@ def _labelled(rows: pa.Table, labels: pa.Table | None, predictors: Sequence[Pred
     good, y = good.take(pa.array(some)), y[some]
     scores = scores_of(good, predictors) if len(y) else None
     return Labelled(target.task, y, tuple(scores), _seconds(good)) if scores is not None else Labelled()
+
+
+def labelled_rows(rows: pa.Table, labels: pa.Table | None, target: Target) -> tuple[pa.Table, Floats]:
+    """Answered rows of a log whose label has come and can be read, and the labels, float64 (N,)."""
+    good = rows.filter(pc.equal(rows.column("status"), 200))
+    labels = with_values(labels, "label")
+    if labels is None or not good.num_rows:
+        return good.slice(0, 0), np.zeros(0)
+    place = pc.index_in(row_ids(good), value_set=row_ids(labels).combine_chunks())
+    good = good.filter(place.is_valid())
+    y = target.read(labels.column("label").take(place.drop_null()))
+    usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
+    return good.filter(pa.array(usable)), y[usable]
+
+
+def scores_of(rows: pa.Table, predictors: Sequence[Predictor]) -> list[Floats] | None:
+    """Each predictor's scores of logged rows; None where one needs an input that the log leaves out."""
+    table = pa.table({name.removeprefix(INPUT): rows.column(name) for name in rows.column_names if name.startswith(INPUT)})
+    tables = [complete_inputs(table, predictor) for predictor in predictors]
+    if any(complete is None for complete in tables):
+        return None
+    return [predictor.scores(complete) for predictor, complete in zip(predictors, tables, strict=True)]
 
 
 def _values(first: pa.Table, labels: pa.Table | None, column: str) -> Floats:
