@@ -40,7 +40,7 @@ from raymlp.model.bundle import Bundle, save_bundle
 from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net, number_edges
 from raymlp.model.scorer import NetScorer
-from raymlp.runtime.ingress import port_is_free
+from raymlp.runtime.ports import port_is_free
 from raymlp.runtime.session import ray_session
 from raymlp.serve.deploy import deploy, status, undeploy
 from raymlp.serve.shadowing import set_shadow, shadow_of

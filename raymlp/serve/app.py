@@ -198,6 +198,7 @@ class ModelServer(InferenceService):
             self._background.cancel()
         try:
             await asyncio.to_thread(self.log.flush)
+            await asyncio.to_thread(self.shadow.close)
             await asyncio.to_thread(self.shadow.log.flush)
         except (OSError, RaymlpError) as error:
             logger.error("%s rows of the prediction log are lost: %s", len(self.log), error)

@@ -24,6 +24,8 @@ from raymlp.serve.routing import bucket
 
 logger = logging.getLogger("ray.serve")
 SALT = "shadow"
+CLOSE_S = 5.0
+"""How long the end of a replica waits for the shadow's last answer."""
 SWITCH_S = 0.0005
 """How long the shadow's thread may keep Python to itself while a request waits; Python's own default is ten times that."""
 
@@ -58,6 +60,7 @@ class Shadow:
         self._waiting: deque[Copy] = deque()
         self._work = threading.Event()
         self._thread: threading.Thread | None = None
+        self._ends = False
         self._before = sys.getswitchinterval()
 
     def offer(self, shadow: Shadowed, prediction_id: str, key: str, rows: Any) -> None:
@@ -80,6 +83,14 @@ class Shadow:
             self._thread = threading.Thread(target=self._answer_all, name="shadow", daemon=True)
             self._thread.start()
 
+    def close(self) -> None:
+        """End the thread, once it has answered what it is at: a process must not go while a net computes."""
+        self.set(None)
+        self._ends = True
+        self._work.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_S)
+
     def report(self) -> dict[str, int]:
         """Requests answered, failed, dropped and waiting."""
         return {"answered": self.answered, "failed": self.failed, "dropped": self.dropped, "waiting": len(self._waiting)}
@@ -97,7 +108,7 @@ class Shadow:
         return done
 
     def _answer_all(self) -> None:
-        while True:
+        while not self._ends:
             self._work.wait()
             self._work.clear()
             self.drain()

@@ -92,8 +92,10 @@ def test_a_slow_shadow_drops_what_its_queue_does_not_hold_and_the_caller_never_w
     offered(shadow, to, [0.2] * 10)
     assert shadow.report() == {"answered": 0, "failed": 0, "dropped": 7, "waiting": 3}
     scorer.held.set()
-    shadow.set(None)
+    shadow.close()
     assert shadow.report()["waiting"] == 0
+    assert shadow.report()["answered"] >= 1, "what it was at is finished"
+    assert not any(thread.name == "shadow" for thread in threading.enumerate())
 
 
 def test_the_share_is_chosen_by_the_predictions_id(tmp_path: Path) -> None:
