@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.access import LOOPBACK, Access
 from raymlp.config.experiment import Experiment
 from raymlp.config.fallback import Fallback
 from raymlp.config.rollout import Rollout
@@ -23,7 +24,12 @@ class Log(Section):
     """Rows that make a replica write a file."""
 
     flush_s: float = Field(default=2.0, gt=0)
-    """Seconds after which waiting rows are written anyway."""
+    """Seconds after which waiting rows are written anyway. A process that is killed loses at most the rows of these seconds, and of the
+    .2 s and the write after them."""
+
+    sample: float = Field(default=1.0, gt=0, le=1)
+    """Share of the predictions that is logged, in (0, 1], chosen by a hash of the prediction's id, failed ones too. Whether one is logged
+    has nothing to do with version, key or answer, so what is compared stays fair and only takes longer."""
 
 
 class Shadow(Section):
@@ -49,7 +55,7 @@ class Tls(Section):
     """Its private key, without a password."""
 
 
-class Serve(Section):
+class Serve(Access):
     """One Ray Serve application for a model name."""
 
     model: str = ""
@@ -66,8 +72,8 @@ class Serve(Section):
     it needs `auth=key`."""
 
     auth: Literal["key", "none"] = "key"
-    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated, each for everything) and `keys_file`;
-    `none` is for loopback only."""
+    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated, each for everything) and `keys_file`,
+    tokens as `jwt` says; `none` is for loopback only."""
 
     keys_file: str | None = None
     """A file of keys with names, roles and an end, made by `raymlp keys add`, with mode 0600. Replicas follow its changes within
@@ -81,7 +87,7 @@ class Serve(Section):
 
     placement: Literal["together", "apart"] = "together"
     """`together`: all versions live in each replica. `apart`: each version has a deployment of its own, with its own scaling and GPUs, for
-    large models; a call to it costs about two milliseconds."""
+    large models; a call to it costs milliseconds."""
 
     stand_in: Literal["champion", "none"] = "none"
     """Who answers for a version that stands apart and is away: the `champion`, named as such in the answer, or `none`: 503."""
@@ -145,7 +151,7 @@ class Serve(Section):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         _ = self.replicas
-        if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
+        if self.auth == "none" and self.host not in LOOPBACK:
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
         if self.auth == "none" and self.grpc_port is not None:
             raise ValueError(f"grpc_port is {self.grpc_port} with auth=none; gRPC listens beyond loopback and needs auth=key")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymlp.config.access import Access
+from raymlp.config.privacy import Rule
 from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
 from raymlp.runtime.session import storage_root
@@ -17,6 +19,9 @@ from raymlp.serve.probe import trust
 
 DEPLOYMENT = "model"
 VERSION_DEPLOYMENT = "version"
+
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""What replicas log; what Serve's controller was started with does not reach them, and a line for each request costs time."""
 
 RETRY_AFTER_S = 1
 """Seconds after which a client that met a full queue may try again."""
@@ -38,6 +43,10 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "log_folder": str(log_folder(config, config.problem.name)),
         "shadow_folder": str(shadow_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
+        "label_folder": str(label_folder(config, config.problem.name)),
+        "label_rule": _plain(config.data.privacy.columns.get(str(config.problem.answer))),
+        "access": settings.model_dump(mode="json", include=set(Access.model_fields)),
+        "max_replicas": settings.replicas.max_replicas,
         "stand_in": settings.stand_in == "champion",
         "loading": {"device": device_of(settings), "timeout_s": settings.version_timeout_s},
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
@@ -49,8 +58,13 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         import_path="raymlp.serve.app:application",
         args=args,
         runtime_env=_runtime_env() if runtime_env is None else runtime_env,
+        logging_config=QUIET,
         deployments=[_deployment(settings, DEPLOYMENT, user_config=user_config)],
     )
+
+
+def _plain(rule: Rule | None) -> dict[str, Any] | None:
+    return rule.model_dump(mode="json") if rule is not None else None
 
 
 def version_application_of(config: Config, label: str, path: str) -> Any:
@@ -63,6 +77,7 @@ def version_application_of(config: Config, label: str, path: str) -> Any:
         import_path="raymlp.serve.version_app:application",
         args={"label": label, "path": path, "device": device_of(config.serve)},
         runtime_env=_runtime_env(),
+        logging_config=QUIET,
         deployments=[_deployment(config.serve, VERSION_DEPLOYMENT)],
     )
 
@@ -130,6 +145,11 @@ def log_folder(config: Config, name: str) -> Path:
 def shadow_folder(config: Config, name: str) -> Path:
     """Where an endpoint's replicas write what their shadow answered."""
     return storage_root(config.runtime) / "shadows" / name
+
+
+def label_folder(config: Config, name: str) -> Path:
+    """Where replicas write the true answers that clients send back, and where others may put theirs."""
+    return storage_root(config.runtime) / "labels" / name
 
 
 def _runtime_env() -> dict[str, Any]:
