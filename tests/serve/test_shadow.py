@@ -18,11 +18,14 @@ from raymlp.config.serve import Log
 from raymlp.core.errors import RequestError
 from raymlp.data.target import Target
 from raymlp.model.predictor import Predictor
+from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import user_config_of
 from raymlp.serve.comparison import compare
 from raymlp.serve.guard import Guard
+from raymlp.serve.keys import KeyRing
 from raymlp.serve.log import Entry, PredictionLog, read_log
+from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.routing import bucket
 from raymlp.serve.shadow import SALT, Shadow, Shadowed
 from raymlp.serve.versions import State, next_state
@@ -152,8 +155,10 @@ async def asked(state: State, shadow: Shadow, folder: Path, instances: list[Any]
     async def receive() -> Any:
         return {"body": json.dumps({"instances": instances}).encode(), "more_body": False}
 
-    log, open_door, metrics = PredictionLog(folder, Log()), SimpleNamespace(refused=lambda *_: None), SimpleNamespace(count=lambda *_: None)
-    answering = Answering(cast(Any, open_door), log, cast(Any, metrics), max_rows=10, shadow=shadow)
+    log = PredictionLog(folder, Log())
+    answering = Answering(Admission(KeyRing([], None), needs_key=False), log, ReplicaMetrics("m", "r"), max_rows=10, shadow=shadow)
+    for loaded in state.loaded.values():
+        answering.know(loaded.label, loaded.predictor)
     answer = await answering.answer(state, [], receive)
     log.flush()
     return answer
