@@ -33,6 +33,7 @@ ENDPOINT: list[Panel] = [
        f'(rate(ray_raymlp_latency_seconds_bucket_total{{model=~"$model"}}[$__rate_interval])))', "{{version}}", "s")
       for name, q in (("median", 0.5), ("99 %", 0.99))],
     ("Refused", 'sum by (status) (rate(ray_raymlp_requests_total{model=~"$model", status=~"4..|503"}[$__rate_interval]))', "{{status}}", "reqps"),
+    ("Rows out of place", 'sum by (field) (rate(ray_raymlp_flagged_rows_total{model=~"$model"}[$__rate_interval]))', "{{field}}", "short"),
     ("Rows the log lost", 'sum(ray_raymlp_log_rows_dropped{model=~"$model"})', "rows", "short"),
     ("Replicas", 'count(count by (replica) (ray_raymlp_requests_total{model=~"$model"}))', "replicas", "short"),
 ]  # fmt: skip
