@@ -32,6 +32,10 @@ rollouts = typer.Typer(help="Move traffic of a running endpoint from champion to
 app.add_typer(rollouts, name="rollout")
 app.add_typer(keys, name="keys")
 app.add_typer(audit, name="audit")
+experiment = typer.Typer(help="Versions compared on a running endpoint: A/B, A/B/n, bandit.", no_args_is_help=True)
+shadow = typer.Typer(help="A version that answers copies of requests, unseen.", no_args_is_help=True)
+app.add_typer(experiment, name="experiment")
+app.add_typer(shadow, name="shadow")
 KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys: serve.keys_file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from raymlp.config.access import LOOPBACK, Access
+from raymlp.config.experiment import Experiment
 from raymlp.config.fallback import Fallback
 from raymlp.config.rollout import Rollout
 from raymlp.config.scaling import PRESETS, Preset, Scaling
@@ -29,6 +30,19 @@ class Log(Section):
     sample: float = Field(default=1.0, gt=0, le=1)
     """Share of the predictions that is logged, in (0, 1], chosen by a hash of the prediction's id, failed ones too. Whether one is logged
     has nothing to do with version, key or answer, so what is compared stays fair and only takes longer."""
+
+
+class Shadow(Section):
+    """A version that gets a copy of the champion's requests; its answers are logged and never returned."""
+
+    model: str = ""
+    """`NAME@ALIAS` or `NAME/VERSION` in the registry, or the path of a bundle; empty has no shadow."""
+
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the champion's requests that are copied, in (0, 1]."""
+
+    max_waiting: int = Field(default=256, ge=1)
+    """Requests a replica holds for the shadow; more are dropped (and counted)."""
 
 
 class Tls(Section):
@@ -127,6 +141,12 @@ class Serve(Access):
 
     rollout: Rollout = Rollout()
     """Moving traffic to a challenger."""
+
+    experiment: Experiment = Experiment()
+    """Several versions compared on live traffic."""
+
+    shadow: Shadow = Shadow()
+    """A version that answers beside the champion, unseen."""
 
     @model_validator(mode="after")
     def _safe(self) -> Self:

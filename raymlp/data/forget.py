@@ -117,9 +117,9 @@ def person(folder: Place, column: str, value: str, rules: Mapping[str, Rule]) ->
     return Wanted(column, not any(blurred), value in tokens, frozenset({value, *tokens}), frozenset({value, routing_key_hider(key)(value)}))
 
 
-def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, dry_run: bool = False) -> Forgotten:
-    """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, and the labels of those predictions;
-    a person is put on the list of those whom `prepare` leaves out.
+def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, shadows: Path | None = None, dry_run: bool = False) -> Forgotten:
+    """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, the labels of those predictions and what a
+    shadow answered beside them (`shadows`); a person is put on the list of those whom `prepare` leaves out.
 
     `dry_run` only counts. Each snapshot and each file is either as before or as after; started again, it goes on where it stopped.
     Raises ConfigError or DataError when a key of the list is missing or another one; then nothing is touched.
@@ -145,6 +145,11 @@ def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, dry_run
             counts[path.name] = rows
             digests |= seen
     log_rows, ids = _in_log(log, wanted, notes, dry_run=dry_run)
+    for file in sorted(shadows.glob("[!.]*.parquet")) if shadows is not None else ():
+        table = parquet.read(file)
+        gone = pc.or_(_logged(table, wanted), pc.is_in(table.column("prediction_id"), value_set=pa.array(sorted(ids), pa.string())))
+        if pc.any(gone).as_py() and not dry_run:
+            _replace(file, table.filter(pc.invert(gone)))
     return Forgotten(counts, frozenset(digests), log_rows, _in_labels(labels, ids, dry_run=dry_run), tuple(notes))
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from raymlp.pipeline.data import check_contract, infer_contract, plan, prepare, profile
 from raymlp.pipeline.driver import label_folder
 from raymlp.pipeline.driver_actor import start_driver, stop_driver
+from raymlp.pipeline.experiments import experiment, report_experiment, start_experiment, stop_experiment, watch_experiment
 from raymlp.pipeline.models import as_version, config_of, evaluate, load_predictor, predict, register, require, resolve, store_of
 from raymlp.pipeline.rollouts import RolloutStatus, order_rollout, rollout, rollout_outlook, rollout_status
 from raymlp.pipeline.serving import deploy, labels, prediction_log, undeploy
+from raymlp.pipeline.shadows import end_shadow, set_shadow, shadow_report
 from raymlp.pipeline.training import crossvalidate, find, reproduce, trace, train, tune, with_teacher
 from raymlp.pipeline.upkeep import forget, monitor, newest_moment, retrain, with_newer_data
 
@@ -22,7 +24,9 @@ __all__ = [
     "config_of",
     "crossvalidate",
     "deploy",
+    "end_shadow",
     "evaluate",
+    "experiment",
     "find",
     "forget",
     "infer_contract",
@@ -38,6 +42,7 @@ __all__ = [
     "prepare",
     "profile",
     "register",
+    "report_experiment",
     "reproduce",
     "require",
     "resolve",
@@ -45,13 +50,18 @@ __all__ = [
     "rollout",
     "rollout_outlook",
     "rollout_status",
+    "set_shadow",
+    "shadow_report",
     "start_driver",
+    "start_experiment",
     "stop_driver",
+    "stop_experiment",
     "store_of",
     "trace",
     "train",
     "tune",
     "undeploy",
+    "watch_experiment",
     "with_newer_data",
     "with_teacher",
 ]

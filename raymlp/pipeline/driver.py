@@ -19,6 +19,7 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
 from raymlp.core.files import make_folder, write_text
 from raymlp.core.records import Decision, Version
+from raymlp.pipeline.exclusive import refuse_beside_experiment
 from raymlp.pipeline.models import as_version, store_of
 from raymlp.runtime.audit import record, user
 from raymlp.runtime.session import storage_root
@@ -200,9 +201,10 @@ class Driver:
     # ------------------------------------------------------------------ beginning
 
     def planned(self, challenger: str, *, by: str, settings: Rollout, tell: Callable[[Decision], None] = lambda _: None) -> Drive:
-        """A rollout that is not begun yet, of a version's number or (empty) of the alias."""
+        """A rollout that is not begun yet, of a version's number or (empty) of the alias. Raises ServingError beside an experiment."""
         from raymlp.serve import deploy as serving
 
+        refuse_beside_experiment(self.config)
         served = serving.declared(self.name)
         champion = served["champion"]
         tried = as_version(self._store().get(f"{self.name}/{challenger}" if challenger else f"{self.name}@challenger"))

@@ -25,6 +25,7 @@ def deploy(config: Config, model: str | Path = "", *, with_driver: bool = True, 
 
     `with_driver` starts the process that drives the endpoint's rollouts as well, which takes up one that is open."""
     from raymlp.pipeline.driver_actor import start_driver
+    from raymlp.pipeline.shadows import set_shadow
     from raymlp.serve import deploy as serving
 
     with (story or SilentStory()).step("deploy") as step:
@@ -38,6 +39,8 @@ def deploy(config: Config, model: str | Path = "", *, with_driver: bool = True, 
             )
         endpoint = serving.deploy(config, version)
         record(config.runtime, "deploy", model=endpoint.name, version=version.label, url=endpoint.url)
+        if config.serve.shadow.model:
+            set_shadow(config)
         if with_driver:
             start_driver(config)
         step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")

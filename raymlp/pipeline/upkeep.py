@@ -137,7 +137,14 @@ def forget(
     from raymlp.data.suppression import LIST
 
     root, name, privacy = storage_root(config.runtime), config.problem.name, config.data.privacy
-    snapshots, logs = snapshot_root(config.runtime) / name, {"log": root / "predictions" / name, "labels": label_folder(config)}
+    snapshots, logs = (
+        snapshot_root(config.runtime) / name,
+        {
+            "log": root / "predictions" / name,
+            "labels": label_folder(config),
+            "shadows": root / "shadows" / name,
+        },
+    )
     if (key is None) != expired:
         raise ConfigError("forget needs either a column with a value or expired; expected one of them. Set --key or --expired.")
     with (story or SilentStory()).step("forget") as step:

@@ -24,6 +24,7 @@ from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.request import Request
 from raymlp.serve.screening import Screen
+from raymlp.serve.shadow import Shadow
 from raymlp.serve.versions import State
 
 INLINE_ROWS = 32
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 class Answering:
     """The predictions of one replica. `fallback` answers where no version can; None says so. `stand_in`: the champion
-    answers for a version that stands apart and is away."""
+    answers for a version that stands apart and is away. `shadow` gets copies of what the champion answered."""
 
     def __init__(
         self,
@@ -48,9 +49,10 @@ class Answering:
         max_rows: int,
         fallback: Fallback | None = None,
         stand_in: bool = False,
+        shadow: Shadow | None = None,
     ) -> None:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
-        self.stand_in = stand_in
+        self.stand_in, self.shadow = stand_in, shadow
         self._screens: dict[str, Screen] = {}
 
     def know(self, label: str, predictor: Predictor) -> None:
@@ -109,6 +111,8 @@ class Answering:
             body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id, flags=flags)
             status = 200
             self._note(routed, prediction_id, label, key, kept, flags, answer, (time.perf_counter() - start) * 1e3)
+            if state is not None and state.shadow is not None and self.shadow is not None and label == state.champion:
+                self.shadow.offer(state.shadow, prediction_id, key, request.instances)
         except Refusal as refused:
             status, body = noted(refused).status, wire.refuse(refused.field, refused.found, refused.expected)
         except Unread as unread:

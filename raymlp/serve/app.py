@@ -37,6 +37,7 @@ from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.pages import pages
+from raymlp.serve.shadow import Shadow
 from raymlp.serve.versions import State, next_state
 
 TICK_S = 0.2
@@ -53,8 +54,8 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, label_folder, label_rule, needs_key, access, max_replicas, fallback,
-    protocols; and where they differ from the usual, stand_in and loading (device, timeout_s)."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, shadow_folder, log, label_folder, label_rule, needs_key, access,
+    max_replicas, fallback, protocols; and where they differ from the usual, stand_in and loading (device, timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -68,6 +69,7 @@ class ModelServer(InferenceService):
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
+        self.shadow = Shadow(PredictionLog(Path(settings["shadow_folder"]), self.log.settings, writer=self.replica))
         self.answering = Answering(
             self.admission,
             self.log,
@@ -75,6 +77,7 @@ class ModelServer(InferenceService):
             max_rows=int(settings["max_rows"]),
             fallback=fallback,
             stand_in=settings.get("stand_in", False),
+            shadow=self.shadow,
         )
         self.protocols = tuple(settings["protocols"])
         self.hearing = Hearing(
@@ -117,6 +120,7 @@ class ModelServer(InferenceService):
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
                 self.answering.know(loaded.label, loaded.predictor)
             self.hearing.know(self.state.loaded[self.state.champion].predictor.bundle)
+            self.shadow.set(self.state.shadow)
 
     def report(self) -> dict[str, Any]:
         """What this replica serves, for the driver and for GET /v1/models/NAME."""
@@ -140,6 +144,7 @@ class ModelServer(InferenceService):
             "weights": dict(state.weights),
             "problems": dict(state.problems),
             "revision": state.revision,
+            "shadow": {"version": state.shadow.loaded.label, "share": state.shadow.share, **self.shadow.report()} if state.shadow else None,
             **replica,
         }
 
@@ -187,11 +192,12 @@ class ModelServer(InferenceService):
             await asyncio.sleep(min(TICK_S, self.log.settings.flush_s))
             now = time.monotonic()
             try:
-                if self.log.is_due or now - flushed >= self.log.settings.flush_s:
+                if self.log.is_due or self.shadow.log.is_due or now - flushed >= self.log.settings.flush_s:
                     flushed = now
                     await asyncio.to_thread(self.hearing.log.flush)
-                    if len(self.log):
-                        await asyncio.to_thread(self.log.flush)
+                    for log in (self.log, self.shadow.log):
+                        if len(log):
+                            await asyncio.to_thread(log.flush)
                 if self.state is None and self._problem and now - tried >= RETRY_S:
                     tried = now
                     await self.reconfigure(self._wanted)
@@ -218,7 +224,9 @@ class ModelServer(InferenceService):
         for task in (self._background, *self._others):
             if task:
                 task.cancel()
-        for what, log in (("the prediction log", self.log), ("the labels", self.hearing.log)):
+        await asyncio.to_thread(self.shadow.close)
+        logs = ("the prediction log", self.log), ("the labels", self.hearing.log), ("the shadow's log", self.shadow.log)
+        for what, log in logs:
             try:
                 await asyncio.to_thread(log.flush)
             except (OSError, RaymlpError) as error:

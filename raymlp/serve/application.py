@@ -41,6 +41,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "needs_key": settings.auth == "key",
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
+        "shadow_folder": str(shadow_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
         "label_folder": str(label_folder(config, config.problem.name)),
         "label_rule": _plain(config.data.privacy.columns.get(str(config.problem.answer))),
@@ -115,10 +116,15 @@ def device_of(settings: Serve) -> str:
 
 
 def user_config_of(
-    versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "", *, apart: Mapping[str, str] | None = None
+    versions: Mapping[str, str],
+    weights: Mapping[str, float],
+    salt: str = "",
+    *,
+    apart: Mapping[str, str] | None = None,
+    shadow: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own. `apart`: the
-    applications of versions by label, where they have some."""
+    """What `ModelServer.reconfigure` gets; the first version is the champion, which is no `shadow` of itself. Every call is a revision of
+    its own. `apart`: the applications of versions by label, where they have some."""
     champion = next(iter(versions))
     return {
         "versions": dict(versions),
@@ -126,6 +132,7 @@ def user_config_of(
         "champion": champion,
         "salt": salt,
         "apart": dict(apart or {}),
+        "shadow": dict(shadow) if shadow is not None and shadow["label"] != champion else None,
         "revision": uuid.uuid4().hex,
     }
 
@@ -133,6 +140,11 @@ def user_config_of(
 def log_folder(config: Config, name: str) -> Path:
     """Where an endpoint's replicas write their prediction log."""
     return storage_root(config.runtime) / "predictions" / name
+
+
+def shadow_folder(config: Config, name: str) -> Path:
+    """Where an endpoint's replicas write what their shadow answered."""
+    return storage_root(config.runtime) / "shadows" / name
 
 
 def label_folder(config: Config, name: str) -> Path:

@@ -109,24 +109,26 @@ def set_versions(
         )
     check_weights(next(iter(versions)), weights)
     client = serve_client()
-    known = _application(client, name)
+    known = application_named(client, name)
     current = known.deployments[0].user_config
     new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
     apart = application_names(name, dict(versions)) if current.get("apart") else {}
     for label, path in new.items():
         measured = probe(Version(label, path)).grown_bytes
         if not apart:
-            _require_room(name, label, path, measured)
+            require_room(name, label, path, measured)
     if apart:
         _put_apart(client, config, new)
     changed = known.model_copy(deep=True)
-    changed.deployments[0].user_config = user_config_of(versions, weights, salt, apart=apart)
+    shadow = changed.deployments[0].user_config.get("shadow")
+    changed.deployments[0].user_config = user_config_of(versions, weights, salt, apart=apart, shadow=shadow)
     with fence():
         apply(client, changed)
     reports = wait_for_revision(client, changed)
     with fence():
         _clear_away(client, name, keep=apart.values())
-    left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
+    found = {item for report in reports for item in report["problems"].items() if item[0] in versions}  # a shadow's are none of ours
+    left_out = sorted(f"{label}: {problem}" for label, problem in found)
     if left_out:
         raise VersionRefused(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
     return _endpoint(config, name, weights)
@@ -134,10 +136,11 @@ def set_versions(
 
 def declared(name: str) -> dict[str, Any]:
     """What the endpoint was last told to serve: `versions`, `weights`, `champion`, `salt`. Raises ServingError where it is not deployed."""
-    return dict(_application(serve_client(), name).deployments[0].user_config)
+    return dict(application_named(serve_client(), name).deployments[0].user_config)
 
 
-def _application(client: Any, name: str) -> Any:
+def application_named(client: Any, name: str) -> Any:
+    """An endpoint's application as it is declared. Raises ServingError where it is not deployed."""
     known = applications(client)
     if name not in known:
         raise ServingError(f"{name} is not deployed; expected one of: {', '.join(known) or 'none'}. Deploy it first.")
@@ -196,7 +199,7 @@ def _clear_away(client: Any, name: str, *, keep: Iterable[str]) -> None:
     undeclare(client, *left)
 
 
-def _require_room(name: str, label: str, path: str, measured: int) -> None:
+def require_room(name: str, label: str, path: str, measured: int) -> None:
     """Raises VersionRefused when a version does not fit into the memory beside those that are there."""
     reports = [report for report in reports_of(name) if report]
     problem = too_large(label, bundle_bytes=bytes_of(path), measured_bytes=measured, reports=reports)

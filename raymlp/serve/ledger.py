@@ -151,7 +151,7 @@ class Ledger:
             inputs = part.inputs().take(pa.array(part.at[wanted]))
             table = inputs.rename_columns([name.removeprefix(INPUT) for name in inputs.column_names])
             for side, predictor in enumerate((self.versions.champion, self.versions.challenger)):
-                complete = _complete(table, predictor)
+                complete = complete_inputs(table, predictor)
                 if complete is None:
                     return False
                 part.scores[side, wanted] = predictor.scores(complete)
@@ -204,7 +204,7 @@ def _number(key: str) -> int:
     return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _complete(table: pa.Table, predictor: Predictor) -> pa.Table | None:
+def complete_inputs(table: pa.Table, predictor: Predictor) -> pa.Table | None:
     """Logged inputs with nulls for those that only the other version knew; None without bytes, which the log leaves out."""
     for name, rule in predictor.bundle.contract.columns.items():
         if name not in table.column_names:

@@ -14,13 +14,18 @@ from typing import Self
 
 from raymlp.core.errors import ServingError
 
+SMALLEST = 1e-12
+"""Stretches below this are rounding, and are left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The unit interval cut into one stretch a version, the champion's first.
+    """The unit interval cut into stretches, each a version's, the champion's first.
 
     `bounds` are the inner cuts, ascending. With two versions, more weight for the challenger moves the one cut down, so
-    keys only ever go from the champion to the challenger. `salt` is that of the rollout: another one deals the keys anew.
+    keys only ever go from the champion to the challenger. With more, each has a home of the same size and keeps the lower part of it; what
+    it does not need goes to those that need more, so that few keys move when weights do. `salt` is that of the rollout or the experiment:
+    another one deals the keys anew.
     """
 
     labels: tuple[str, ...]
@@ -32,8 +37,11 @@ class Routes:
         """Raises ServingError when the weights are not shares that sum to one, or leave the champion out."""
         check_weights(champion, weights)
         labels = (champion, *(label for label in weights if label != champion))
-        cuts = list(accumulate(weights[label] for label in labels))
-        return cls(labels, tuple(cuts[:-1]), salt)
+        pieces = [(label, weights[label]) for label in labels]
+        if sum(share > 0 for _, share in pieces) > 2:
+            pieces = _at_home([(label, share) for label, share in pieces if share > 0])
+        cuts = list(accumulate(share for _, share in pieces))
+        return cls(tuple(label for label, _ in pieces), tuple(cuts[:-1]), salt)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -53,11 +61,23 @@ class Routes:
 
     def share(self, label: str) -> float:
         """A version's share of the keys, in [0, 1]; 0 for one that is not there."""
-        if label not in self.labels:
-            return 0.0
-        place = self.labels.index(label)
         edges = (0.0, *self.bounds, 1.0)
-        return edges[place + 1] - edges[place]
+        return math.fsum(edges[place + 1] - edges[place] for place, owner in enumerate(self.labels) if owner == label)
+
+
+def _at_home(wanted: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Stretches in order: every version keeps the lower part of its home, and the upper parts go to those that want more than a home, in
+    order."""
+    home, pieces = 1 / len(wanted), list[tuple[str, float]]()
+    needs = {label: share - home for label, share in wanted if share > home}
+    for label, share in wanted:
+        pieces.append((label, min(share, home)))
+        free = home - min(share, home)
+        for other, need in needs.items():
+            if (given := min(free, need)) > SMALLEST:
+                pieces.append((other, given))
+                free, needs[other] = free - given, need - given
+    return pieces
 
 
 def bucket(key: str, salt: str = "") -> float:

@@ -12,6 +12,7 @@ from raymlp.core.errors import ServingError
 from raymlp.serve.guard import Guard
 from raymlp.serve.probe import example_row
 from raymlp.serve.routing import Routes
+from raymlp.serve.shadow import Shadowed
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,6 +66,7 @@ class State:
     weights: Mapping[str, float]
     revision: str
     problems: Mapping[str, str]
+    shadow: Shadowed | None = None
 
     @cached_property
     def routed(self) -> str:
@@ -80,9 +82,11 @@ class State:
 
 
 def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
-    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, device, timeout_s. What cannot
-    be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
-    versions, weights = dict(wanted["versions"]), dict(wanted["weights"])
+    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, device, timeout_s, shadow. What
+    cannot be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
+    versions, weights, shadow = dict(wanted["versions"]), dict(wanted["weights"]), wanted.get("shadow")
+    if shadow is not None:
+        versions.setdefault(shadow["label"], shadow["path"])  # without a weight: no request is its own
     champion, revision = wanted["champion"], wanted["revision"]
     problems: dict[str, str] = {}
     loaded: dict[str, Loaded] = {}
@@ -107,7 +111,7 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -
             problems[label] = f"{type(error).__name__}: {error}"
             logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])
     try:
-        shares = weights if not problems else _shares_of(champion, weights, loaded)
+        shares = weights if not set(problems) & set(weights) else _shares_of(champion, weights, loaded)
         routes = Routes.of(champion, shares, salt=wanted["salt"])
         if champion not in loaded:
             raise ServingError(f"the champion {champion} cannot be loaded: {problems.get(champion, 'it is not among the versions')}")
@@ -117,7 +121,8 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -
         return replace(current, revision=revision, problems=problems or {champion: str(error)})
     if len(loaded) == 1:
         guard.release()
-    return State(champion, loaded, routes, shares, revision, problems)
+    follows = Shadowed(loaded[shadow["label"]], shadow["share"], shadow["max_waiting"]) if shadow and shadow["label"] in loaded else None
+    return State(champion, loaded, routes, shares, revision, problems, follows)
 
 
 def _shares_of(champion: str, weights: Mapping[str, float], loaded: Mapping[str, Loaded]) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from bisect import bisect_right
 
 import pytest
 from hypothesis import given
@@ -109,3 +111,20 @@ def test_a_log_is_recomputed_row_by_row() -> None:
     versions[7] = "new" if versions[7] == "old" else "old"
     assert misrouted(keys, versions, routes) == [7]
     assert misrouted(keys[:8], versions[:8], [str(late)] * 8) != []
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=5), st.lists(st.floats(0.01, 1), min_size=5, max_size=5))
+def test_with_several_versions_few_keys_move_when_weights_do(before: list[float], after: list[float]) -> None:
+    names = [f"v{number}" for number in range(len(before))]
+    old, new = ({name: part / sum(parts) for name, part in zip(names, parts, strict=True)} for parts in (before, after[: len(before)]))
+    one, other = Routes.of("v0", old), Routes.of("v0", new)
+    for name in names:
+        assert one.share(name) == pytest.approx(old[name], abs=1e-9)
+    least = sum(max(0.0, new[name] - old[name]) for name in names)
+    edges = sorted({0.0, *one.bounds, *other.bounds, 1.0})
+    moved = 0.0
+    for low, high in itertools.pairwise(edges):
+        middle = (low + high) / 2
+        pick = [routes.labels[bisect_right(routes.bounds, middle)] for routes in (one, other)]
+        moved += (high - low) * (pick[0] != pick[1])
+    assert moved <= 2 * least + 1e-9

@@ -88,7 +88,7 @@ class Outlook:
                     f"champion's first {REFERENCE_REQUESTS:,}"
                 )
         else:
-            time = f", {_duration(self.seconds)} at {self.traffic.requests_per_s:,.1f} requests/s" if self.seconds == self.seconds else ""
+            time = f", {duration(self.seconds)} at {self.traffic.requests_per_s:,.1f} requests/s" if self.seconds == self.seconds else ""
             first = f"an equal challenger is promoted after about {self.requests:,} requests{time}"
             if self.if_labels:
                 first += ", if labels come and show by then that its quality is no worse"
@@ -245,7 +245,8 @@ def _totals(settings: Rollout, traffic: Traffic, limit: int) -> Iterator[int]:
         total *= 1.03
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, in the unit that fits."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
