@@ -46,6 +46,15 @@ class Serve(Section):
     ingress: Literal["auto", "haproxy", "proxy"] = "auto"
     """`haproxy` is the fast path; `proxy` is Ray Serve's own; `auto` takes HAProxy where its binary is present."""
 
+    runtime: Literal["torch", "onnx", "auto"] = "torch"
+    """What nets run in. `torch` answers as offline, to the last bit for a row alone; `onnx` is several times quicker for a small net and
+    differs by at most 1e-5 (needs raymlp[onnx]; a net that it cannot run is refused); `auto` takes onnx where it can be had and torch
+    elsewhere, and logs why. Trees and clusters have their own."""
+
+    batching: Literal["auto", "off"] = "auto"
+    """`auto` lets rows of requests that come while others are being answered be predicted together, for a model that gains from it,
+    as measured when it is loaded; `off` predicts each request on its own."""
+
     min_replicas: int = Field(default=1, ge=0)
     """Replicas that always run."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from typing import TYPE_CHECKING
 
 import orjson
@@ -17,7 +17,7 @@ from raymlp.serve.admission import Admission, refusal
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.request import MAX_BODY_BYTES, parse
-from raymlp.serve.versions import State
+from raymlp.serve.versions import Loaded, State
 
 INLINE_ROWS = 32
 """Requests with more rows are predicted in a thread, so that short ones do not wait for them."""
@@ -25,7 +25,7 @@ INLINE_ROWS = 32
 logger = logging.getLogger("ray.serve")
 
 if TYPE_CHECKING:
-    from raymlp.model.predictor import Prediction, Predictor
+    from raymlp.model.predictor import Prediction
 
 
 class Answering:
@@ -38,7 +38,7 @@ class Answering:
         """Status and body for a request; it is logged and counted, whatever becomes of it."""
         start = time.perf_counter()
         given = dict(headers)
-        status, label, key, rows, prediction_id = 500, "", "", 1, str(uuid.uuid4())
+        status, label, key, rows, prediction_id = 500, "", "", 1, new_id()
         try:
             refused = self.admission.refused(given, "predict")
             if refused is not None:
@@ -56,9 +56,10 @@ class Answering:
             key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
             key = state.hide(key)
             label = state.routes.choose(key)
-            predictor = state.loaded[label].predictor
+            loaded = state.loaded[label]
+            predictor = loaded.predictor
             typed = [predictor.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
-            answer = await _answers(predictor, typed)
+            answer = await _answers(loaded, typed)
             body = orjson.dumps({"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id})
             status = 200
             self._note(state.routed, prediction_id, label, key, typed, answer, (time.perf_counter() - start) * 1e3)
@@ -82,11 +83,19 @@ class Answering:
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
 
 
-async def _answers(predictor: Predictor, typed: list[Row]) -> Prediction:
+def new_id() -> str:
+    """A random UUID (version 4), as `uuid.uuid4` makes it in four times the time."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+
+
+async def _answers(loaded: Loaded, typed: list[Row]) -> Prediction:
+    predictor = loaded.predictor
     if len(typed) == 1:
-        return predictor.predict_typed(typed[0])
-    table = table_of(typed, predictor.bundle.contract)
-    return predictor.predict(table) if len(typed) <= INLINE_ROWS else await asyncio.to_thread(predictor.predict, table)
+        return await loaded.batcher.predict(typed[0]) if loaded.batcher else predictor.predict_typed(typed[0])
+    if loaded.batcher is None and len(typed) <= INLINE_ROWS:
+        return predictor.predict_together(typed)
+    return await asyncio.to_thread(predictor.predict, table_of(typed, predictor.bundle.contract))
 
 
 async def _read(receive: Receive) -> bytes | None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.pages import pages
-from raymlp.serve.versions import State, next_state
+from raymlp.serve.versions import Loaded, State, next_state
 
 TICK_S = 0.2
 """How often the background looks whether the log is due."""
@@ -41,7 +42,7 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer:
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, and `loading`: how `Loaded.load` is told to load."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -53,6 +54,7 @@ class ModelServer:
         self.metrics = ReplicaMetrics(self.name, self.replica)
         self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]))
         self.state: State | None = None
+        self._load = partial(Loaded.load, **settings.get("loading", {}))
         self._guard = Guard(self.log.folder / ".challengers")
         self._changing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
@@ -65,7 +67,7 @@ class ModelServer:
         async with self._changing:
             if self._background is None:
                 self._background = asyncio.create_task(self._tend())
-            self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard)
+            self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard, self._load)
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)

@@ -28,6 +28,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
+        "loading": {"runtime": settings.runtime, "graphs": str(graphs_folder(config)), "batching": settings.batching},
     }
     scaling = {
         "min_replicas": settings.min_replicas,
@@ -71,6 +72,11 @@ def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], sa
 def log_folder(config: Config, name: str) -> Path:
     """Where an endpoint's replicas write their prediction log."""
     return storage_root(config.runtime) / "predictions" / name
+
+
+def graphs_folder(config: Config) -> Path:
+    """Where the graphs of nets for ONNX Runtime lie, one folder a bundle."""
+    return storage_root(config.runtime) / "graphs"
 
 
 def _runtime_env() -> dict[str, Any]:

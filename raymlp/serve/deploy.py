@@ -17,7 +17,7 @@ from raymlp.config.serve import Serve
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import has_fast_path, port_is_free
-from raymlp.serve.application import application_of, log_folder, user_config_of
+from raymlp.serve.application import application_of, graphs_folder, log_folder, user_config_of
 from raymlp.serve.controller import (
     CHANGE_S,
     applications,
@@ -51,7 +51,7 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     fast = has_fast_path(settings.ingress)
     running = serve_client()
     _check_address(settings, running)
-    probing = start_probe(champion)
+    probing = start_probe(champion, runtime=settings.runtime, graphs=str(graphs_folder(config)))
     if not fast:
         logger.warning("the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second")
     client = running or start_serve(config, fast=fast)
@@ -90,10 +90,10 @@ def set_versions(
     declared = applications(client)
     if client is None or name not in declared:
         raise ServingError(f"{name} is not deployed; expected one of: {', '.join(declared) or 'none'}. Deploy it first.")
-    known = declared[name].deployments[0].user_config["versions"]
+    known, loading = declared[name].deployments[0].user_config["versions"], declared[name].args["loading"]
     for label, path in versions.items():
         if known.get(label) != path:
-            probe(Version(label, path))
+            probe(Version(label, path), runtime=loading["runtime"], graphs=loading["graphs"])
     changed = declared[name].model_copy(deep=True)
     changed.deployments[0].user_config = user_config_of(versions, weights, salt)
     apply(client, changed)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.records import Version
 from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
+
+if TYPE_CHECKING:
+    from raymlp.serve.runtime import Runtime
 
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""
@@ -37,17 +41,19 @@ def example_row(contract: Contract) -> Row:
     return row
 
 
-def answers_a_sample(bundle: str) -> str:
-    """Load a bundle and predict its example row; gives back the bundle's digest. Raises BundleError, or ServingError for an
-    answer that is no number."""
+def answers_a_sample(bundle: str, runtime: Runtime = "torch", graphs: str = "") -> str:
+    """Load a bundle, predict its example row and make the graph that the runtime needs; gives back the bundle's digest. Raises
+    BundleError, or ServingError for an answer that is no number or a net that the runtime cannot run."""
     import numpy as np
 
     from raymlp.model.predictor import Predictor
+    from raymlp.serve.runtime import prepare
 
     predictor = Predictor.load(bundle)
     scores = predictor.predict([example_row(predictor.bundle.contract)]).scores
     if not np.isfinite(scores).all():
         raise ServingError(f"the bundle {bundle} predicts {scores.tolist()} for its example row; expected finite numbers.")
+    prepare(predictor, runtime, Path(graphs))
     return predictor.bundle.digest
 
 
@@ -56,18 +62,19 @@ def trust() -> dict[str, str]:
     return {TRUSTED: os.environ[TRUSTED]} if os.environ.get(TRUSTED) else {}
 
 
-def probe(version: Version) -> str:
-    """The bundle's digest. Raises ServingError when the bundle cannot be loaded, crashes, hangs or gives no number; nothing else
-    changes."""
-    return start_probe(version)()
+def probe(version: Version, *, runtime: Runtime = "torch", graphs: str = "") -> str:
+    """The bundle's digest. Raises ServingError when the bundle cannot be loaded, crashes, hangs, gives no number, or holds a net that the
+    runtime cannot run, whose graph is put into a folder of `graphs`; nothing else changes."""
+    return start_probe(version, runtime=runtime, graphs=graphs)()
 
 
-def start_probe(version: Version) -> Callable[[], str]:
+def start_probe(version: Version, *, runtime: Runtime = "torch", graphs: str = "") -> Callable[[], str]:
     """`probe` begun: call what comes back for its end."""
-    return in_own_process(answers_a_sample, version.bundle, what=f"version {version.label} ({version.bundle})")
+    what = f"version {version.label} ({version.bundle})"
+    return in_own_process(answers_a_sample, version.bundle, runtime, graphs, what=what)
 
 
-def in_own_process(function: Callable[[str], str], argument: str, *, what: str, timeout_s: float = PROBE_S) -> Callable[[], str]:
+def in_own_process(function: Callable[..., str], *arguments: str, what: str, timeout_s: float = PROBE_S) -> Callable[[], str]:
     """Start a function in a worker process that ends with it; call what comes back for the result.
 
     That call raises ServingError for an error, a crash or a hang.
@@ -76,7 +83,7 @@ def in_own_process(function: Callable[[str], str], argument: str, *, what: str, 
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
     code = {"runtime_env": {"env_vars": trust()}} if trust() else {}
-    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(argument)
+    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(*arguments)
 
     def result() -> str:
         try:

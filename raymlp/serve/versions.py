@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlp.core.errors import ServingError
+from raymlp.serve.batching import Batcher, Batching
 from raymlp.serve.guard import Guard
 from raymlp.serve.probe import example_row
 from raymlp.serve.routing import Routes
+from raymlp.serve.runtime import Runtime, with_runtime
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,23 +29,29 @@ class Loaded:
     label: str
     path: str
     predictor: Predictor
+    runtime: str = "torch"
+    batcher: Batcher | None = None
+    """Predicts rows of several requests together; none for a model that would not gain."""
 
     @classmethod
-    def load(cls, label: str, path: str) -> Loaded:
-        """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError and what a broken net raises."""
+    def load(cls, label: str, path: str, *, runtime: Runtime = "torch", graphs: str = "", batching: Batching = "off") -> Loaded:
+        """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError, ServingError for a net that the
+        runtime cannot run, and what a broken net raises."""
         import torch
 
         from raymlp.model.predictor import Predictor
 
         torch.set_num_threads(1)
-        predictor = Predictor.load(path)
-        predictor.predict_typed(predictor.check(example_row(predictor.bundle.contract), "example"))
-        return cls(label, path, predictor)
+        predictor, ran = with_runtime(Predictor.load(path), runtime, Path(graphs))
+        row = predictor.check(example_row(predictor.bundle.contract), "example")
+        predictor.predict_typed(row)
+        return cls(label, path, predictor, ran, Batcher.if_it_gains(predictor, row) if batching == "auto" else None)
 
     @property
     def facts(self) -> dict[str, str]:
-        """What identifies the bundle."""
-        return {"digest": self.predictor.bundle.digest, "run_id": self.predictor.bundle.run_id}
+        """What identifies the bundle, what its net runs in, and whether rows of several requests are predicted together."""
+        bundle, batching = self.predictor.bundle, "on" if self.batcher else "off"
+        return {"digest": bundle.digest, "run_id": bundle.run_id, "runtime": self.runtime, "batching": batching}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class State:
         return key
 
 
-def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
+def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard, load: Callable[[str, str], Loaded] = Loaded.load) -> State:
     """What a replica serves once it was given `wanted` (versions, weights, champion, salt, revision). What cannot be loaded is reported,
     and never replaces what works. Raises ServingError when there is nothing to serve at all."""
     versions, weights = dict(wanted["versions"]), dict(wanted["weights"])
@@ -85,7 +94,7 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -
             continue
         known = current.loaded.get(label) if current else None
         try:
-            loaded[label] = known if known and known.path == path else Loaded.load(label, path)
+            loaded[label] = known if known and known.path == path else load(label, path)
         except Exception as error:
             problems[label] = f"{type(error).__name__}: {error}"
             logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])
