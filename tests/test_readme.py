@@ -1,4 +1,4 @@
-"""The README, docs/training.md and docs/batch-prediction.md are true line by line: their commands are parsed, composed or run."""
+"""The README and pages of docs/ are true line by line: their commands are parsed, composed or run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 BATCH = (ROOT / "docs" / "batch-prediction.md").read_text()
+ENDPOINT = (ROOT / "docs" / "endpoint.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
@@ -27,7 +28,7 @@ def commands() -> list[str]:
     lines = [line.split("   #")[0].split("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
     inline = [
         " ".join(code.split())
-        for code in re.findall(r"`([^`]+)`", f"{README}\n{TRAINING}\n{BATCH}")
+        for code in re.findall(r"`([^`]+)`", f"{README}\n{TRAINING}\n{BATCH}\n{ENDPOINT}")
         if code.startswith(("raymlp ", "ray job", "make "))
     ]
     return [line for line in [*lines, *inline] if line.startswith(("raymlp ", "ray job", "make "))]
@@ -58,7 +59,7 @@ def test_the_verbs_are_those_of_the_command_line() -> None:
 
 
 def test_every_path_and_picture_it_names_exists() -> None:
-    for text, base in ((README, ROOT), (TRAINING, ROOT / "docs"), (BATCH, ROOT / "docs")):
+    for text, base in ((README, ROOT), (TRAINING, ROOT / "docs"), (BATCH, ROOT / "docs"), (ENDPOINT, ROOT / "docs")):
         for path, _, part in (link.partition("#") for link in re.findall(r"\]\(((?!http)[^)]+)\)", text)):
             assert (base / path).exists(), path
             if part:
@@ -73,7 +74,7 @@ def test_every_setting_that_is_named_is_there() -> None:
     """The first two parts of those in the pages; what a model has depends on its kind."""
     words = [
         word
-        for code in re.findall(r"`([^`]+)`", f"{TRAINING}\n{BATCH}")
+        for code in re.findall(r"`([^`]+)`", f"{TRAINING}\n{BATCH}\n{ENDPOINT}")
         for word in code.split()
         if re.fullmatch(r"[a-z_.]+\.[a-z_]+=\S+", word)
     ]

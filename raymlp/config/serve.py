@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.fallback import Fallback
 from raymlp.config.rollout import Rollout
 from raymlp.config.section import Section
 
@@ -34,6 +35,10 @@ class Serve(Section):
 
     port: int = Field(default=8000, ge=1, le=65535)
     """TCP port of the endpoint."""
+
+    grpc_port: int | None = Field(default=None, ge=1, le=65535)
+    """TCP port of the Open Inference Protocol's gRPC service; null has none. Ray Serve listens there on every address of the machine, so
+    it needs `auth=key`."""
 
     auth: Literal["key", "none"] = "key"
     """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated, each for everything) and `keys_file`;
@@ -82,6 +87,10 @@ class Serve(Section):
     max_rows_per_request: int = Field(default=1_000, ge=1)
     """Rows a request may carry; more is refused with 422."""
 
+    fallback: Fallback | None = None
+    """What is answered, marked as such, when no version can: `{kind: rule}` is the rule that evaluation compares with, `{kind: constant,
+    value: .5}` a number of your own; null answers 500 or 503."""
+
     keep: bool = False
     """Leave the endpoint running after `raymlp run` until Ctrl-C."""
 
@@ -97,4 +106,8 @@ class Serve(Section):
             raise ValueError(f"min_replicas is {self.min_replicas}; expected at most max_replicas ({self.max_replicas})")
         if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
+        if self.auth == "none" and self.grpc_port is not None:
+            raise ValueError(f"grpc_port is {self.grpc_port} with auth=none; gRPC listens beyond loopback and needs auth=key")
+        if self.grpc_port == self.port:
+            raise ValueError(f"grpc_port is {self.grpc_port}, as port; expected another one")
         return self

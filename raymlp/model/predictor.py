@@ -92,8 +92,8 @@ class Predictor:
 
     def __init__(self, bundle: Bundle, *, key: PrivacyKey | None = None) -> None:
         """`key` is the environment's when it is needed and not given."""
-        self.bundle = bundle
-        key = bundle.contract.key(key)
+        self.bundle, self.contract = bundle, bundle.contract
+        self.key = key = bundle.contract.key(key)
         self.check: Callable[[Any, str], Row] = row_checker(bundle.contract, key=key)
         self.hide_routing_key: Callable[[str], str] = routing_key_hider(key)
         self._row = bundle.plan.row_executor()

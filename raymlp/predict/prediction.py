@@ -14,9 +14,10 @@ from raymlp.core.records import BatchPrediction, Version
 from raymlp.data import parquet, sources
 from raymlp.data.place import remove
 from raymlp.data.suppression import Suppressed
+from raymlp.model.answers import names_of
 from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.model.scorer import placed
-from raymlp.predict.answers import names_of, require_apart
+from raymlp.predict.answers import require_apart
 from raymlp.predict.job import DEVICE, Job, Tally, run
 from raymlp.predict.output import FORMAT, QUARANTINE, Output, require_address
 from raymlp.predict.rows import BYTES_ROWS, CHUNK_BYTES, Rows, rows_of, without_target

@@ -23,7 +23,8 @@ SLOW_PATH = {SWITCH: "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0", "RAY_SERVE_THR
 REPLICA_PORTS = range(20_000, 30_000)
 """Where replicas listen: between Ray's worker ports (10002 to 19999) and the ports that Linux gives to clients (from 32768)."""
 
-PORTS_PER_CLUSTER = 100
+PORTS_PER_CLUSTER = 200
+"""Half of them for HTTP, half for gRPC."""
 
 
 def haproxy_binary() -> Path | None:
@@ -86,7 +87,9 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + PORTS_PER_CLUSTER),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + PORTS_PER_CLUSTER // 2),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + PORTS_PER_CLUSTER // 2),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + PORTS_PER_CLUSTER),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),

@@ -1,4 +1,4 @@
-"""From a request's bytes to the answer's: keys, JSON, contract, version, predictor, JSON; logged and counted on the way."""
+"""From a request's bytes to the answer's: keys, format, contract, version, predictor, format; logged and counted on the way."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import orjson
+import pyarrow as pa
 from starlette.types import Receive
 
 from raymlp.core.errors import RequestError
 from raymlp.data.contract_row import Row, table_of
-from raymlp.serve.admission import Admission, refusal
+from raymlp.serve.admission import Admission
+from raymlp.serve.fallback import Fallback
+from raymlp.serve.formats.arrow import checked_table
+from raymlp.serve.formats.wire import FALLBACK, JSON_ROWS, Wire
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
-from raymlp.serve.request import MAX_BODY_BYTES, parse
+from raymlp.serve.request import MAX_BODY_BYTES, Request
 from raymlp.serve.versions import Loaded, State
 
 INLINE_ROWS = 32
@@ -29,59 +32,79 @@ if TYPE_CHECKING:
 
 
 class Answering:
-    """The predictions of one replica."""
+    """The predictions of one replica. `fallback` answers where no version can; None says so."""
 
-    def __init__(self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int) -> None:
-        self.admission, self.log, self.metrics, self.max_rows = admission, log, metrics, max_rows
+    def __init__(
+        self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int, fallback: Fallback | None = None
+    ) -> None:
+        self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
 
-    async def answer(self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, bytes]:
-        """Status and body for a request; it is logged and counted, whatever becomes of it."""
+    async def answer(
+        self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
+    ) -> tuple[int, bytes]:
+        """Status and body for a request; it is logged and counted, whatever becomes of it. `wire` is its format."""
         start = time.perf_counter()
         given = dict(headers)
-        status, label, key, rows, prediction_id = 500, "", "", 1, new_id()
+        status, label, key, rows, routed, prediction_id = 500, "", "", 1, "", new_id()
         try:
-            refused = self.admission.refused(given, "predict")
+            refused = self.admission.refused(given, wire.role)
             if refused is not None:
-                status, body = refused.status, refusal("Authorization", refused.found, refused.expected)
+                status, body = refused.status, wire.refuse("Authorization", refused.found, refused.expected)
                 return status, body
             content = await _read(receive)
             if content is None:
-                status, body = 413, refusal("body", f"over {MAX_BODY_BYTES:,} bytes", "fewer rows a request")
+                status, body = 413, wire.refuse("body", f"over {MAX_BODY_BYTES:,} bytes", "fewer rows a request")
                 return status, body
-            if state is None:
-                status, body = 503, refusal("model", "not loaded", "a model that is ready; try again")
+            fallback = self.fallback
+            if state is None and fallback is None:
+                status, body = 503, wire.refuse("model", "not loaded", "a model that is ready; try again")
                 return status, body
-            request = parse(content, max_rows=self.max_rows)
+            request = wire.read(content, max_rows=self.max_rows)
             rows = len(request.instances)
             key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
-            key = state.hide(key)
-            label = state.routes.choose(key)
-            loaded = state.loaded[label]
-            predictor = loaded.predictor
-            typed = [predictor.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
-            answer = await _answers(loaded, typed)
-            body = orjson.dumps({"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id})
+            if state is not None:
+                key = state.hide(key)
+                label, routed = (wire.version, "") if wire.version else (state.routes.choose(key), state.routed)
+                loaded = state.loaded[label]
+                predictor = loaded.predictor
+                typed = await _typed(predictor, request)
+                try:
+                    digest, answer = predictor.bundle.digest, await _answers(loaded, typed)
+                except Exception as error:
+                    if fallback is None:
+                        raise
+                    self._note_failure(error, prediction_id, label, key, rows, routed, start)
+                    self.metrics.count(label, 500, time.perf_counter() - start)
+                    label, routed, digest, answer = FALLBACK, "", "", fallback.answer(rows)
+            elif fallback is not None:
+                key, typed = fallback.hide_routing_key(key), await _typed(fallback, request)
+                label, digest, answer = FALLBACK, "", fallback.answer(rows)
+            body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id)
             status = 200
-            self._note(state.routed, prediction_id, label, key, typed, answer, (time.perf_counter() - start) * 1e3)
+            inputs = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
+            inputs = [None] * rows if label == FALLBACK else inputs
+            self._note(routed, prediction_id, label, key, inputs, answer, (time.perf_counter() - start) * 1e3)
         except RequestError as error:
-            status, body = 422, refusal(error.field, error.found, error.expected)
+            status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:
-            status, body = 422, refusal("body", "nested too deep", "rows of plain values")
+            status, body = 422, wire.refuse("body", "nested too deep", "rows of plain values")
         except Exception as error:
-            logger.exception("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__)
-            status, body = 500, refusal("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
-            took_ms = (time.perf_counter() - start) * 1e3
-            for place in range(rows):
-                self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, state.routed if state else ""))
+            status, body = 500, wire.refuse("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
+            self._note_failure(error, prediction_id, label, key, rows, routed, start)
         finally:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
 
-    def _note(self, routed: str, prediction_id: str, label: str, key: str, typed: list[Row], answer: Prediction, took_ms: float) -> None:
+    def _note(self, routed: str, prediction_id: str, label: str, key: str, inputs: list[Any], answer: Prediction, took_ms: float) -> None:
         now = time.time()
-        for place, (row, score) in enumerate(zip(typed, answer.summary.tolist(), strict=True)):
+        for place, (row, score) in enumerate(zip(inputs, answer.summary.tolist(), strict=True)):
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
 
+    def _note_failure(self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float) -> None:
+        logger.error("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__, exc_info=error)
+        took_ms = (time.perf_counter() - start) * 1e3
+        for place in range(rows):
+            self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, routed))
 
 def new_id() -> str:
     """A random UUID (version 4), as `uuid.uuid4` makes it in four times the time."""
@@ -89,13 +112,22 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
 
 
-async def _answers(loaded: Loaded, typed: list[Row]) -> Prediction:
+async def _typed(checker: Predictor | Fallback, request: Request) -> list[Row] | pa.Table:
+    """The request's rows in the contract's types. Raises RequestError."""
+    if isinstance(request.instances, list):
+        return [checker.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
+    return await asyncio.to_thread(checked_table, request.instances, checker.contract, checker.key)
+
+
+async def _answers(loaded: Loaded, typed: list[Row] | pa.Table) -> Prediction:
     predictor = loaded.predictor
+    if not isinstance(typed, list):
+        return await asyncio.to_thread(predictor.predict_checked, typed)
     if len(typed) == 1:
         return await loaded.batcher.predict(typed[0]) if loaded.batcher else predictor.predict_typed(typed[0])
     if loaded.batcher is None and len(typed) <= INLINE_ROWS:
         return predictor.predict_together(typed)
-    return await asyncio.to_thread(predictor.predict, table_of(typed, predictor.bundle.contract))
+    return await asyncio.to_thread(predictor.predict_checked, table_of(typed, predictor.bundle.contract))
 
 
 async def _read(receive: Receive) -> bytes | None:

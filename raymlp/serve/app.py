@@ -1,6 +1,6 @@
 """The replica: all versions of one model in one process, chosen per request, behind HTTP.
 
-Predictions take the short way (bytes, orjson, contract, predictor, orjson, bytes); everything else is FastAPI's. Versions and
+Predictions take the short way (bytes, format, contract, predictor, format, bytes); everything else is FastAPI's. Versions and
 weights come in `user_config` and change while requests run.
 """
 
@@ -19,10 +19,14 @@ from ray.util.metrics import Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raymlp.config.serve import Log
-from raymlp.core.errors import RaymlpError
+from raymlp.core.errors import RaymlpError, ServingError
+from raymlp.data.contract import Contract
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.fallback import Fallback
+from raymlp.serve.formats.choice import wire_of
+from raymlp.serve.formats.grpc import InferenceService
 from raymlp.serve.guard import Guard
 from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
@@ -36,13 +40,15 @@ TICK_S = 0.2
 EXPORT_S = 5.0
 """How often Ray's metrics are told."""
 
-JSON = (b"content-type", b"application/json")
+RETRY_S = 30.0
+"""How often versions are tried again while the fallback alone answers."""
+
 logger = logging.getLogger("ray.serve")
 
 
-class ModelServer:
+class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, and `loading`: how `Loaded.load` is told to load."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, fallback, protocols, loading (what `Loaded.load` is given)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -52,9 +58,13 @@ class ModelServer:
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
-        self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]))
+        fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
+        self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback)
+        self.protocols = tuple(settings["protocols"])
         self.state: State | None = None
         self._load = partial(Loaded.load, **settings.get("loading", {}))
+        self._wanted: dict[str, Any] = {}
+        self._problem = ""
         self._guard = Guard(self.log.folder / ".challengers")
         self._changing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
@@ -63,20 +73,36 @@ class ModelServer:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over versions and weights. What cannot be loaded is reported and never replaces what works; raises only when
-        there is nothing to serve at all."""
+        there is nothing to serve at all, not even a fallback."""
         async with self._changing:
             if self._background is None:
                 self._background = asyncio.create_task(self._tend())
-            self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard, self._load)
+            self._wanted = user_config
+            try:
+                self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard, self._load)
+            except ServingError as error:
+                if self.answering.fallback is None:
+                    raise
+                self._problem = str(error)
+                logger.error("%s has no version, and answers with its fallback: %s", self.name, error)
+                return
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
 
     def report(self) -> dict[str, Any]:
         """What this replica serves, for the driver and for GET /v1/models/NAME."""
-        state = self.state
+        state, wanted = self.state, self._wanted
+        replica = {
+            "replica": self.replica,
+            "pid": os.getpid(),
+            "protocols": self.protocols,
+            "fallback": self.answering.fallback is not None,
+        }
         if state is None:
-            return {"name": self.name, "replica": self.replica, "pid": os.getpid(), "versions": {}, "weights": {}, "problems": {}}
+            lost = {"champion": wanted["champion"], "revision": wanted["revision"]} if self._problem else {}
+            problems = {wanted["champion"]: self._problem} if self._problem else {}
+            return {"name": self.name, **lost, "versions": {}, "weights": {}, "problems": problems, **replica}
         return {
             "name": self.name,
             "champion": state.champion,
@@ -84,9 +110,24 @@ class ModelServer:
             "weights": dict(state.weights),
             "problems": dict(state.problems),
             "revision": state.revision,
-            "replica": self.replica,
-            "pid": os.getpid(),
+            **replica,
         }
+
+    @property
+    def contract(self) -> Contract | None:
+        """What requests must keep: the champion's, or the fallback's while no version is loaded; None before there is one."""
+        if self.state is not None:
+            return self.state.loaded[self.state.champion].predictor.contract
+        return self.answering.fallback.contract if self.answering.fallback else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered, be it by the fallback."""
+        return self.state is not None or bool(self._problem)
+
+    def holds(self, version: str) -> bool:
+        """Whether a version is loaded here."""
+        return self.state is not None and version in self.state.loaded
 
     # ------------------------------------------------------------------ requests
 
@@ -94,15 +135,17 @@ class ModelServer:
         predict_path, others = f"/v1/models/{self.name}:predict", pages(self)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == predict_path:
-                status, body = await self.answering.answer(self.state, scope["headers"], receive)
-                headers = [JSON, (b"content-length", b"%d" % len(body))]
-                if status == 401:
-                    headers.append((b"www-authenticate", b"Bearer"))
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-            else:
+            is_post = scope["type"] == "http" and scope["method"] == "POST"
+            wire = wire_of(scope, predict_path, self.contract) if is_post else None
+            if wire is None or (wire.version and not self.holds(wire.version)):
                 await others(scope, receive, send)
+                return
+            status, body = await self.answering.answer(self.state, scope["headers"], receive, wire)
+            headers = [*wire.headers, (b"content-length", b"%d" % len(body))]
+            if status == 401:
+                headers.append((b"www-authenticate", b"Bearer"))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
 
         return app
 
@@ -110,7 +153,7 @@ class ModelServer:
 
     async def _tend(self) -> None:
         exported = Counter("raymlp_predictions", "Requests answered", tag_keys=("model", "version", "status"))
-        flushed = told = time.monotonic()
+        flushed = told = tried = time.monotonic()
         while True:
             await asyncio.sleep(min(TICK_S, self.log.settings.flush_s))
             now = time.monotonic()
@@ -119,6 +162,9 @@ class ModelServer:
                     flushed = now
                     if len(self.log):
                         await asyncio.to_thread(self.log.flush)
+                if self.state is None and self._problem and now - tried >= RETRY_S:
+                    tried = now
+                    await self.reconfigure(self._wanted)
                 if now - told >= EXPORT_S:
                     told = now
                     for (version, status), count in self.metrics.new_counts().items():

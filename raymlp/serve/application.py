@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 from raymlp.config.schema import Config
 from raymlp.runtime.session import storage_root
+from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
+from raymlp.serve.unwatched import VARIABLE
 
 DEPLOYMENT = "model"
 
@@ -20,6 +23,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
 
     settings = config.serve
+    bundle = user_config["versions"][user_config["champion"]]
     args = {
         "name": config.problem.name,
         "keys": [key.model_dump(mode="json") for key in keys],
@@ -29,6 +33,8 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
         "loading": {"runtime": settings.runtime, "graphs": str(graphs_folder(config)), "batching": settings.batching},
+        "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
+        "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
     scaling = {
         "min_replicas": settings.min_replicas,
@@ -86,4 +92,5 @@ def _runtime_env() -> dict[str, Any]:
 
     job = ray.get_runtime_context().runtime_env
     code = {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}
-    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust()}}
+    unwatched = {name: value for name, value in VARIABLE.items() if name not in os.environ}
+    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust(), **unwatched}}

@@ -14,6 +14,9 @@ from raymlp.core.errors import ServingError
 from raymlp.runtime.ingress import SLOW_PATH, fast_path_environment, private_folder
 from raymlp.runtime.session import quiet
 
+SERVICE = "raymlp.serve.formats.grpc:add_to_server"
+"""What tells Ray Serve's gRPC servers of the service."""
+
 START_S = 180.0
 """The endpoint must be ready within these seconds."""
 
@@ -36,7 +39,7 @@ def serve_client() -> Any:
 def start_serve(config: Config, *, fast: bool) -> Any:
     """Start Ray Serve at the address of the endpoint, `fast` behind HAProxy; gives back its client."""
     from ray import serve
-    from ray.serve.config import HTTPOptions
+    from ray.serve.config import HTTPOptions, gRPCOptions
     from ray.serve.schema import LoggingConfig
 
     if fast:
@@ -46,10 +49,19 @@ def start_serve(config: Config, *, fast: bool) -> Any:
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=config.serve.host, port=config.serve.port),
+        grpc_options=gRPCOptions(port=config.serve.grpc_port, grpc_servicer_functions=[SERVICE]) if config.serve.grpc_port else None,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         controller_options={"runtime_env": {"env_vars": environment}},
     )
     return serve_client()
+
+
+def grpc_port(client: Any) -> int | None:
+    """The port of Serve's gRPC service; None without one."""
+    import ray
+
+    options = ray.get(client._controller.get_grpc_config.remote())
+    return int(options.port) if options.grpc_servicer_functions else None
 
 
 def stop_serve() -> None:

@@ -22,6 +22,7 @@ from raymlp.serve.controller import (
     CHANGE_S,
     applications,
     apply,
+    grpc_port,
     reports_of,
     serve_client,
     start_serve,
@@ -158,8 +159,15 @@ def _check_address(settings: Serve, client: Any) -> None:
                 f"serve.host and serve.port are {where}, and Ray Serve already listens on {current.host}:{current.port}; "
                 "expected the same. Undeploy first, or set serve.port."
             )
+        if settings.grpc_port != (grpc := grpc_port(client)):
+            raise ServingError(
+                f"serve.grpc_port is {settings.grpc_port}, and Ray Serve runs with {grpc}; expected the same. Undeploy first, or set "
+                "serve.grpc_port."
+            )
     elif not port_is_free(settings.host, settings.port):
         raise ServingError(f"{where} cannot be listened on; expected a free port of this machine. Set serve.port or serve.host.")
+    elif settings.grpc_port is not None and not port_is_free(settings.host, settings.grpc_port):
+        raise ServingError(f"port {settings.grpc_port} cannot be listened on; expected a free port. Set serve.grpc_port.")
 
 
 def _endpoint(config: Config, name: str, weights: Mapping[str, float]) -> Endpoint:

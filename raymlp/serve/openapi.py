@@ -1,15 +1,22 @@
-"""The endpoint's OpenAPI page, with the real columns of the contract in place of "any object"."""
+"""The endpoint's OpenAPI document, with the real columns of the contract in place of "any object"."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import raymlp
 from raymlp.core.records import Task
 from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.pattern import MAX_TEXT
 from raymlp.data.privacy import makes_text
+from raymlp.model.answers import names_of
+from raymlp.serve.formats.arrow import MEDIA_TYPE
+from raymlp.serve.formats.tensors import DATATYPES, inputs_of
+from raymlp.serve.probe import example_row
+from raymlp.serve.request import MAX_KEY_CHARACTERS
 
 Json = dict[str, Any]
+ARROW = MEDIA_TYPE.decode()
 TYPES: dict[str, Json] = {
     "bool": {"type": "boolean"},
     "int": {"type": "integer", "format": "int64"},
@@ -33,60 +40,208 @@ ANSWERS: dict[Task, Json] = {
 }
 
 
-def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_key: bool) -> Json:
+def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_key: bool, classes: tuple[str, ...] = ()) -> Json:
     """The OpenAPI 3.1 document of one model's endpoint."""
+    security: list[Json] = [{"key": []}] if needs_key else []
+    model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{{version}}"
+    routing = {"name": "X-Routing-Key", "in": "header", "description": "The same key gets the same version.", "schema": {"type": "string"}}
+    version = {"name": "version", "in": "path", "required": True, "description": "A version that is loaded.", "schema": _text()}
+    infer = {
+        "tags": ["Open Inference Protocol"],
+        "security": security,
+        "requestBody": {"required": True, "content": _json_of("InferRequest")},
+        "responses": {
+            "200": _answer("One tensor for each output", _json_of("InferAnswer")),
+            **_refusals("InferError", needs_key=needs_key),
+        },
+    }
+    read: Json = {"tags": ["Open Inference Protocol"]}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": name, "version": raymlp.__version__, "description": "Predictions of one model, by the contract of its columns."},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": "Predictions"}, {"name": "Open Inference Protocol"}, {"name": "Endpoint"}],
+        "components": {
+            "schemas": _schemas(contract, task, classes, max_rows=max_rows),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "One of the endpoint's API keys"}},
+        },
+        "paths": {
+            f"/v1/models/{name}:predict": {
+                "post": {
+                    "summary": "Predict rows",
+                    "description": "Rows as JSON, or a table as an Arrow stream, which is answered as a table.",
+                    "operationId": "predict",
+                    "tags": ["Predictions"],
+                    "security": security,
+                    "parameters": [routing],
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": _schema("Request") | {"example": _example(contract)}, ARROW: {}},
+                    },
+                    "responses": {
+                        "200": _answer("One prediction a row", _json_of("Answer") | {ARROW: {}}),
+                        **_refusals("Error", needs_key=needs_key),
+                    },
+                }
+            },
+            f"/v1/models/{name}": {
+                "get": _page("Versions, weights and protocols", "Endpoint", security)
+                | {"responses": {**_ok("application/json"), **(_locked("Error") if needs_key else {})}}
+            },
+            f"{model}/infer": {"post": infer | {"summary": "Predict rows as tensors", "operationId": "infer", "parameters": [routing]}},
+            f"{versioned}/infer": {
+                "post": infer
+                | {
+                    "summary": "Ask one version, past its share of traffic",
+                    "description": "For keys with the role operate; such answers are no evidence of a rollout.",
+                    "operationId": "inferByVersion",
+                    "parameters": [version, routing],
+                    "responses": infer["responses"] | {"404": _answer("The version is not loaded", _json_of("InferError"))},
+                }
+            },
+            **{
+                path: {
+                    "get": read
+                    | _page("The model's tensors", "Open Inference Protocol", security)
+                    | {"parameters": parameters}
+                    | {"responses": _ok("application/json") | (_locked("InferError") if needs_key else {}) | _absent(parameters)}
+                }
+                for path, parameters in ((model, []), (versioned, [version]))
+            },
+            **{
+                f"{path}/ready": {
+                    "get": read
+                    | {"summary": "The model is loaded", "parameters": parameters}
+                    | {"responses": _ok("application/json") | _loading() | _absent(parameters)}
+                }
+                for path, parameters in ((model, []), (versioned, [version]))
+            },
+            "/v2": {"get": read | {"summary": "The server's name and extensions", "responses": _ok("application/json")}},
+            "/v2/health/live": {"get": read | {"summary": "The process answers", "responses": _ok("application/json")}},
+            "/v2/health/ready": {"get": read | {"summary": "A model is loaded", "responses": _ok("application/json") | _loading()}},
+            "/healthz": {"get": _page("The process answers", "Endpoint") | {"responses": _ok("application/json")}},
+            "/readyz": {"get": _page("A model is loaded", "Endpoint") | {"responses": _ok("application/json") | _loading()}},
+            "/metrics": {"get": _page("Prometheus text of one replica", "Endpoint") | {"responses": _ok("text/plain")}},
+            "/": {"get": _page("A form to try the endpoint", "Endpoint") | {"responses": _ok("text/html")}},
+        },
+    }
+
+
+def _schemas(contract: Contract, task: Task, classes: tuple[str, ...], *, max_rows: int) -> Json:
     row = {
         "type": "object",
         "properties": {column: _column(rule, contract.describe(column)) for column, rule in contract.columns.items()},
         "required": [column for column, rule in contract.columns.items() if not rule.nullable],
         "additionalProperties": False,
     }
-    request = _record(
-        {
-            "instances": {"type": "array", "items": {"$ref": "#/components/schemas/Row"}, "minItems": 1, "maxItems": max_rows},
-            "routing_key": {"type": "string", "description": "The same key gets the same version; X-Routing-Key does the same."},
-        },
-        required=["instances"],
-    )
-    answer = _record(
-        {
-            "predictions": {"type": "array", "items": _record(ANSWERS[task])},
-            "model_version": {"type": "string"},
-            "prediction_id": {"type": "string", "format": "uuid"},
-        }
-    )
-    error = _record({"error": _record({part: {"type": "string"} for part in ("field", "found", "expected")})})
-    security: list[Json] = [{"key": []}] if needs_key else []
-    refused: Json = {}
-    if needs_key:
-        refused = {"401": _refers("The key is missing, wrong or expired", "Error"), "403": _refers("The key has not the role", "Error")}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": name, "version": "1"},
-        "components": {
-            "schemas": {"Row": row, "Request": request, "Answer": answer, "Error": error},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
-        "paths": {
-            f"/v1/models/{name}:predict": {
-                "post": {
-                    "summary": "Predict rows",
-                    "security": security,
-                    "requestBody": {"required": True, "content": _content("Request")},
-                    "responses": {
-                        "200": _refers("One prediction a row", "Answer"),
-                        **refused,
-                        "422": _refers("The request does not fit the contract", "Error"),
-                        "503": {"description": "Too many requests wait; try again after the seconds in Retry-After"},
-                    },
-                }
-            },
-            f"/v1/models/{name}": {"get": {"summary": "Versions and weights", "security": security, "responses": {**_ok(), **refused}}},
-            "/healthz": {"get": {"summary": "The process answers", "responses": _ok()}},
-            "/readyz": {"get": {"summary": "A model is loaded", "responses": _ok()}},
-            "/metrics": {"get": {"summary": "Prometheus text of one replica", "responses": _ok()}},
-        },
+    rows = {"type": "array", "items": {"$ref": "#/components/schemas/Row"}, "minItems": 1, "maxItems": max_rows}
+    key = {"type": ["string", "null"], "maxLength": MAX_KEY_CHARACTERS, "description": "The same key gets the same version."}
+    answer = {
+        "predictions": {"type": "array", "items": _record(ANSWERS[task])},
+        "model_version": _text("What answered; `fallback` when no version could"),
+        "prediction_id": {"type": "string", "format": "uuid"},
+        "fallback": {"const": True, "description": "There when no version could answer, and the declared fallback did"},
     }
+    return {
+        "Row": row,
+        "Request": _record({"instances": rows, "routing_key": key}, required=["instances"]) | {"additionalProperties": False},
+        "Answer": _record(answer, required=["predictions", "model_version", "prediction_id"]),
+        "Error": _record({"error": _record({part: _text() for part in ("field", "found", "expected")})}),
+        **_tensors(contract, task, classes, max_rows=max_rows),
+    }
+
+
+def _tensors(contract: Contract, task: Task, classes: tuple[str, ...], *, max_rows: int) -> Json:
+    """Schemas of the Open Inference Protocol."""
+    length = {"type": "integer", "minimum": 1, "maximum": max_rows}
+    shape = {"type": "array", "prefixItems": [length, {"const": 1}], "minItems": 1, "maxItems": 2, "items": False}
+    tensor = _record(
+        {
+            "name": {"enum": list(contract.columns)},
+            "shape": shape,
+            "datatype": {"enum": list(DATATYPES)},
+            "parameters": _record({"binary_data_size": {"type": "integer", "minimum": 0}}, required=[]),
+            "data": {"type": "array", "items": {}, "description": "N values, or N lists of one"},
+        },
+        required=["name", "shape", "datatype"],
+    )
+    asked = _record(
+        {
+            "id": _text("Given back as it is"),
+            "parameters": _record(
+                {"routing_key": _text("The same key gets the same version."), "binary_data_output": _flag()}, required=[]
+            ),
+            "inputs": {"type": "array", "items": tensor, "minItems": 1},
+            "outputs": {
+                "type": "array",
+                "items": _record(
+                    {
+                        "name": {"enum": list(names_of(task, classes, "")[:-2])},
+                        "parameters": _record({"binary_data": _flag()}, required=[]),
+                    },
+                    required=["name"],
+                ),
+            },
+        },
+        required=["inputs"],
+    )
+    inputs = [
+        {"name": tensor["name"], "shape": [1], "datatype": tensor["datatype"], "data": [example_row(contract)[tensor["name"]]]}
+        for tensor in inputs_of(contract)
+    ]
+    output = {"name": _text(), "datatype": _text(), "shape": {"type": "array", "items": {"type": "integer"}}, "data": {"type": "array"}}
+    answer = {
+        "model_name": _text(),
+        "model_version": _text("What answered; `fallback` when no version could"),
+        "id": _text(),
+        "parameters": _record(
+            {"prediction_id": {"type": "string", "format": "uuid"}, "fallback": {"const": True}}, required=["prediction_id"]
+        ),
+        "outputs": {"type": "array", "items": _record(output, required=["name", "datatype", "shape"])},
+    }
+    return {
+        "InferRequest": asked | {"additionalProperties": False, "examples": [{"inputs": inputs}]},
+        "InferAnswer": _record(answer),
+        "InferError": _record({"error": _text()}),
+    }
+
+
+def _example(contract: Contract) -> Json:
+    return {"instances": [example_row(contract)]}
+
+
+def _refusals(error: str, *, needs_key: bool) -> Json:
+    """Every status of a request for predictions that is not answered."""
+    later = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 0}}}
+    return {
+        **(_locked(error) if needs_key else {}),
+        "408": {"description": "It took longer than Ray Serve's limit"},
+        "413": _answer("The body is too long", _json_of(error)),
+        "422": _answer("The request does not fit the contract", _json_of(error)),
+        "429": {"description": "Too many requests; try again later", "headers": later},
+        "500": _answer("The model failed; the replica's log has the cause", _json_of(error)),
+        "503": {"description": "No model is ready, or too many requests wait; try again later", "headers": later},
+    }
+
+
+def _locked(error: str) -> Json:
+    asks = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
+    return {
+        "401": _answer("The key is missing, wrong or expired", _json_of(error)) | {"headers": asks},
+        "403": _answer("The key has not the role", _json_of(error)),
+    }
+
+
+def _absent(parameters: list[Json]) -> Json:
+    return {"404": _answer("The version is not loaded", _json_of("InferError"))} if parameters else {}
+
+
+def _loading() -> Json:
+    return {"503": {"description": "It is loading"}}
+
+
+def _page(summary: str, tag: str, security: list[Json] | None = None) -> Json:
+    return {"summary": summary, "tags": [tag], **({"security": security} if security is not None else {})}
 
 
 def _column(rule: ColumnContract, description: str) -> Json:
@@ -109,13 +264,25 @@ def _record(properties: Json, *, required: list[str] | None = None) -> Json:
     return {"type": "object", "properties": properties, "required": list(properties) if required is None else required}
 
 
-def _content(schema: str) -> Json:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+def _text(description: str = "") -> Json:
+    return {"type": "string", **({"description": description} if description else {})}
 
 
-def _refers(description: str, schema: str) -> Json:
-    return {"description": description, "content": _content(schema)}
+def _flag() -> Json:
+    return {"type": "boolean"}
 
 
-def _ok() -> Json:
-    return {"200": {"description": "OK"}}
+def _schema(name: str) -> Json:
+    return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+
+
+def _json_of(name: str) -> Json:
+    return {"application/json": _schema(name)}
+
+
+def _answer(description: str, content: Json) -> Json:
+    return {"description": description, "content": content}
+
+
+def _ok(media_type: str) -> Json:
+    return {"200": {"description": "OK", "content": {media_type: {}}}}

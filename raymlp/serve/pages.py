@@ -12,6 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from raymlp.serve.admission import refusal
+from raymlp.serve.form import form_page
+from raymlp.serve.formats.open_inference import error_body
+from raymlp.serve.formats.pages import inference_pages
 from raymlp.serve.openapi import openapi
 
 if TYPE_CHECKING:
@@ -23,18 +26,28 @@ def pages(server: ModelServer) -> FastAPI:
     app = FastAPI(title=server.name, redoc_url=None)
 
     def document() -> dict[str, Any]:
-        if server.state is None:
+        state, fallback = server.state, server.answering.fallback
+        limits = {"max_rows": server.answering.max_rows, "needs_key": server.admission.needs_key}
+        if state is not None:
+            bundle = state.loaded[state.champion].predictor.bundle
+            target = bundle.plan.target
+            return openapi(server.name, bundle.contract, target.task, classes=target.classes, **limits)
+        if fallback is None:
             raise HTTPException(503)
-        bundle = server.state.loaded[server.state.champion].predictor.bundle
-        return openapi(
-            server.name, bundle.contract, bundle.plan.target.task, max_rows=server.answering.max_rows, needs_key=server.admission.needs_key
-        )
+        return openapi(server.name, fallback.contract, fallback.task, classes=fallback.classes, **limits)
 
     async def healthz(_: HttpRequest) -> Response:
         return _json(200, {"status": "ok"})
 
     async def readyz(_: HttpRequest) -> Response:
+        if server.state is None and server.is_ready:
+            return _json(200, {"status": "fallback"})
         return _json(200, {"status": "ready"}) if server.state else _json(503, {"status": "loading"})
+
+    async def form(_: HttpRequest) -> Response:
+        if server.contract is None:
+            raise HTTPException(503)
+        return form_page(server.name, server.contract, needs_key=server.admission.needs_key)
 
     async def metrics(_: HttpRequest) -> Response:
         return Response(server.metrics.text(dropped=server.log.dropped), media_type=CONTENT_TYPE_LATEST)
@@ -50,10 +63,13 @@ def pages(server: ModelServer) -> FastAPI:
 
     async def refuse(request: HttpRequest, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        expected = f"POST /v1/models/{server.name}:predict, or a page of /openapi.json"
-        return Response(refusal("path", f"{request.method} {request.url.path[:100]}", expected), status, media_type="application/json")
+        asked, expected = f"{request.method} {request.url.path[:100]}", f"POST /v1/models/{server.name}:predict, or a page of /openapi.json"
+        body = error_body if request.url.path.startswith("/v2") else refusal
+        headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
+        return Response(body("path", asked, expected), status, headers, "application/json")
 
-    for path, page in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics), ("/v1/models/{name}", model)):
+    own = {"/": form, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/v1/models/{name}": model}
+    for path, page in (own | inference_pages(server)).items():
         app.add_route(path, page, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(HTTPException, refuse)
     setattr(app, "openapi", document)  # noqa: B010

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.data.contract_batch import REASON
+from raymlp.model.answers import DIGEST, VERSION, columns_of, names_of
 from raymlp.model.predictor import Prediction
-from raymlp.predict.answers import DIGEST, MOST_FAILURES, VERSION, answered, columns_of, names_of, require_apart
+from raymlp.predict.answers import MOST_FAILURES, answered, require_apart
 
 AT = [VERSION, DIGEST]
 

@@ -1,0 +1,123 @@
+"""Requests nobody would send: from the OpenAPI document by schemathesis, and by hand over plain sockets."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance, negative_data_rejection]
+"""All that hold. Rows that fit the document may be refused: JSON Schema cannot say that text is an image in base64."""
+
+Statuses = Counter[tuple[str, int]]
+
+
+def by_document(url: str, key: str, *, cases: int, seed: int = 0) -> Statuses:
+    """Ask every operation of the endpoint's document, half with data that fits it and half with data that does not, `cases` in all; counts
+    by operation and status. Raises schemathesis' failures."""
+    import requests
+    from hypothesis import seed as seeded
+
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [result.ok() for result in schema.get_all_operations()]
+    heavy = [operation for operation in operations if operation.method == "post"]
+    light = [operation for operation in operations if operation.method != "post"]
+    counts: Statuses = Counter()
+    with requests.Session() as session:
+        for operation in operations:
+            few = max(1, cases // 20 // len(light))
+            wanted = few if operation in light else max(2, (cases - few * len(light)) // len(heavy))
+            modes = [GenerationMode.POSITIVE] + ([GenerationMode.NEGATIVE] if operation in heavy else [])
+
+            @seeded(seed)
+            @settings(
+                max_examples=wanted,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                verbosity=Verbosity.quiet,
+            )
+            @given(case=st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes]))
+            def ask(case: Any, label: str = operation.label) -> None:
+                answer = case.call(base_url=url, session=session, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+                counts[label, answer.status_code] += 1
+                case.validate_response(answer, checks=CHECKS)
+
+            ask()
+    return counts
+
+
+def bodies(good: bytes, count: int, *, seed: int = 0) -> list[bytes]:
+    """Bodies that are no request: random bytes, a good one cut and changed, deep nesting, numbers beyond all bounds, text that is none."""
+    dice = random.Random(seed)
+    made = [
+        b"", b"\x00", b"\xff\xfe" * 50, b'{"instances": [{"delay": "\xc3\x28"}]}', b"[" * 200_000, b'{"a":' * 50_000,
+        b'{"instances":[' * 5_000, b'{"instances": [{"delay": 1e400}]}', b'{"instances": [{"delay": ' + b"9" * 100_000 + b"}]}",
+        b'{"instances": [{"delay": -0.0e-999}]}', b'{"instances": [{"hours": 9223372036854775808}]}',
+        b'{"inputs": [{"name": "delay", "shape": [9223372036854775807], "datatype": "FP64"}]}',
+    ]  # fmt: skip
+    while len(made) < count:
+        if dice.random() < 0.3:
+            made.append(dice.randbytes(dice.randrange(1, 400)))
+            continue
+        body = bytearray(good[: dice.randrange(1, len(good) + 1)] if dice.random() < 0.5 else good)
+        for _ in range(dice.choice((1, 3, 20))):
+            body[dice.randrange(len(body))] = dice.randrange(256)
+        made.append(bytes(body))
+    return made
+
+
+def raw(url: str, head: str, body: bytes, *, then_close: bool = False, timeout_s: float = 10.0) -> int:
+    """The status that comes back for bytes on a socket; 0 when none does."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=timeout_s) as line:
+        line.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n" + body)
+        if then_close:
+            return 0
+        try:
+            answer = line.recv(4_096)
+        except (TimeoutError, ConnectionError):
+            return 0
+    return int(answer[9:12]) if answer.startswith(b"HTTP/1.") else 0
+
+
+def broken_requests(path: str, key: str, good: bytes) -> list[tuple[str, str, bytes, bool]]:
+    """What is wrong, head, body, and whether the client hangs up: requests that break HTTP itself."""
+    start = f"POST {path} HTTP/1.1\nHost: x\nAuthorization: Bearer {key}\nContent-Type: application/json\n"
+    half = len(good) // 2
+    return [
+        ("a length that is too short", f"{start}Content-Length: {half}\nConnection: close\n", good, False),
+        ("hung up in the middle", f"{start}Content-Length: {len(good)}\n", good[:half], True),
+        ("a length that is negative", f"{start}Content-Length: -1\n", good, False),
+        ("a length that is none", f"{start}Content-Length: many\n", good, False),
+        ("two lengths", f"{start}Content-Length: 3\nContent-Length: {len(good)}\n", good, False),
+        ("a chunk of no size", f"{start}Transfer-Encoding: chunked\n", b"zz\r\n" + good + b"\r\n0\r\n\r\n", False),
+        ("a header without end", f"{start}X: {'y' * 100_000}\n", good, False),
+        ("no HTTP", "\x00\x01\x02\n", good, False),
+    ]
+
+
+def example_body(url: str) -> bytes:
+    """The request that the document gives as an example."""
+    import urllib.request
+
+    with urllib.request.urlopen(f"{url}/openapi.json") as answer:
+        paths = json.load(answer)["paths"]
+    predict = next(item for path, item in paths.items() if path.endswith(":predict"))
+    return json.dumps(predict["post"]["requestBody"]["content"]["application/json"]["example"]).encode()
