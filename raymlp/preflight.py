@@ -212,5 +212,5 @@ def _serving(config: Config, problem: Say) -> dict[str, str]:
             probe.bind((serve.host, serve.port))
         except OSError as error:
             problem(f"{serve.host}:{serve.port} cannot be used ({error.strerror}); expected a free port. Set serve.port.")
-    url = f"http://{serve.host}:{serve.port}/v1/models/{config.problem.name}:predict"
-    return {"endpoint": f"{url}, {serve.min_replicas} to {serve.max_replicas} replicas"}
+    url = f"{serve.scheme}://{serve.host}:{serve.port}/v1/models/{config.problem.name}:predict"
+    return {"endpoint": f"{url}, {serve.replicas.min_replicas} to {serve.replicas.max_replicas} replicas"}

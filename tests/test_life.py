@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +22,9 @@ from raymlp.data import sources
 from raymlp.model.bundle import load_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.runtime import tracking
+from raymlp.runtime.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -47,9 +47,10 @@ def run_command(words: Iterable[str]) -> int:
 
     words = list(words)
     try:
-        if app(words, standalone_mode=False) == INTERRUPTED:  # Typer makes an exit code of Ctrl-C
+        code = app(words, standalone_mode=False)  # what `typer.Exit` holds, too
+        if code == INTERRUPTED:  # Typer makes an exit code of Ctrl-C
             complain("Interrupted.")
-            return INTERRUPTED
+        return code if isinstance(code, int) else 0
     except RaymlpError as error:
         complain(f"{type(error).__name__}: {error}")
         return error.exit_code
@@ -69,7 +70,6 @@ def run_command(words: Iterable[str]) -> int:
             cause = cause.__cause__
         complain(f"{type(cause).__name__}: {cause}\n(run it again with -v for the whole trace)")
         return 1
-    return 0
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from raymlp.config.schema import Config
     from raymlp.core.records import RunSummary, TuneResult
     from raymlp.data.rules import BrokenRule
+    from raymlp.doctor import Finding
     from raymlp.runtime.progress import Story
 
 SHOWN_TRIALS = 30
@@ -113,6 +114,24 @@ def show_broken_rules(file: Path, broken: list[BrokenRule]) -> None:
         table.add_row(Text(item.rule), f"{item.rows:,}", Text(item.first))
     Console(highlight=False).print(table)
     raise ContractError(f"the source breaks {len(broken)} rules of {file}; expected none. Mend the source, or the contract.")
+
+
+def show_findings(found: Sequence[Finding]) -> None:
+    """What the doctor found, the worst first; what to do stands under it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "what", "found", "expected"):
+        table.add_column(title, overflow="fold", style="bold" if title == "what" else "")
+    for one in found:
+        table.add_row(Text(one.level, colours[one.level]), Text(one.what), Text(one.found), Text(one.expected))
+        if one.do:
+            table.add_row("", "", Text(f"-> {one.do}", colours[one.level]))
+    Console(highlight=False).print(table)
 
 
 def complain(words: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raymlp.cli.command import Overrides, Verbose, app, config_from, running, until_interrupted
-from raymlp.cli.screens import show_done, show_run
+from raymlp.cli.screens import show_done, show_findings, show_run
 
 
 @app.command()
@@ -50,6 +50,18 @@ def deploy(overrides: Overrides = None, verbose: Verbose = False) -> None:
         if not stays(config.runtime):
             until_interrupted(endpoint)
             pipeline.undeploy(config)
+
+
+@app.command()
+def doctor(overrides: Overrides = None) -> None:
+    """Look at this machine, or the cluster of runtime.address, for what the endpoint needs; exit code 1 when something is missing."""
+    from raymlp.doctor import doctor as examined
+    from raymlp.doctor import is_well
+
+    found = examined(config_from(overrides, False))
+    show_findings(found)
+    if not is_well(found):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from raymlp.config.fallback import Fallback
 from raymlp.config.rollout import Rollout
+from raymlp.config.scaling import PRESETS, Preset, Scaling
 from raymlp.config.section import Section
 
 
@@ -22,6 +23,16 @@ class Log(Section):
 
     flush_s: float = Field(default=2.0, gt=0)
     """Seconds after which waiting rows are written anyway."""
+
+
+class Tls(Section):
+    """A certificate for HTTPS: PEM files on the node where the ingress runs, the head."""
+
+    certificate: str = Field(min_length=1)
+    """The certificate, with its chain after it. What replaces it is read when the ingress starts or a replica comes or goes."""
+
+    key: str = Field(min_length=1)
+    """Its private key, without a password."""
 
 
 class Serve(Section):
@@ -60,29 +71,49 @@ class Serve(Section):
     """`auto` lets rows of requests that come while others are being answered be predicted together, for a model that gains from it,
     as measured when it is loaded; `off` predicts each request on its own."""
 
-    min_replicas: int = Field(default=1, ge=0)
+    tls: Tls | None = None
+    """Serve HTTPS with this certificate; null serves HTTP."""
+
+    placement: Literal["together", "apart"] = "together"
+    """`together`: all versions live in each replica. `apart`: each version has a deployment of its own, with its own scaling and GPUs, for
+    large models; a call to it costs about two milliseconds."""
+
+    stand_in: Literal["champion", "none"] = "none"
+    """Who answers for a version that stands apart and is away: the `champion`, named as such in the answer, or `none`: 503."""
+
+    version_timeout_s: float = Field(default=30, gt=0)
+    """Seconds after which a version that stands apart counts as away."""
+
+    scaling: Preset = "steady"
+    """How replicas come and go: `latency` (2 to 4, at the first sign of load), `steady` (1 to 2, under lasting load) or `cost` (0 to 4,
+    none while nothing is asked). The settings below take the place of the preset's."""
+
+    min_replicas: int | None = Field(default=None, ge=0)
     """Replicas that always run."""
 
-    max_replicas: int = Field(default=2, ge=1)
+    max_replicas: int | None = Field(default=None, ge=1)
     """Replicas that autoscaling may start."""
 
-    target_ongoing_requests: float = Field(default=8, gt=0)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
     """Requests in progress a replica that autoscaling aims for."""
+
+    upscale_delay_s: float | None = Field(default=None, ge=0)
+    """Seconds of load before a replica is added."""
+
+    downscale_delay_s: float | None = Field(default=None, ge=0)
+    """Seconds of calm before a replica is removed, the last one too."""
 
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests a replica works on at once; more wait in the queue."""
 
     max_queued_requests: int = Field(default=512, ge=1)
-    """Requests that may wait; beyond it the answer is 503 with Retry-After."""
-
-    upscale_delay_s: float = Field(default=3, ge=0)
-    """Seconds of load before a replica is added."""
-
-    downscale_delay_s: float = Field(default=60, ge=0)
-    """Seconds of calm before a replica is removed."""
+    """Requests that may wait at a replica; beyond it the answer is 503 with Retry-After, at once."""
 
     cpus_per_replica: float = Field(default=0.5, ge=0)
     """CPUs reserved for each replica."""
+
+    num_gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs reserved for each replica that holds weights, whose nets then run there; a fraction lets replicas share one."""
 
     max_rows_per_request: int = Field(default=1_000, ge=1)
     """Rows a request may carry; more is refused with 422."""
@@ -102,12 +133,29 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas is {self.min_replicas}; expected at most max_replicas ({self.max_replicas})")
+        _ = self.replicas
+        if self.runtime == "onnx" and self.num_gpus_per_replica:
+            raise ValueError("runtime is onnx, which is for CPUs, with num_gpus_per_replica; expected torch or auto. Set one of them")
         if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
         if self.auth == "none" and self.grpc_port is not None:
             raise ValueError(f"grpc_port is {self.grpc_port} with auth=none; gRPC listens beyond loopback and needs auth=key")
+        if self.tls and self.grpc_port is not None:
+            raise ValueError(
+                f"grpc_port is {self.grpc_port} with tls, which covers HTTP alone; expected one of them. Unset grpc_port or tls"
+            )
         if self.grpc_port == self.port:
             raise ValueError(f"grpc_port is {self.grpc_port}, as port; expected another one")
         return self
+
+    @property
+    def scheme(self) -> str:
+        """Of the endpoint's address."""
+        return "https" if self.tls else "http"
+
+    @property
+    def replicas(self) -> Scaling:
+        """The preset with the settings that take its place."""
+        preset = PRESETS[self.scaling].model_dump()
+        given = {name: value for name in preset if (value := getattr(self, name, None)) is not None}
+        return Scaling(**{**preset, **given})

@@ -9,6 +9,7 @@
     |-- TrainingError (1)     the training run failed
     |-- RegistryError (1)     a model, version or alias is missing
     |-- ServingError (1)      the endpoint could not be started or reached
+    |   `-- VersionAway       a version that stands apart does not answer (the endpoint answers 503)
     |-- RequestError          one request is wrong (the endpoint answers 422)
     `-- GateRefused (3)       the model was trained, but is not good enough
 
@@ -59,6 +60,10 @@ class RegistryError(RaymlpError):
 
 class ServingError(RaymlpError):
     """The endpoint could not be started, reached or changed."""
+
+
+class VersionAway(ServingError):
+    """A version that stands apart has no replica that answers in time."""
 
 
 class RequestError(RaymlpError):

@@ -106,8 +106,9 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_bundle(folder: str | Path) -> Bundle:
-    """Read and verify a bundle. Runs no code from it. Raises BundleError when it is not whole."""
+def load_bundle(folder: str | Path, *, with_scorer: bool = True) -> Bundle:
+    """Read and verify a bundle. Runs no code from it. Raises BundleError when it is not whole. Without its scorer it takes little memory
+    and scores nothing."""
     folder = Path(folder)
     manifest = verify(folder)
     profiles = json.loads((folder / "profile.json").read_text())
@@ -115,7 +116,7 @@ def load_bundle(folder: str | Path) -> Bundle:
     return Bundle(
         name=manifest["name"],
         run_id=manifest["run_id"],
-        scorer=load_scorer(folder, plan),
+        scorer=load_scorer(folder, plan) if with_scorer else Elsewhere(),
         plan=plan,
         contract=Contract.from_yaml((folder / "contract.yaml").read_text(), source=str(folder / "contract.yaml")),
         calibration=Calibration.model_validate_json((folder / "calibration.json").read_text()),
@@ -128,6 +129,16 @@ def load_bundle(folder: str | Path) -> Bundle:
         path=folder,
         digest=manifest["digest"],
     )
+
+
+class Elsewhere:
+    """In the place of a scorer that was not loaded."""
+
+    def __call__(self, tensors: Mapping[str, Any]) -> Any:
+        raise BundleError("the bundle was read without its scorer, which runs elsewhere; expected one that was loaded whole.")
+
+    def save(self, folder: Path) -> None:
+        raise BundleError("the bundle was read without its scorer, which runs elsewhere; expected one that was loaded whole.")
 
 
 def environment_of(folder: Path) -> dict[str, str]:

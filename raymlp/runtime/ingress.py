@@ -9,20 +9,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import ServingError
+from raymlp.runtime.ports import REPLICA_PORTS, free_ports
 
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 SLOW_PATH = {SWITCH: "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-REPLICA_PORTS = range(20_000, 30_000)
-"""Where replicas listen: between Ray's worker ports (10002 to 19999) and the ports that Linux gives to clients (from 32768)."""
-
 PORTS_PER_CLUSTER = 200
 """Half of them for HTTP, half for gRPC."""
 
@@ -66,7 +63,7 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
     if haproxy_binary() is None:
         return {}
     folder = private_folder()
-    metrics, stats, fallback_http, fallback_grpc = _free_ports(4)
+    metrics, stats, fallback_http, fallback_grpc = free_ports(4)
     first = REPLICA_PORTS.start + (os.getpid() * PORTS_PER_CLUSTER) % len(REPLICA_PORTS)
     wanted = {
         SWITCH: "1",
@@ -78,8 +75,12 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
         # A replica that dies under a request has answered nothing: the request goes to another one. Answers, an honest 503
         # of a full queue among them, are passed on; retrying those would add load to an overload.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+        # More often than there are replicas: when all of them are dead, the request waits at Ray Serve's own proxy for the next.
+        "RAY_SERVE_HAPROXY_RETRIES": "10",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        # A dead HAProxy is started anew after three of these.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
         # With these on, HAProxy sends a line a request to a Python process that parses it: half of all requests per second.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
@@ -102,26 +103,3 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
 def private_folder() -> Path:
     """Where HAProxy's files of this process's cluster lie; short, since a socket's path has at most 107 bytes. Not created here."""
     return Path(tempfile.gettempdir()) / f"raymlp-ingress-{os.getuid()}-{os.getpid()}"
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

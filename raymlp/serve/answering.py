@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from starlette.types import Receive
 
-from raymlp.core.errors import RequestError
+from raymlp.core.errors import RequestError, VersionAway
 from raymlp.data.contract_row import Row, table_of
 from raymlp.serve.admission import Admission
+from raymlp.serve.apart import Apart
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.arrow import checked_table
 from raymlp.serve.formats.wire import FALLBACK, JSON_ROWS, Wire
@@ -28,16 +29,25 @@ INLINE_ROWS = 32
 logger = logging.getLogger("ray.serve")
 
 if TYPE_CHECKING:
-    from raymlp.model.predictor import Prediction
+    from raymlp.model.predictor import Prediction, Predictor
 
 
 class Answering:
-    """The predictions of one replica. `fallback` answers where no version can; None says so."""
+    """The predictions of one replica. `fallback` answers where no version can; None says so. `stand_in`: the champion
+    answers for a version that stands apart and is away."""
 
     def __init__(
-        self, admission: Admission, log: PredictionLog, metrics: ReplicaMetrics, *, max_rows: int, fallback: Fallback | None = None
+        self,
+        admission: Admission,
+        log: PredictionLog,
+        metrics: ReplicaMetrics,
+        *,
+        max_rows: int,
+        fallback: Fallback | None = None,
+        stand_in: bool = False,
     ) -> None:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
+        self.stand_in = stand_in
 
     async def answer(
         self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
@@ -69,7 +79,18 @@ class Answering:
                 predictor = loaded.predictor
                 typed = await _typed(predictor, request)
                 try:
-                    digest, answer = predictor.bundle.digest, await _answers(loaded, typed)
+                    try:
+                        answer = await answers(loaded, typed)
+                    except VersionAway as away:
+                        if not self.stand_in or label == state.champion:
+                            raise
+                        self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
+                        self.metrics.count(label, 503, time.perf_counter() - start)
+                        label, routed, loaded = state.champion, "", state.loaded[state.champion]
+                        predictor = loaded.predictor
+                        typed = await _typed(predictor, request)
+                        answer = await answers(loaded, typed)
+                    digest = predictor.bundle.digest
                 except Exception as error:
                     if fallback is None:
                         raise
@@ -88,6 +109,9 @@ class Answering:
             status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:
             status, body = 422, wire.refuse("body", "nested too deep", "rows of plain values")
+        except VersionAway as away:
+            status, body = 503, wire.refuse("model_version", f"{label}, which does not answer", "a version that does; try again")
+            self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
         except Exception as error:
             status, body = 500, wire.refuse("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
             self._note_failure(error, prediction_id, label, key, rows, routed, start)
@@ -100,11 +124,14 @@ class Answering:
         for place, (row, score) in enumerate(zip(inputs, answer.summary.tolist(), strict=True)):
             self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
 
-    def _note_failure(self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float) -> None:
+    def _note_failure(
+        self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float, *, status: int = 500
+    ) -> None:
         logger.error("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__, exc_info=error)
         took_ms = (time.perf_counter() - start) * 1e3
         for place in range(rows):
-            self.log.add(Entry(prediction_id, place, time.time(), label, key, 500, None, took_ms, None, routed))
+            self.log.add(Entry(prediction_id, place, time.time(), label, key, status, None, took_ms, None, routed))
+
 
 def new_id() -> str:
     """A random UUID (version 4), as `uuid.uuid4` makes it in four times the time."""
@@ -119,8 +146,11 @@ async def _typed(checker: Predictor | Fallback, request: Request) -> list[Row] |
     return await asyncio.to_thread(checked_table, request.instances, checker.contract, checker.key)
 
 
-async def _answers(loaded: Loaded, typed: list[Row] | pa.Table) -> Prediction:
+async def answers(loaded: Loaded, typed: list[Row] | pa.Table) -> Prediction:
+    """A version's answer to rows that its predictor has checked. Raises VersionAway for one that stands apart and is away."""
     predictor = loaded.predictor
+    if isinstance(predictor, Apart):
+        return await predictor.ask(typed)
     if not isinstance(typed, list):
         return await asyncio.to_thread(predictor.predict_checked, typed)
     if len(typed) == 1:

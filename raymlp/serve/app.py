@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.data.contract import Contract
+from raymlp.runtime.memory import available
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
-from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.application import DEPLOYMENT, RETRY_AFTER_S
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.choice import wire_of
 from raymlp.serve.formats.grpc import InferenceService
@@ -32,7 +33,7 @@ from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.pages import pages
-from raymlp.serve.versions import Loaded, State, next_state
+from raymlp.serve.versions import State, next_state
 
 TICK_S = 0.2
 """How often the background looks whether the log is due."""
@@ -48,7 +49,8 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, fallback, protocols, loading (what `Loaded.load` is given)."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, fallback, protocols; and where they
+    differ from the usual, stand_in and loading (device, runtime, graphs, batching, timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
@@ -56,13 +58,21 @@ class ModelServer(InferenceService):
         keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
         self.admission = Admission(keys, needs_key=bool(settings["needs_key"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
+        self._loading = {"device": "cpu", **settings.get("loading", {})}
+        self._node = socket.gethostname()
         self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
-        self.answering = Answering(self.admission, self.log, self.metrics, max_rows=int(settings["max_rows"]), fallback=fallback)
+        self.answering = Answering(
+            self.admission,
+            self.log,
+            self.metrics,
+            max_rows=int(settings["max_rows"]),
+            fallback=fallback,
+            stand_in=settings.get("stand_in", False),
+        )
         self.protocols = tuple(settings["protocols"])
         self.state: State | None = None
-        self._load = partial(Loaded.load, **settings.get("loading", {}))
         self._wanted: dict[str, Any] = {}
         self._problem = ""
         self._guard = Guard(self.log.folder / ".challengers")
@@ -79,7 +89,7 @@ class ModelServer(InferenceService):
                 self._background = asyncio.create_task(self._tend())
             self._wanted = user_config
             try:
-                self.state = await asyncio.to_thread(next_state, self.state, user_config, self._guard, self._load)
+                self.state = await asyncio.to_thread(next_state, self.state, {**user_config, **self._loading}, self._guard)
             except ServingError as error:
                 if self.answering.fallback is None:
                     raise
@@ -96,6 +106,8 @@ class ModelServer(InferenceService):
         replica = {
             "replica": self.replica,
             "pid": os.getpid(),
+            "node": self._node,
+            "free_bytes": available(),
             "protocols": self.protocols,
             "fallback": self.answering.fallback is not None,
         }
@@ -142,6 +154,8 @@ class ModelServer(InferenceService):
                 return
             status, body = await self.answering.answer(self.state, scope["headers"], receive, wire)
             headers = [*wire.headers, (b"content-length", b"%d" % len(body))]
+            if status == 503:
+                headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
             if status == 401:
                 headers.append((b"www-authenticate", b"Bearer"))
             await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from raymlp.config.schema import Config
+from raymlp.config.serve import Serve
 from raymlp.runtime.session import storage_root
+from raymlp.serve.apart import application_name
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
 from raymlp.serve.unwatched import VARIABLE
 
 DEPLOYMENT = "model"
+VERSION_DEPLOYMENT = "version"
+
+RETRY_AFTER_S = 1
+"""Seconds after which a client that met a full queue may try again."""
 
 
 def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKey]) -> Any:
     """The application of the config's endpoint, with these versions and weights (see `user_config_of`)."""
-    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema
+    from ray.serve.schema import ServeApplicationSchema
 
     settings = config.serve
     bundle = user_config["versions"][user_config["champion"]]
@@ -32,45 +38,88 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
-        "loading": {"runtime": settings.runtime, "graphs": str(graphs_folder(config)), "batching": settings.batching},
+        "stand_in": settings.stand_in == "champion",
+        "loading": {**loading_of(config), "timeout_s": settings.version_timeout_s},
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
         "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
-    scaling = {
-        "min_replicas": settings.min_replicas,
-        "max_replicas": settings.max_replicas,
-        "target_ongoing_requests": settings.target_ongoing_requests,
-        "upscale_delay_s": settings.upscale_delay_s,
-        "downscale_delay_s": settings.downscale_delay_s,
-    }
-    fixed = settings.min_replicas == settings.max_replicas
-    deployment = DeploymentSchema(
-        name=DEPLOYMENT,
-        user_config=user_config,
-        max_ongoing_requests=settings.max_ongoing_requests,
-        max_queued_requests=settings.max_queued_requests,
-        graceful_shutdown_timeout_s=10.0,
-        ray_actor_options={"num_cpus": settings.cpus_per_replica},
-        **({"num_replicas": settings.max_replicas} if fixed else {"autoscaling_config": scaling}),
-    )
     return ServeApplicationSchema(
         name=config.problem.name,
         route_prefix="/",
         import_path="raymlp.serve.app:application",
         args=args,
         runtime_env=_runtime_env(),
-        deployments=[deployment],
+        deployments=[_deployment(settings, DEPLOYMENT, user_config=user_config)],
     )
 
 
-def user_config_of(versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "") -> dict[str, Any]:
-    """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own."""
+def version_application_of(config: Config, label: str, path: str) -> Any:
+    """The application of a version that stands apart: no route, so that nobody but the endpoint's replicas can ask it."""
+    from ray.serve.schema import ServeApplicationSchema
+
+    return ServeApplicationSchema(
+        name=application_name(config.problem.name, label, path),
+        route_prefix=None,
+        import_path="raymlp.serve.version_app:application",
+        args={"label": label, "path": path, **loading_of(config)},
+        runtime_env=_runtime_env(),
+        deployments=[_deployment(config.serve, VERSION_DEPLOYMENT)],
+    )
+
+
+def _deployment(settings: Serve, name: str, **more: Any) -> Any:
+    """A deployment as the settings scale it. GPUs go to where the weights are."""
+    from ray.serve.schema import DeploymentSchema
+
+    replicas = settings.replicas
+    scaling = {
+        **replicas.model_dump(exclude={"window_s"}),
+        "look_back_period_s": replicas.window_s,
+        "metrics_interval_s": replicas.window_s / 10,
+    }
+    fixed = replicas.min_replicas == replicas.max_replicas
+    has_weights = (settings.placement == "apart") == (name == VERSION_DEPLOYMENT)
+    gpus = {"num_gpus": settings.num_gpus_per_replica} if has_weights else {}
+    return DeploymentSchema(
+        name=name,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": RETRY_AFTER_S},
+        max_surge_percent=100,  # a replica goes when the one that takes its place is ready
+        health_check_period_s=1.0,  # a dead replica is known to be dead within it
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=10.0,
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, **gpus},
+        **({"num_replicas": replicas.max_replicas} if fixed else {"autoscaling_config": scaling}),
+        **more,
+    )
+
+
+def device_of(settings: Serve) -> str:
+    """Where nets run."""
+    return "cuda" if settings.num_gpus_per_replica else "cpu"
+
+
+def loading_of(config: Config) -> dict[str, str]:
+    """How replicas load versions: what `Loaded.load` is given beside a label and a path."""
+    settings = config.serve
+    return {
+        "device": device_of(settings), "runtime": settings.runtime, "graphs": str(graphs_folder(config)), "batching": settings.batching
+    }  # fmt: skip
+
+
+def user_config_of(
+    versions: Mapping[str, str], weights: Mapping[str, float], salt: str = "", *, apart: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `ModelServer.reconfigure` gets; the first version is the champion. Every call is a revision of its own. `apart`: the
+    applications of versions by label, where they have some."""
     champion = next(iter(versions))
     return {
         "versions": dict(versions),
         "weights": {label: float(share) for label, share in weights.items()},
         "champion": champion,
         "salt": salt,
+        "apart": dict(apart or {}),
         "revision": uuid.uuid4().hex,
     }
 

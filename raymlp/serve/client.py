@@ -6,10 +6,12 @@ It shares the machine with the endpoint in `raymlp run`, so it costs a fraction 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,31 +53,33 @@ def replay(
     routing_keys: Sequence[str] | None = None,
     on_progress: Callable[[int], None] | None = None,
     timeout_s: float = 30.0,
+    ca: Path | None = None,
 ) -> list[Answer]:
     """Send each row as a request of its own, in order, `connections` at a time; one answer a row, in the rows' order.
 
     `on_progress` is told the number of answers so far. A connection that fails is tried again twice; a refusal (4xx, 5xx)
     is an answer. To look at the evidence on the way, call it for a slice of the rows at a time.
+    `ca` is a file of certificates to trust in place of the system's, for an endpoint with a certificate of one's own.
     Works from a notebook too. Raises ServingError for a URL that is none.
     """
     if routing_keys is not None and len(routing_keys) != len(rows):
         raise ValueError(f"{len(routing_keys)} routing keys for {len(rows)} rows; expected one a row")
-    return _finished(_replay(_Target.of(url, name, key), rows, connections, routing_keys, on_progress, timeout_s))
+    return _finished(_replay(_Target.of(url, name, key, ca), rows, connections, routing_keys, on_progress, timeout_s))
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
     host: str
     port: int
-    tls: bool
+    tls: ssl.SSLContext | None
     head: bytes
 
     @classmethod
-    def of(cls, url: str, name: str, key: str | None) -> _Target:
+    def of(cls, url: str, name: str, key: str | None, ca: Path | None = None) -> _Target:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServingError(f"the endpoint's address is {url!r}; expected http://HOST:PORT.")
-        tls = parts.scheme == "https"
+        tls = ssl.create_default_context(cafile=ca) if parts.scheme == "https" else None
         lines = [
             f"POST {parts.path.rstrip('/')}/v1/models/{name}:predict HTTP/1.1",
             f"Host: {parts.netloc}",
@@ -149,7 +153,7 @@ class _Connection:
     async def _exchange(self, request: bytes) -> tuple[int, bytes]:
         if self._streams is None:
             target = self._target
-            self._streams = await asyncio.open_connection(target.host, target.port, ssl=target.tls or None, limit=MAX_HEADER_BYTES)
+            self._streams = await asyncio.open_connection(target.host, target.port, ssl=target.tls, limit=MAX_HEADER_BYTES)
         reader, writer = self._streams
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()

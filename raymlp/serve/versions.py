@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from raymlp.serve.probe import example_row
 from raymlp.serve.routing import Routes
 from raymlp.serve.runtime import Runtime, with_runtime
 
+LOADING = ("device", "runtime", "graphs", "batching")
+"""What `Loaded.load` may be given."""
 logger = logging.getLogger("ray.serve")
 
 if TYPE_CHECKING:
@@ -34,18 +36,31 @@ class Loaded:
     """Predicts rows of several requests together; none for a model that would not gain."""
 
     @classmethod
-    def load(cls, label: str, path: str, *, runtime: Runtime = "torch", graphs: str = "", batching: Batching = "off") -> Loaded:
+    def load(
+        cls, label: str, path: str, *, device: str = "cpu", runtime: Runtime = "torch", graphs: str = "", batching: Batching = "off"
+    ) -> Loaded:
         """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError, ServingError for a net that the
         runtime cannot run, and what a broken net raises."""
         import torch
 
+        from raymlp.model.bundle import load_bundle
         from raymlp.model.predictor import Predictor
 
         torch.set_num_threads(1)
-        predictor, ran = with_runtime(Predictor.load(path), runtime, Path(graphs))
+        predictor = Predictor.load(path) if device == "cpu" else Predictor.of(load_bundle(path), device=device, key=None)
+        predictor, ran = with_runtime(predictor, runtime, Path(graphs), device=device)
         row = predictor.check(example_row(predictor.bundle.contract), "example")
         predictor.predict_typed(row)
         return cls(label, path, predictor, ran, Batcher.if_it_gains(predictor, row) if batching == "auto" else None)
+
+    @classmethod
+    def apart(cls, label: str, path: str, application: str, timeout_s: float) -> Loaded:
+        """A version whose weights are in a Serve application of its own, once that has answered a sample."""
+        from raymlp.serve.apart import Apart
+
+        predictor = Apart(path, application, timeout_s)
+        predictor.answers_a_sample(predictor.check(example_row(predictor.bundle.contract), "example"))
+        return cls(label, path, predictor, "apart")
 
     @property
     def facts(self) -> dict[str, str]:
@@ -78,15 +93,17 @@ class State:
         return key
 
 
-def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard, load: Callable[[str, str], Loaded] = Loaded.load) -> State:
-    """What a replica serves once it was given `wanted` (versions, weights, champion, salt, revision). What cannot be loaded is reported,
-    and never replaces what works. Raises ServingError when there is nothing to serve at all."""
+def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
+    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, timeout_s, `LOADING`. What
+    cannot be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
     versions, weights = dict(wanted["versions"]), dict(wanted["weights"])
     champion, revision = wanted["champion"], wanted["revision"]
     problems: dict[str, str] = {}
     loaded: dict[str, Loaded] = {}
-    suspect = len(versions) > 1 and guard.is_suspect(revision)
-    if len(versions) > 1 and not suspect:
+    apart = wanted.get("apart", {})
+    beside = len(versions) > 1 and not apart
+    suspect = beside and guard.is_suspect(revision)
+    if beside and not suspect:
         guard.hold(revision)
     for label, path in versions.items():
         if label != champion and suspect:
@@ -94,7 +111,12 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard, l
             continue
         known = current.loaded.get(label) if current else None
         try:
-            loaded[label] = known if known and known.path == path else load(label, path)
+            if known and known.path == path:
+                loaded[label] = known
+            elif apart:
+                loaded[label] = Loaded.apart(label, path, apart[label], wanted["timeout_s"])
+            else:
+                loaded[label] = Loaded.load(label, path, **{name: wanted[name] for name in LOADING if name in wanted})
         except Exception as error:
             problems[label] = f"{type(error).__name__}: {error}"
             logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Endpoint, Version
 from raymlp.model.predictor import Predictor
+from raymlp.runtime.ports import free_port
 from raymlp.serve.client import replay
 from raymlp.serve.deploy import deploy, problems, set_versions, status, undeploy
 from raymlp.serve.log import read_log
@@ -71,12 +71,6 @@ class Place:
     def report(self) -> dict[str, Any]:
         (replica,) = status("flights")["replicas"]
         return dict(replica)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 
 def test_a_good_bundle_answers_with_its_digest(ray_runtime: Runtime, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", seed=1)
-    assert probe(Version("1", str(bundle))) == Predictor.load(bundle).bundle.digest
+    assert probe(Version("1", str(bundle))).digest == Predictor.load(bundle).bundle.digest
 
 
 def test_a_bundle_that_kills_its_process_is_refused(ray_runtime: Runtime) -> None:
