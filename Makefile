@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench lock wheel clean
+.PHONY: help demo test check format bench clusters lock wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ format: $(INSTALLED)  ## Format the code and mend what the linter can
 bench: $(INSTALLED)  ## Measure data, features, training and serving beside what people use instead
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+clusters: $(INSTALLED)  ## Write what in cluster/ comes from the code: dashboards, and the endpoint of the RayService
+	$(BIN)/python cluster/monitoring/dashboards.py
+	$(BIN)/python cluster/k8s/endpoint.py --write
 
 lock:  ## Make constraints.txt anew from pyproject.toml, in an empty environment
 	rm -rf .lock && $(PYTHON) -m venv .lock

@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from collections import Counter
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,33 +24,10 @@ from raymlp.core.records import Version
 from raymlp.runtime.session import ray_session
 from raymlp.serve.deploy import deploy, status
 from tests.serve.bundles import make_bundle, make_config
-from tests.serve.fuzzing import bodies, broken_requests, by_document, example_body, raw
-from tests.serve.test_formats import ARROW, INFER, PREDICT, stream, table
+from tests.serve.fuzzing import broken_requests, by_document, by_hand, example_body, raw
+from tests.serve.test_formats import PREDICT
 
 KEY = "fuzz-key"
-
-
-def by_hand(url: str, count: int) -> Counter[tuple[str, int]]:
-    """Bodies that are no request, in each format, on connections that are kept; counts by format and status."""
-    counts: Counter[tuple[str, int]] = Counter()
-    good = example_body(url)
-    kinds = (
-        ("rows", PREDICT, "application/json", good),
-        ("tensors", INFER, "application/json", good),
-        ("Arrow", PREDICT, ARROW, stream(table(2))),
-    )
-    for kind, path, content_type, body in kinds:
-        connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
-        for junk in bodies(body, count // len(kinds), seed=1):
-            try:
-                connection.request("POST", path, junk, {"Authorization": f"Bearer {KEY}", "Content-Type": content_type})
-                answer = connection.getresponse()
-                answer.read()
-                counts[kind, answer.status] += 1
-            except (HTTPException, OSError):
-                counts[kind, 0] += 1
-                connection.close()
-    return counts
 
 
 def slowly(url: str, body: bytes, *, seconds: float) -> int:
@@ -86,7 +62,7 @@ def main() -> None:
             start = time.monotonic()
             documented = by_document(url, KEY, cases=asked.cases)
             told(console, f"{sum(documented.values()):,} cases from the document, {time.monotonic() - start:.0f} s", documented)
-            told(console, "bodies that are no request", by_hand(url, asked.bodies))
+            told(console, "bodies that are no request", by_hand(url, KEY, asked.bodies))
             good = example_body(url)
             broken = Counter(
                 {(what, raw(url, head, body, then_close=hang_up)): 1 for what, head, body, hang_up in broken_requests(PREDICT, KEY, good)}

@@ -1,38 +1,42 @@
 """Simulate rollouts through the policy that decides real ones: how often it is wrong, how often it finds a fault, and how soon.
 
     python benchmarks/rollout.py                       2,000 rollouts of each kind, the default settings
-    python benchmarks/rollout.py --rollouts 200 --kinds equal errors
+    python benchmarks/rollout.py --rollouts 200 --kinds equal errors --workers 2
 
 Every request is drawn: which version answers, whether it fails, how long it takes, its score, and for half of them the label. There is a
-look after every 25 requests at first and whenever there are 3 % more later, and a rollout goes on until the policy ends it. `identical`
+look after every 25 requests at first and whenever there are 5 % more later, and a rollout goes on until the policy ends it. `identical`
 serves one model under two names, `equal` two models that are as good as each other, and `on the bound` those without any tolerance and
-without an early end. Beside the policy, on the same looks, a t-test at
-5 % on each of error rate, latency and loss, as one would do by hand: it alarms when one of them says that the challenger is worse.
+without an early end. Each request has a key of its own, and with `users return` that of one of 50,000 users.
+
+Beside the policy, on the same looks, a t-test at 5 % on each of error rate, latency and loss, as one would do by hand: it alarms when one
+of them says that the challenger is worse.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import betaincinv, ndtr, ndtri
 
 from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import losses
 from raymlp.serve.rollout.facts import BINS_PER_OCTAVE, Evidence, Histogram, Pair, Paired, Position, Scores, Step
+from raymlp.serve.rollout.latency import REFERENCE_REQUESTS
 from raymlp.serve.rollout.outlook import Traffic, outlook
 from raymlp.serve.rollout.policy import decide, next_weight
 from raymlp.serve.rollout.quality import RANKING_BLOCK, misranking
 
 Floats = NDArray[np.float64]
-FIRST_LOOK, MORE_PER_LOOK = 25, 0.03
+FIRST_LOOK, MORE_PER_LOOK = 25, 0.05
 LATENCY_MS, SPREAD = 10.0, 0.5
 """Median of the champion's latency and the deviation of its logarithm."""
 CHAMPION_AUC, POSITIVE, OWN_NOISE = 0.75, 0.3, 0.1
@@ -55,10 +59,13 @@ class Kind:
     """Share of the challenger's requests that never reach the log."""
     on_the_bound: bool = False
     """Nothing is tolerated, nothing promotes, and the rollout goes on for 50,000 requests: the most that chance can do."""
+    users: int = 0
+    """Keys that requests come from, all as busy; 0 gives each request its own."""
 
 
 KINDS = {
     "identical": Kind(identical=True),
+    "identical, users return": Kind(identical=True, users=50_000),
     "equal": Kind(),
     "on the bound": Kind(on_the_bound=True),
     "errors 1 % -> 3 %": Kind(errors=0.03),
@@ -147,6 +154,67 @@ class Drawn:
 
 
 @dataclass
+class Users:
+    """Keys that come back: where each lies in the salted draw, and what it has done. A key counts once, as in `raymlp.serve.evidence`."""
+
+    place: Floats
+    seen: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
+    seen_here: NDArray[np.bool_]
+    held: int = 0
+    """The champion's first keys, which set what is slow and where the cells are."""
+
+    @classmethod
+    def of(cls, number: int, rng: np.random.Generator) -> Users:
+        """None of whom has come yet."""
+        return cls(rng.random(number), *(np.zeros(number, dtype=bool) for _ in range(3)))
+
+    def first(self, who: NDArray[np.int64], among: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Places of the first request of each user who was not known before; known from now on."""
+        places = np.flatnonzero(among)
+        users, at = np.unique(who[places], return_index=True)
+        new = np.sort(places[at[~known[users]]])
+        known[users] = True
+        return new
+
+
+@dataclass
+class Returning(Drawn):
+    """A step whose requests come from users."""
+
+    trials: list[int] = field(default_factory=lambda: [0, 0])
+    failed: list[int] = field(default_factory=lambda: [0, 0])
+    keys: list[int] = field(default_factory=lambda: [0, 0])
+
+    def draw_from(self, users: Users, reference: NDArray[np.int64], rng: np.random.Generator, kind: Kind, number: int) -> None:
+        """`number` more requests; the champion's first ones go to `reference`, counts by bin."""
+        who = rng.integers(len(users.place), size=number)
+        theirs = users.place[who] >= 1 - self.weight
+        failed = rng.random(number) < np.where(theirs, kind.errors, 0.01)
+        everyone = np.ones(number, dtype=bool)
+        new, trials = users.first(who, everyone, users.seen), users.first(who, everyone, users.seen_here)
+        voters = new[~failed[new]]
+        first = np.cumsum(~theirs[voters]) + users.held <= REFERENCE_REQUESTS
+        if users.held >= REFERENCE_REQUESTS:
+            first[:] = False
+        users.held += int((~theirs[voters] & first).sum())
+        reference += rng.multinomial(int((first & ~theirs[voters]).sum()), latency_shares(1.0))
+        for side, of in enumerate((~theirs, theirs)):
+            votes = int((of[voters] & ~first).sum())
+            self.requests[side] += int(of.sum())
+            self.keys[side] += int(of[new].sum())
+            self.errors[side] += int(of[users.first(who, failed & of, users.failed)].sum())
+            self.trials[side] += int(of[trials].sum())
+            self.failed[side] += int((of & failed)[trials].sum())
+            self.latency[side] += rng.multinomial(votes, latency_shares(kind.slower if side else 1.0))
+            self.cells[side] += rng.multinomial(votes, np.full(10, 0.1))
+
+    def step(self) -> Step:
+        pairs = {name: Pair(*getattr(self, name)) for name in ("requests", "keys", "errors", "trials", "failed")}
+        return replace(super().step(), **pairs)
+
+
+@dataclass
 class Sums:
     """Rows, their sum and sum of squares, of differences that are drawn from a pool."""
 
@@ -173,25 +241,29 @@ def simulate(kind: Kind, settings: Rollout, seed: tuple[int, ...]) -> Ended:
     settings = on_the_bound(settings) if kind.on_the_bound else settings
     rng = np.random.default_rng(seed)
     loss_pool, ranking_pool, champion_loss = pools(kind.auc, kind.identical)
-    reference = histogram(rng.multinomial(200, latency_shares(1.0)))
+    users = Users.of(kind.users, rng) if kind.users else None
+    first = np.zeros(len(BINS), dtype=np.int64) if users else rng.multinomial(REFERENCE_REQUESTS, latency_shares(1.0))
     scores = Scores(tuple(rng.multinomial(200, np.full(10, 0.1)).tolist()))
     loss, ranking = Sums(loss_pool), Sums(ranking_pool)
     weight, total, owed = settings.weights[0], 0, 0
-    now, past = Drawn(weight), list[Step]()
+    now, past = (Returning if users else Drawn)(weight), list[Step]()
     t_test = t_test_errors = False
     while True:
         more = max(FIRST_LOOK, int(total * MORE_PER_LOOK))
         total += more
-        now.draw(rng, kind, more)
+        if users:
+            now.draw_from(users, first, rng, kind, more)
+        else:
+            now.draw(rng, kind, more)
         labels = int(rng.binomial(more, LABELLED))
         loss.draw(rng, labels)
         owed += labels
         ranking.draw(rng, owed // RANKING_BLOCK)
         owed %= RANKING_BLOCK
         steps = (*past, now.step())
-        evidence = Evidence(steps, reference, scores, loss.paired(champion_loss), ranking.paired(0.25))
+        evidence = Evidence(steps, histogram(first), scores, loss.paired(champion_loss), ranking.paired(0.25))
         decision = decide(evidence, Position(weight, 0.0, 0.0), settings)
-        if weight < 1:
+        if weight < 1 and not (t_test and t_test_errors):
             failing, slow, worse = t_statistics(steps, evidence.loss)
             t_test_errors |= failing > T_TEST
             t_test |= max(failing, slow, worse) > T_TEST
@@ -202,7 +274,9 @@ def simulate(kind: Kind, settings: Rollout, seed: tuple[int, ...]) -> Ended:
             to = next_weight(weight, settings.weights)
             assert to is not None
             weight = to
-            now = Drawn(weight)
+            now = type(now)(weight)
+            if users:
+                users.seen_here[:] = False
 
 
 def on_the_bound(settings: Rollout) -> Rollout:
@@ -248,30 +322,45 @@ def run(name: str, rollouts: int, settings: Rollout, seed: int, mapped: Callable
     return list(mapped(partial(simulate, KINDS[name], settings), [(seed, place, number) for number in range(rollouts)]))
 
 
+def interval(hits: int, trials: int) -> tuple[float, float]:
+    """The exact 95 % interval of a rate (Clopper and Pearson 1934)."""
+    return (
+        float(betaincinv(hits, trials - hits + 1, 0.025)) if hits else 0.0,
+        float(betaincinv(hits + 1, trials - hits, 0.975)) if hits < trials else 1.0,
+    )
+
+
 def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rollouts", type=int, default=2_000)
+    parser.add_argument("--rollouts", type=int, default=2_000, help="of each kind")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), help="beginnings of: " + ", ".join(KINDS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     asked = parser.parse_args()
     settings = Rollout(min_step_s=0)
-    console = Console(width=150)
-    table = Table(
-        "challenger", "promoted", "rolled back", "no verdict", "paused", "its requests, median", "90 %", "requests, median", "t-tests alarm"
-    )
+    console = Console(width=180)
+    titles = ("promoted", "rolled back", "no verdict", "paused", "its requests, median", "90 %", "requests, median", "t-tests alarm")
+    table = Table("challenger", *titles)
     with ProcessPoolExecutor(asked.workers) as pool:
         for name in (name for name in KINDS if any(name.startswith(kind) for kind in asked.kinds)):
-            ended = run(name, asked.rollouts, settings, asked.seed, partial(pool.map, chunksize=20))
+            ended = run(name, asked.rollouts, settings, asked.seed, partial(watched, pool, console, name))
             table.add_row(name, *summary(ended))
-            console.print(name, *summary(ended))
             console.print(f"  such as: {ended[0].reason}")
     console.print(table)
     expected = outlook(settings, Traffic(error_rate=0.01, latency_ms=LATENCY_MS, latency_spread=SPREAD, labelled_share=LABELLED, **known()))
     console.print("told before the start:", *expected.lines(), sep="\n  ")
+
+
+def watched(pool: Executor, console: Any, name: str, function: Callable[..., Ended], seeds: list[tuple[int, ...]]) -> Iterator[Ended]:
+    """`map` by processes, which says how far it is."""
+    begun = time.monotonic()
+    for done, one in enumerate(pool.map(function, seeds, chunksize=20), start=1):
+        if done % max(1, len(seeds) // 20) == 0:
+            console.print(f"{name}: {done:,} of {len(seeds):,} rollouts, {time.monotonic() - begun:,.0f} s", style="dim")
+        yield one
 
 
 def known() -> dict[str, float]:
@@ -281,15 +370,20 @@ def known() -> dict[str, float]:
 
 
 def summary(ended: list[Ended]) -> list[str]:
-    """The columns of the table."""
+    """The columns of the table, rates with their 95 % intervals."""
     unsure = [one for one in ended if one.action == "rollback" and one.reason.startswith("no verdict")]
     shares = {action: sum(one.action == action for one in ended) for action in ("promote", "rollback", "pause")}
     theirs = np.array([one.challenger_requests for one in ended])
+
+    def rate(hits: int) -> str:
+        low, high = interval(hits, len(ended))
+        return f"{hits / len(ended):.2%} [{low:.2%}, {high:.2%}]"
+
     return [
-        f"{shares['promote'] / len(ended):.2%}",
-        f"{(shares['rollback'] - len(unsure)) / len(ended):.2%}",
-        f"{len(unsure) / len(ended):.2%}",
-        f"{shares['pause'] / len(ended):.2%}",
+        rate(shares["promote"]),
+        rate(shares["rollback"] - len(unsure)),
+        rate(len(unsure)),
+        rate(shares["pause"]),
         f"{np.median(theirs):,.0f}",
         f"{np.quantile(theirs, 0.9):,.0f}",
         f"{np.median([one.requests for one in ended]):,.0f}",

@@ -1,4 +1,4 @@
-"""`raymlp rollout` as a job: ray job submit --working-dir . -- python jobs/rollout.py experiment=flights"""
+"""`raymlp rollout` as a job: ray job submit --working-dir . -- python jobs/rollout.py start experiment=flights"""
 
 from raymlp.cli import job
 

@@ -78,11 +78,12 @@ def run(config: Config, *, story: Story | None = None, on_ready: Callable[[Endpo
         evaluation = pipeline.evaluate(config, model.bundle, snapshot=snapshot, story=story)
         pipeline.require(evaluation.gate)
         pipeline.register(config, model.bundle, aliases=("champion",), story=story)
-        endpoint = pipeline.deploy(config, story=story)
+        endpoint = pipeline.deploy(config, with_driver=False, story=story)  # rollouts are driven here, on replayed traffic
         try:
             life = Life(config, story, endpoint, key, snapshot)
             _live(life)
             if config.serve.keep and on_ready is not None:
+                pipeline.start_driver(config)
                 on_ready(endpoint)
         finally:
             pipeline.undeploy(config)

@@ -13,7 +13,7 @@ import pytest
 from raymlp.cli import Terminated, app, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+VERBS = [*(command.callback.__name__ for command in app.registered_commands if command.callback), "rollout"]
 
 
 def raymlp(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -114,3 +114,21 @@ def test_help_lists_verbs_in_the_order_of_a_models_life() -> None:
     verbs = [command.callback.__name__ for command in app.registered_commands if command.callback]
     life = ["init", "prepare", "train", "evaluate", "deploy", "run"]
     assert [verb for verb in verbs if verb in life] == life
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["set", "0.1"], ["pause", "--reason", "lunch"], ["resume", "--accept", "ratio"], ["promote"]]
+)
+def test_a_verb_of_a_rollout_needs_nothing_but_the_storage(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run_command(["rollout", *words, "experiment=flights", f"runtime.storage={tmp_path}"])
+    shown = capsys.readouterr()
+    if words == ["status"]:
+        assert (code, shown.out) == (0, "There was no rollout so far.\n")
+    else:
+        assert code == 1
+        assert "no process drives the rollouts of flights" in shown.err
+
+
+def test_a_share_that_is_no_number_is_an_error_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["rollout", "set", "much", "experiment=flights"]) == 2
+    assert "unable to parse string as a number" in capsys.readouterr().err

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback}
+VERBS = {command.callback.__name__ for command in app.registered_commands if command.callback} | {"rollout"}
 GROUPS = {
     group.name: {command.name or command.callback.__name__ for command in group.typer_instance.registered_commands if command.callback}
     for group in app.registered_groups
@@ -52,7 +52,8 @@ def test_every_command_exists_and_its_overrides_compose(command: str) -> None:
         words.append("experiment=flights")
     if words[1] in GROUPS:
         assert words[2:3] == [] or words[2] in GROUPS[words[1]]
-        return
+        if words[1] != "rollout":
+            return
     assert words[1] in VERBS
     overrides = [word for word in words[2:] if "=" in word and not word.startswith("overlay=")]
     if overrides and not {"experiment=data", "experiment=visits"} & set(overrides):  # which a reader makes by `raymlp init`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,13 +58,15 @@ class Place:
     aliases_now: dict[str, str] = field(default_factory=lambda: {"champion": "1", "challenger": "2"})
     changes: list[tuple[dict[str, float], str]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
     failing: float = 0.0
     """Share of the challenger's requests that fail."""
     lost: float = 0.0
     """Share of the challenger's requests that never reach the log."""
 
     def get(self, reference: str) -> Registration:
-        version = self.aliases_now[reference.partition("@")[2]]
+        alias, number = reference.partition("@")[2], reference.partition("/")[2]
+        version = number or self.aliases_now[alias]
         return Registration("flights", version, Path(f"v{version}"))
 
     def aliases(self, _: str) -> dict[str, str]:
@@ -73,7 +76,20 @@ class Place:
         merged = {**self.aliases_now, **changes}
         self.aliases_now = {alias: version for alias, version in merged.items() if version is not None}
 
-    def set_versions(self, _c: Any, _n: str, versions: Mapping[str, str], weights: Mapping[str, float], *, salt: str = "") -> None:
+    def set_tags(self, _: str, version: str, tags: Mapping[str, str]) -> None:
+        self.tags[version] = {**self.tags.get(version, {}), **tags}
+
+    def declared(self, _: str) -> dict[str, Any]:
+        weights, salt = self.changes[-1] if self.changes else ({"v1": 1.0}, "")
+        return {"versions": {label: label for label in weights}, "weights": weights, "champion": next(iter(weights)), "salt": salt}
+
+    def set_versions(
+        self, _c: Any, _n: str, versions: Mapping[str, str], weights: Mapping[str, float], *, salt: str = "", fence: Any = nullcontext
+    ) -> None:
+        with fence():
+            self._set_versions(versions, weights, salt)
+
+    def _set_versions(self, versions: Mapping[str, str], weights: Mapping[str, float], salt: str) -> None:
         assert {label: f"v{label[1:]}" for label in weights} == dict(versions)
         self.changes.append((dict(weights), salt))
 
@@ -113,10 +129,12 @@ class Place:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     config = make_config(Runtime(storage=str(tmp_path)), rollout=SETTINGS)
     made = Place(config, {"v1": Model(), "v2": Model()})
-    monkeypatch.setattr("raymlp.pipeline.serving.store_of", lambda _: made)
+    monkeypatch.setattr("raymlp.pipeline.driver.store_of", lambda _: made)
+    monkeypatch.setattr("raymlp.pipeline.rollouts.outlook_of", lambda *_: [])
     monkeypatch.setattr("raymlp.model.predictor.Predictor.load", lambda path: made.models[path])
     monkeypatch.setattr(serving, "set_versions", made.set_versions)
     monkeypatch.setattr(serving, "problems", made.problems)
+    monkeypatch.setattr(serving, "declared", made.declared)
     return made
 
 
@@ -197,6 +215,6 @@ def test_what_cuts_it_off_takes_the_challenger_out(place: Place, error: type[Bas
         pipeline.rollout(place.config, traffic=cut_off())
     assert shares(place) == [0.1, 0.0]
     assert place.aliases_now == {"champion": "1", "challenger": "2"}
-    (record,) = (Path(place.config.runtime.storage) / "rollouts").rglob("*.json")
+    (record,) = (Path(place.config.runtime.storage) / "rollouts").rglob("[0-9]*.json")
     course = Course.from_json(record.read_text())
     assert (course.state, course.history[-1].reason) == ("aborted", f"cut off by {error.__name__}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import raymlp.cli.data
 import raymlp.cli.training
 import raymlp.cli.serving
+import raymlp.cli.rollouts
 import raymlp.cli.access  # noqa: F401
 
 # isort: on

@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of the endpoint: who may ask it what, until when.", no_args_is_help=True)
 audit = typer.Typer(help="The log of who did what to which version.", no_args_is_help=True)
+rollouts = typer.Typer(help="Move traffic of a running endpoint from champion to challenger, on evidence.", no_args_is_help=True)
+app.add_typer(rollouts, name="rollout")
 app.add_typer(keys, name="keys")
 app.add_typer(audit, name="audit")
 KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys: serve.keys_file.")]

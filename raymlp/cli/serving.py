@@ -65,18 +65,6 @@ def doctor(overrides: Overrides = None) -> None:
 
 
 @app.command()
-def rollout(overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Move traffic of a running endpoint from champion to challenger, on evidence."""
-    from raymlp import pipeline
-    from raymlp.runtime.session import ray_session
-
-    config = config_from(overrides, verbose)
-    with running(config) as story, ray_session(config.runtime):
-        result = pipeline.rollout(config, story=story)
-    show_done({"verdict": str(result.decision), "record": str(result.record)})
-
-
-@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A bundle folder, NAME@ALIAS, or NAME/VERSION.")],
     overrides: Overrides = None,

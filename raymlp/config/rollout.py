@@ -143,6 +143,13 @@ class Rollout(Section):
     ratio_alpha: float = Field(default=0.001, gt=0, lt=0.5)
     """Chance of pausing a rollout whose traffic is divided as it should be."""
 
+    blind_s: float = Field(default=300.0, gt=0)
+    """Seconds for which the evidence cannot be read or the endpoint not be reached, after which a rollout pauses."""
+
+    follow_registry_s: float | None = Field(default=None, gt=0)
+    """Seconds between two looks at the registry's aliases, which the endpoint then follows: `challenger` set to a version starts its
+    rollout, taken away ends it, `champion` moved by hand has that version served. Null does not look; `raymlp deploy` sets it."""
+
     errors: Errors = Errors()
     """Failed requests."""
 

@@ -9,7 +9,8 @@
     |-- TrainingError (1)     the training run failed
     |-- RegistryError (1)     a model, version or alias is missing
     |-- ServingError (1)      the endpoint could not be started or reached
-    |   `-- VersionAway       a version that stands apart does not answer (the endpoint answers 503)
+    |   |-- VersionAway       a version that stands apart does not answer (the endpoint answers 503)
+    |   `-- VersionRefused    a version does not load, or does not answer a sample
     |-- RequestError          one request is wrong (the endpoint answers 422)
     `-- GateRefused (3)       the model was trained, but is not good enough
 
@@ -64,6 +65,10 @@ class ServingError(RaymlpError):
 
 class VersionAway(ServingError):
     """A version that stands apart has no replica that answers in time."""
+
+
+class VersionRefused(ServingError):
+    """A version cannot be served: it fails its probe, or a replica cannot load it."""
 
 
 class RequestError(RaymlpError):

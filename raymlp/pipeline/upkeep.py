@@ -18,12 +18,14 @@ from raymlp.core.records import (
 )
 from raymlp.data.place import snapshot_root
 from raymlp.pipeline.data import prepare
+from raymlp.pipeline.driver import label_folder
 from raymlp.pipeline.models import register, resolve, store_of
-from raymlp.pipeline.serving import label_folder, labels, prediction_log
+from raymlp.pipeline.serving import labels, prediction_log
 from raymlp.pipeline.training import train
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import storage_root
+from raymlp.runtime.textfile import MonitorMetrics, Outcome, RetrainMetrics, failure_is_told
 
 SHOWN_ALERTS = 3
 
@@ -40,6 +42,7 @@ def monitor(config: Config, *, window: str = "all", since: datetime | None = Non
         log = prediction_log(config, version=champion.label, since=since)
         result = watch(load_bundle(champion.bundle), log, labels(config), config.monitor, window=window, report_dir=folder)
         notify(result, config.monitor, problem=config.problem.name)
+        MonitorMetrics().write(config.runtime, config.problem.name, result)
         step.result(f"{window}: {result.rows:,} predictions, {result.labelled:,} labelled, {len(result.alerts)} alerts")
         ordered = sorted(result.alerts, key=lambda alert: (alert.kind != "quality", -abs(alert.value / alert.threshold)))
         for alert in ordered[:SHOWN_ALERTS]:
@@ -54,14 +57,21 @@ def retrain(
 ) -> RetrainResult:
     """Ask the policy; if it says so, train on the newer rows, compare with the champion, and make it the challenger.
 
-    `until` ends the data (for data split by time); null takes all there is.
+    `until` ends the data (for data split by time); null takes all there is. How it ended is left for Prometheus.
     """
+    with failure_is_told(config.runtime, config.problem.name):
+        result = _retrain(config, seen, until, story or SilentStory())
+    outcome: Outcome = "challenger" if result.registration else "refused" if result.gate else "unneeded"
+    RetrainMetrics().write(config.runtime, config.problem.name, outcome)
+    return result
+
+
+def _retrain(config: Config, seen: MonitorReport | None, until: datetime | None, story: Story) -> RetrainResult:
     from raymlp.data.snapshot import read_split
     from raymlp.evaluate.evaluation import compare_models
     from raymlp.retrain import lock
     from raymlp.retrain.policy import RetrainFacts, decide
 
-    story = story or SilentStory()
     seen = seen or monitor(config, story=story)
     folder = storage_root(config.runtime) / "retrain" / config.problem.name
     labelled = needs_target(config.problem.task)

@@ -41,6 +41,8 @@ def _register(version: str, aliases: Mapping[str, str], passed: bool) -> tuple[D
 
 def _promote(version: str, aliases: Mapping[str, str]) -> tuple[Decision, Changes]:
     champion, challenger = aliases.get("champion"), aliases.get("challenger")
+    if champion == version == challenger:
+        return Decision("promote", f"version {version} is the champion already, and no challenger any more"), {"challenger": None}
     if champion == version:
         return _keep(f"version {version} is the champion already")
     if challenger != version:

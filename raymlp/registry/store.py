@@ -80,6 +80,11 @@ class Store:
             else:
                 self._client.set_registered_model_alias(name, alias, version)
 
+    def set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Write tags of a version, over those of the same names."""
+        for tag, value in tags.items():
+            self._client.set_model_version_tag(name, version, tag, value)
+
     def trained_on(self, name: str, snapshots: Collection[str]) -> tuple[str, ...]:
         """Versions of a model, as `name/version`, whose training run used one of the snapshots (digests); oldest first."""
         versions = self._client.search_model_versions(f"name='{name}'")

@@ -50,8 +50,7 @@ def record(runtime: Runtime, what: str, *, model: str, version: str, **details: 
     """
     file = audit_file(runtime)
     make_folder(file.parent)
-    who = f"{_user()}@{socket.gethostname()}"
-    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": who, "what": what, "model": model, "version": version}
+    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": who(), "what": what, "model": model, "version": version}
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
     except OSError as error:
@@ -153,9 +152,14 @@ def _broken(file: Path, number: int, what: str) -> RaymlpError:
     return RaymlpError(f"{file}, line {number:,} {what}. The log cannot be trusted from there on; compare it with a copy.")
 
 
-def _user() -> str:
-    """The name of this process's user, or its number; no environment variable is believed."""
+def who() -> str:
+    """The user of this process at its machine."""
+    return f"{user(os.getuid())}@{socket.gethostname()}"
+
+
+def user(number: int) -> str:
+    """The name of a user, or the number; no environment variable is believed."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(number).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(number)

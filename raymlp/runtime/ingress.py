@@ -75,6 +75,8 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
         # A replica that dies under a request has answered nothing: the request goes to another one. Answers, an honest 503
         # of a full queue among them, are passed on; retrying those would add load to an overload.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
+        # Else a gRPC message may have 2 GB, and is read before anybody asks for a key.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(17 << 20),
         # More often than there are replicas: when all of them are dead, the request waits at Ray Serve's own proxy for the next.
         "RAY_SERVE_HAPROXY_RETRIES": "10",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",

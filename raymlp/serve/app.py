@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.util.metrics import Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raymlp.config.serve import Log
@@ -25,6 +24,7 @@ from raymlp.runtime.memory import available
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import DEPLOYMENT, RETRY_AFTER_S
+from raymlp.serve.export import RayExport
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.choice import wire_of
 from raymlp.serve.formats.grpc import InferenceService
@@ -166,7 +166,7 @@ class ModelServer(InferenceService):
     # ------------------------------------------------------------------ background
 
     async def _tend(self) -> None:
-        exported = Counter("raymlp_predictions", "Requests answered", tag_keys=("model", "version", "status"))
+        export = RayExport(self.metrics.registry)
         flushed = told = tried = time.monotonic()
         while True:
             await asyncio.sleep(min(TICK_S, self.log.settings.flush_s))
@@ -181,8 +181,8 @@ class ModelServer(InferenceService):
                     await self.reconfigure(self._wanted)
                 if now - told >= EXPORT_S:
                     told = now
-                    for (version, status), count in self.metrics.new_counts().items():
-                        exported.inc(count, {"model": self.name, "version": version or "none", "status": str(status)})
+                    self.metrics.set_dropped(self.log.dropped)
+                    export.tell()
             except Exception as error:
                 logger.warning("the prediction log or metrics of %s wait: %s: %s", self.name, type(error).__name__, error)
 

@@ -24,8 +24,9 @@ RETRY_AFTER_S = 1
 """Seconds after which a client that met a full queue may try again."""
 
 
-def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKey]) -> Any:
-    """The application of the config's endpoint, with these versions and weights (see `user_config_of`)."""
+def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKey], *, runtime_env: dict[str, Any] | None = None) -> Any:
+    """The application of the config's endpoint, with these versions and weights (see `user_config_of`). `runtime_env` stands for the code
+    of this job, where there is no Ray to ask."""
     from ray.serve.schema import ServeApplicationSchema
 
     settings = config.serve
@@ -48,7 +49,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         route_prefix="/",
         import_path="raymlp.serve.app:application",
         args=args,
-        runtime_env=_runtime_env(),
+        runtime_env=_runtime_env() if runtime_env is None else runtime_env,
         deployments=[_deployment(settings, DEPLOYMENT, user_config=user_config)],
     )
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
-from raymlp.core.errors import ServingError
+from raymlp.core.errors import ServingError, VersionRefused
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import has_fast_path
 from raymlp.runtime.ports import port_is_free
@@ -83,14 +84,21 @@ def deploy(config: Config, champion: Version) -> Endpoint:
 
 
 def set_versions(
-    config: Config, endpoint: Endpoint | str, versions: Mapping[str, str], weights: Mapping[str, float], *, salt: str = ""
+    config: Config,
+    endpoint: Endpoint | str,
+    versions: Mapping[str, str],
+    weights: Mapping[str, float],
+    *,
+    salt: str = "",
+    fence: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Endpoint:
     """Give the endpoint these versions (label to bundle path, the champion first) and shares of traffic, without a restart. `salt`
-    deals the keys: the same one throughout a rollout, another one for the next.
+    deals the keys: the same one throughout a rollout, another one for the next. Inside `fence` the change is sent: it raises for one
+    who may not make it any more.
 
     A version that is new to the endpoint is first probed in a process of its own. Returns when every replica has the change.
-    Raises ServingError, with nothing changed, for weights that do not sum to one, a name that is not deployed or a bundle
-    that fails its probe; and when a replica cannot load a version after all, whose share the champion then keeps.
+    Raises ServingError, with nothing changed, for weights that do not sum to one or a name that is not deployed, and VersionRefused for a
+    bundle that fails its probe; and when a replica cannot load a version after all, whose share the champion then keeps.
     """
     name = endpoint if isinstance(endpoint, str) else endpoint.name
     if not versions or set(weights) != set(versions):
@@ -99,11 +107,9 @@ def set_versions(
         )
     check_weights(next(iter(versions)), weights)
     client = serve_client()
-    declared = applications(client)
-    if client is None or name not in declared:
-        raise ServingError(f"{name} is not deployed; expected one of: {', '.join(declared) or 'none'}. Deploy it first.")
-    loading = declared[name].args["loading"]
-    current = declared[name].deployments[0].user_config
+    known = _application(client, name)
+    current = known.deployments[0].user_config
+    loading = known.args["loading"]
     new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
     apart = application_names(name, dict(versions)) if current.get("apart") else {}
     for label, path in new.items():
@@ -112,15 +118,29 @@ def set_versions(
             _require_room(name, label, path, measured)
     if apart:
         _put_apart(client, config, new)
-    changed = declared[name].model_copy(deep=True)
+    changed = known.model_copy(deep=True)
     changed.deployments[0].user_config = user_config_of(versions, weights, salt, apart=apart)
-    apply(client, changed)
+    with fence():
+        apply(client, changed)
     reports = wait_for_revision(client, changed)
-    _clear_away(client, name, keep=apart.values())
+    with fence():
+        _clear_away(client, name, keep=apart.values())
     left_out = sorted({f"{label}: {problem}" for report in reports for label, problem in report["problems"].items()})
     if left_out:
-        raise ServingError(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
+        raise VersionRefused(f"{name} could not take over every version, and keeps what works: {'; '.join(left_out)}")
     return _endpoint(config, name, weights)
+
+
+def declared(name: str) -> dict[str, Any]:
+    """What the endpoint was last told to serve: `versions`, `weights`, `champion`, `salt`. Raises ServingError where it is not deployed."""
+    return dict(_application(serve_client(), name).deployments[0].user_config)
+
+
+def _application(client: Any, name: str) -> Any:
+    known = applications(client)
+    if name not in known:
+        raise ServingError(f"{name} is not deployed; expected one of: {', '.join(known) or 'none'}. Deploy it first.")
+    return known[name]
 
 
 def undeploy(name: str) -> None:
@@ -156,16 +176,16 @@ def problems(name: str) -> dict[str, str]:
 
 
 def _put_apart(client: Any, config: Config, versions: Mapping[str, str]) -> None:
-    """Start versions that stand apart, and wait for them. Raises ServingError, with none of them left, when one does not start."""
+    """Start versions that stand apart, and wait for them. Raises VersionRefused, with none of them left, when one does not start."""
     started = [version_application_of(config, label, path) for label, path in versions.items()]
     try:
         for application in started:
             apply(client, application)
         for application in started:
             wait_running(client, application.name)
-    except ServingError:
+    except ServingError as error:
         undeclare(client, *(application.name for application in started))
-        raise
+        raise VersionRefused(str(error)) from error
 
 
 def _clear_away(client: Any, name: str, *, keep: Iterable[str]) -> None:
@@ -175,11 +195,11 @@ def _clear_away(client: Any, name: str, *, keep: Iterable[str]) -> None:
 
 
 def _require_room(name: str, label: str, path: str, measured: int) -> None:
-    """Raises ServingError when a version does not fit into the memory beside those that are there."""
+    """Raises VersionRefused when a version does not fit into the memory beside those that are there."""
     reports = [report for report in reports_of(name) if report]
     problem = too_large(label, bundle_bytes=bytes_of(path), measured_bytes=measured, reports=reports)
     if problem:
-        raise ServingError(f"{problem}. Nothing was changed.")
+        raise VersionRefused(f"{problem}. Nothing was changed.")
 
 
 def keys_of(settings: Serve) -> list[ApiKey]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,29 +23,16 @@ from numpy.typing import NDArray
 from raymlp.config.rollout import Rollout
 from raymlp.core.metrics import losses
 from raymlp.core.records import needs_target
-from raymlp.data.casting import ARROW
-from raymlp.data.labels import row_ids, with_values
-from raymlp.model.predictor import Predictor
+from raymlp.data.labels import with_values
+from raymlp.serve.ledger import Floats, Ledger, Mask, Rows, Versions
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
 from raymlp.serve.rollout.facts import Evidence, Histogram, Moments, Pair, Paired, Scores, Step
 from raymlp.serve.rollout.latency import REFERENCE_REQUESTS
 from raymlp.serve.rollout.outlook import Traffic, population_of
 from raymlp.serve.rollout.quality import misranking
-from raymlp.serve.routing import Routes
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Versions:
-    """The two versions of a rollout: labels as in the log, and their predictors."""
-
-    champion_label: str
-    challenger_label: str
-    champion: Predictor
-    challenger: Predictor
+__all__ = ["Versions", "evidence_of", "gather", "traffic_of"]
 
 
 @dataclass(frozen=True)
@@ -71,23 +59,39 @@ class _Requests:
         shares, at = np.unique(self.weight, return_inverse=True)
         return replace(self, key=self.key * len(shares) + at)
 
+    @cached_property
+    def everyone(self) -> Mask:
+        """All of them."""
+        return np.ones(len(self.weight), dtype=bool)
+
 
 def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str, settings: Rollout) -> Evidence:
-    """Evidence of the rollout with this salt. `labels` are as `data.labels` reads them: `label`, the raw value of the target column,
-    and the business metric's column, in the same rows or in rows of their own. Without a target
-    neither predictions nor labels are compared: clusters and scores mean something else in each model, and labels come for few rows."""
-    rows, task = _of_rollout(log, salt, versions.challenger_label), versions.champion.bundle.plan.target.task
+    """`evidence_of` a log and labels that are in memory, as `serve.log` and `data.labels` read them."""
+    ledger = Ledger(versions, salt)
+    inputs = [name for name in log.column_names if name.startswith(INPUT)]
+    ledger.add("", log, lambda: log.select(inputs))
+    if labels is not None:
+        ledger.add_labels("", labels)
+    return evidence_of(ledger, settings)
+
+
+def evidence_of(ledger: Ledger, settings: Rollout) -> Evidence:
+    """What a rollout's rows and labels say. Labels have `label`, the raw value of the target column, and the business metric's column, in
+    the same rows or in rows of their own. Without a target neither predictions nor labels are compared: clusters and scores mean
+    something else in each model, and labels come for few rows."""
+    rows, versions = ledger.rows(), ledger.versions
+    task = versions.champion.bundle.plan.target.task
     has_answers = needs_target(task)
-    if not rows.num_rows:
+    if not len(rows):
         return Evidence(ranking=Paired() if task == "binary" else None, has_answers=has_answers)
-    requests = _requests(rows.filter(pc.equal(rows.column("row"), 0)), labels, versions, settings)
+    requests = _requests(rows.take(np.flatnonzero(rows.row == 0)), ledger.labels(), versions, settings)
     good = ~requests.failed
-    voted = requests.first(np.ones(len(good), dtype=bool)) & good
+    voted = requests.first(requests.everyone) & good
     latency_voters, latency_reference = _apart(voted, requests.theirs, REFERENCE_REQUESTS)
     score_voters, score_reference = _apart(voted & ~np.isnan(requests.cell_of), requests.theirs, REFERENCE_ROWS)
     cells, scores = _cells(requests.cell_of[score_reference], versions)
     failures, paid = requests.first(requests.failed), requests.first(good & ~np.isnan(requests.business))
-    new_keys = requests.first(np.ones(len(good), dtype=bool))
+    new_keys = requests.first(requests.everyone)
     trials = requests.by_step().first(np.ones(len(good), dtype=bool))
 
     def step(weight: float) -> Step:
@@ -106,7 +110,7 @@ def gather(log: pa.Table, labels: pa.Table | None, versions: Versions, salt: str
         )
 
     steps = tuple(step(float(weight)) for weight in np.unique(requests.weight))
-    loss, ranking = _paired(rows, labels, versions) if has_answers else (Paired(), None)
+    loss, ranking = _paired(ledger) if has_answers else (Paired(), None)
     return Evidence(steps, Histogram.of(requests.latency_ms[latency_reference]), scores, loss, ranking, has_answers)
 
 
@@ -129,33 +133,21 @@ def traffic_of(log: pa.Table, label: str) -> Traffic:
     )
 
 
-def _of_rollout(log: pa.Table, salt: str, challenger: str) -> pa.Table:
-    """Rows that the routes of this rollout divided, oldest first, with the challenger's share as `_weight`."""
-    texts = pc.fill_null(log.column("routes"), "").combine_chunks().dictionary_encode()
-    shares = []
-    for text in texts.dictionary.to_pylist():
-        routes = Routes.parse(text) if text else None
-        shares.append(routes.share(challenger) if routes and routes.salt == salt and challenger in routes.labels else None)
-    weight = pa.array(shares, pa.float64()).take(texts.indices)
-    return log.append_column("_weight", weight).filter(weight.is_valid())
-
-
-def _requests(first: pa.Table, labels: pa.Table | None, versions: Versions, settings: Rollout) -> _Requests:
-    failed = np.asarray(pc.greater_equal(first.column("status"), 500))
-    theirs = np.asarray(pc.equal(first.column("version"), versions.challenger_label))
-    prediction = pc.cast(first.column("prediction"), pa.float64()).to_numpy().astype(np.float64)
+def _requests(first: Rows, labels: pa.Table | None, versions: Versions, settings: Rollout) -> _Requests:
+    prediction = first.prediction
     if versions.champion.bundle.plan.target.task == "multiclass":
-        prediction = np.where(theirs, _champions_class(versions)(prediction), prediction)
-    business = np.full(first.num_rows, np.nan)
+        prediction = np.where(first.theirs, _champions_class(versions)(prediction), prediction)
+    business = np.full(len(first), np.nan)
     if settings.business is not None and (paid := with_values(labels, settings.business.column)) is not None:
-        place = pc.index_in(first.column("prediction_id"), value_set=pc.cast(paid.column("prediction_id"), pa.string()).combine_chunks())
+        ids = pc.cast(paid.column("prediction_id"), pa.string()).combine_chunks()
+        place = pc.index_in(first.ids.column("prediction_id"), value_set=ids)
         business = pc.cast(paid.column(settings.business.column).take(place), pa.float64()).to_numpy().astype(np.float64)
     return _Requests(
-        weight=first.column("_weight").to_numpy(),
-        theirs=theirs,
-        key=first.column("routing_key").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64),
-        failed=failed,
-        latency_ms=first.column("latency_ms").to_numpy(),
+        weight=first.weight,
+        theirs=first.theirs,
+        key=np.unique(first.key, return_inverse=True)[1],
+        failed=first.status >= 500,
+        latency_ms=first.latency_ms,
         cell_of=prediction,
         business=business,
     )
@@ -206,32 +198,10 @@ def _both(part: Callable[[Mask], Any], sides: tuple[Mask, Mask]) -> tuple[Any, A
     return part(sides[0]), part(sides[1])
 
 
-def _paired(rows: pa.Table, labels: pa.Table | None, versions: Versions) -> tuple[Paired, Paired | None]:
-    target = versions.champion.bundle.plan.target
-    nothing = Paired(), Paired() if target.task == "binary" else None
-    good = rows.filter(pc.equal(rows.column("status"), 200))
-    labels = with_values(labels, "label")
-    if labels is None or not good.num_rows:
-        return nothing
-    place = pc.index_in(row_ids(good), value_set=row_ids(labels).combine_chunks())
-    good = good.filter(place.is_valid())
-    y = target.read(labels.column("label").take(place.drop_null()))
-    usable = ~np.isnan(y) & (y >= 0 if target.task == "multiclass" else True)
-    inputs = {name.removeprefix(INPUT): good.column(name) for name in good.column_names if name.startswith(INPUT)}
-    table = pa.table(inputs).filter(pa.array(usable))
-    tables = _complete(table, versions.champion), _complete(table, versions.challenger)
-    if not table.num_rows or tables[0] is None or tables[1] is None:
-        return nothing
-    y, old, new = y[usable], versions.champion.scores(tables[0]), versions.challenger.scores(tables[1])
-    loss = Paired.of(losses(target.task, y, old), losses(target.task, y, new))
-    return loss, Paired.of(misranking(y, old), misranking(y, new)) if target.task == "binary" else None
-
-
-def _complete(table: pa.Table, predictor: Predictor) -> pa.Table | None:
-    """Logged inputs with nulls for those that only the other version knew; None without bytes, which the log leaves out."""
-    for name, rule in predictor.bundle.contract.columns.items():
-        if name not in table.column_names:
-            if rule.type == "bytes":
-                return None
-            table = table.append_column(name, pa.nulls(table.num_rows, ARROW[rule.type]))
-    return table
+def _paired(ledger: Ledger) -> tuple[Paired, Paired | None]:
+    task, found = ledger.versions.champion.bundle.plan.target.task, ledger.labelled()
+    if found is None:
+        return Paired(), Paired() if task == "binary" else None
+    y, old, new = found
+    loss = Paired.of(losses(task, y, old), losses(task, y, new))
+    return loss, Paired.of(misranking(y, old), misranking(y, new)) if task == "binary" else None

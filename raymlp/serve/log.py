@@ -127,10 +127,16 @@ class PredictionLog:
             raise
 
 
-def read_log(folder: Path) -> pa.Table:
-    """All rows of a log, oldest first. Columns that only some versions have are null for the others; a column whose type
-    changed between versions becomes the wider type, or text. A log without files has no rows."""
-    tables = [pq.read_table(path) for path in sorted(folder.glob("[!.]*.parquet"))]
+def read_log(folder: Path, *, newest_rows: int | None = None) -> pa.Table:
+    """All rows of a log, or those of the newest files that hold so many, oldest first. Columns that only some
+    versions have are null for the others; a column whose type changed between versions becomes the wider type, or text. A log without
+    files has no rows."""
+    tables: list[pa.Table] = []
+    for path in sorted(folder.glob("[!.]*.parquet"), reverse=True):
+        if newest_rows is not None and sum(table.num_rows for table in tables) >= newest_rows:
+            break
+        tables.append(pq.read_table(path))
+    tables.reverse()
     if not tables:
         return SCHEMA.empty_table()
     tables = [SCHEMA.empty_table(), *tables]

@@ -44,8 +44,13 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
     """The OpenAPI 3.1 document of one model's endpoint."""
     security: list[Json] = [{"key": []}] if needs_key else []
     model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{{version}}"
-    routing = {"name": "X-Routing-Key", "in": "header", "description": "The same key gets the same version.", "schema": {"type": "string"}}
-    version = {"name": "version", "in": "path", "required": True, "description": "A version that is loaded.", "schema": _text()}
+    routing: Json = {
+        "name": "X-Routing-Key",
+        "in": "header",
+        "description": "The same key gets the same version.",
+        "schema": {"type": "string"},
+    }
+    version: Json = {"name": "version", "in": "path", "required": True, "description": "A version that is loaded.", "schema": _text()}
     infer: Json = {
         "tags": ["Open Inference Protocol"],
         "security": security,
@@ -55,6 +60,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
             **_refusals("InferError", needs_key=needs_key),
         },
     }
+    named: tuple[tuple[str, list[Json]], ...] = ((model, []), (versioned, [version]))
     read: Json = {"tags": ["Open Inference Protocol"]}
     return {
         "openapi": "3.1.0",
@@ -96,7 +102,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                     "description": "For keys with the role operate; such answers are no evidence of a rollout.",
                     "operationId": "inferByVersion",
                     "parameters": [version, routing],
-                    "responses": infer["responses"] | {"404": _answer("The version is not loaded", _json_of("InferError"))},
+                    "responses": infer["responses"] | _absent([version]),
                 }
             },
             **{
@@ -106,7 +112,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                     | {"parameters": parameters}
                     | {"responses": _ok("application/json") | (_locked("InferError") if needs_key else {}) | _absent(parameters)}
                 }
-                for path, parameters in ((model, []), (versioned, [version]))
+                for path, parameters in named
             },
             **{
                 f"{path}/ready": {
@@ -114,7 +120,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                     | {"summary": "The model is loaded", "parameters": parameters}
                     | {"responses": _ok("application/json") | _loading() | _absent(parameters)}
                 }
-                for path, parameters in ((model, []), (versioned, [version]))
+                for path, parameters in named
             },
             "/v2": {"get": read | {"summary": "The server's name and extensions", "responses": _ok("application/json")}},
             "/v2/health/live": {"get": read | {"summary": "The process answers", "responses": _ok("application/json")}},

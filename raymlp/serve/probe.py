@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from raymlp.core.errors import RaymlpError, ServingError
+from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
 from raymlp.core.records import Version
 from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
@@ -80,8 +80,8 @@ def trust() -> dict[str, str]:
 
 
 def probe(version: Version, loading: Mapping[str, Any] | None = None) -> Probed:
-    """What the bundle is, and how much memory it takes. `loading`, as replicas have it, says what its net is to run in. Raises ServingError
-    when the bundle cannot be loaded, crashes, hangs, gives no number or cannot be run there; nothing else changes."""
+    """What the bundle is, and how much memory it takes. `loading`, as replicas have it, says what its net is to run in. Raises
+    VersionRefused when the bundle cannot be loaded, crashes, hangs, gives no number or cannot be run there; nothing else changes."""
     return start_probe(version, loading)()
 
 
@@ -93,7 +93,7 @@ def start_probe(version: Version, loading: Mapping[str, Any] | None = None) -> C
 def in_own_process(function: Callable[..., Found], *arguments: Any, what: str, timeout_s: float = PROBE_S) -> Callable[[], Found]:
     """Start a function in a worker process that ends with it; call what comes back for the result.
 
-    That call raises ServingError for an error, a crash or a hang.
+    That call raises VersionRefused for an error, a crash or a hang.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -106,13 +106,13 @@ def in_own_process(function: Callable[..., Found], *arguments: Any, what: str, t
             return cast("Found", ray.get(answer, timeout=timeout_s))
         except GetTimeoutError:
             ray.cancel(answer, force=True)
-            raise ServingError(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None
+            raise VersionRefused(f"{what} gave no answer within {timeout_s:g} s; expected a prediction. Nothing was changed.") from None
         except RayTaskError as error:
             cause = error.cause
             reason = str(cause) if isinstance(cause, RaymlpError) else f"{type(cause).__name__}: {cause}"
-            raise ServingError(f"{what} was refused: {reason} Nothing was changed.") from None
+            raise VersionRefused(f"{what} was refused: {reason} Nothing was changed.") from None
         except RayError as error:
             first = str(error).strip().splitlines()[0]
-            raise ServingError(f"{what} crashed its process: {first} Nothing was changed.") from None
+            raise VersionRefused(f"{what} crashed its process: {first} Nothing was changed.") from None
 
     return result

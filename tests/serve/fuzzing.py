@@ -6,11 +6,12 @@ import json
 import random
 import socket
 from collections import Counter
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
 import schemathesis
-from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -20,6 +21,8 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+
+from tests.serve.test_formats import ARROW, INFER, PREDICT, stream, table
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance, negative_data_rejection]
 """All that hold. Rows that fit the document may be refused: JSON Schema cannot say that text is an image in base64."""
@@ -44,22 +47,16 @@ def by_document(url: str, key: str, *, cases: int, seed: int = 0) -> Statuses:
             wanted = few if operation in light else max(2, (cases - few * len(light)) // len(heavy))
             modes = [GenerationMode.POSITIVE] + ([GenerationMode.NEGATIVE] if operation in heavy else [])
 
-            @seeded(seed)
-            @settings(
-                max_examples=wanted,
-                deadline=None,
-                database=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-                verbosity=Verbosity.quiet,
-            )
-            @given(case=st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes]))
-            def ask(case: Any, label: str = operation.label) -> None:
+            def ask(case: Any) -> None:
                 answer = case.call(base_url=url, session=session, headers={"Authorization": f"Bearer {key}"}, timeout=60)
-                counts[label, answer.status_code] += 1
+                counts[case.operation.label, answer.status_code] += 1
                 case.validate_response(answer, checks=CHECKS)
 
-            ask()
+            strategy = st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes])
+            limits = settings(
+                max_examples=wanted, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+            )
+            seeded(seed)(limits(given(case=strategy)(ask)))()
     return counts
 
 
@@ -81,6 +78,29 @@ def bodies(good: bytes, count: int, *, seed: int = 0) -> list[bytes]:
             body[dice.randrange(len(body))] = dice.randrange(256)
         made.append(bytes(body))
     return made
+
+
+def by_hand(url: str, key: str, count: int) -> Statuses:
+    """Send bodies that are no request, in each format, on connections that are kept; counts by format and status, 0 for no answer."""
+    counts: Statuses = Counter()
+    good = example_body(url)
+    kinds = (
+        ("rows", PREDICT, "application/json", good),
+        ("tensors", INFER, "application/json", good),
+        ("Arrow", PREDICT, ARROW, stream(table(2))),
+    )
+    for kind, path, content_type, body in kinds:
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+        for junk in bodies(body, count // len(kinds)):
+            try:
+                connection.request("POST", path, junk, {"Authorization": f"Bearer {key}", "Content-Type": content_type})
+                answer = connection.getresponse()
+                answer.read()
+                counts[kind, answer.status] += 1
+            except (HTTPException, OSError):
+                counts[kind, 0] += 1
+                connection.close()
+    return counts
 
 
 def raw(url: str, head: str, body: bytes, *, then_close: bool = False, timeout_s: float = 10.0) -> int:

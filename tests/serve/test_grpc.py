@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
+from ray import cloudpickle
 
 from raymlp.serve.formats.messages import MESSAGES, METHODS, message_type
 from raymlp.serve.formats.tensors import Tensor, from_bytes, to_bytes
@@ -155,3 +157,5 @@ def test_every_method_has_its_messages() -> None:
         assert {f"{method}Request", f"{method}Response"} <= set(MESSAGES)
     request = infer_request(filled(1), raw=False)
     assert message_type("ModelInferRequest").FromString(request.SerializeToString()) == request
+    for again in (pickle.loads(pickle.dumps(request)), cloudpickle.loads(cloudpickle.dumps(request))):
+        assert again == request, "Ray Serve's own proxy pickles it"

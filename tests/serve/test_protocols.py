@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from raymlp.core.records import Version
 from raymlp.serve.deploy import deploy, undeploy
 from raymlp.serve.formats.messages import PACKAGE, SERVICE, message_type
 from tests.serve.bundles import json_rows, make_bundle, make_config
-from tests.serve.fuzzing import bodies, broken_requests, by_document, example_body, raw
+from tests.serve.fuzzing import broken_requests, by_document, by_hand, example_body, raw
 from tests.serve.test_endpoint import KEY, PREDICT, Place, free_port
 from tests.serve.test_formats import ARROW, INFER, stream, table, tensors
 from tests.serve.test_grpc import filled, infer_request
@@ -74,6 +73,14 @@ def test_grpc_refuses_in_its_own_codes(place: Place) -> None:
     assert place.predict(*json_rows(1))[0] == 200
 
 
+def test_a_message_that_is_too_long_is_refused_unread(place: Place) -> None:
+    large = infer_request(filled(1), raw=False)
+    large.inputs[2].contents.bytes_contents[0] = b"x" * (18 << 20)
+    with pytest.raises(grpc.RpcError) as refused:
+        ask(place, "ModelInfer", large, None)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_tensors_and_arrow_through_the_ingress(place: Place) -> None:
     expected = place.predict(*json_rows(20))[1]["predictions"]
     body = json.dumps({"inputs": tensors(json_rows(20))}).encode()
@@ -96,9 +103,9 @@ def test_the_page_of_the_model_lists_protocols(place: Place) -> None:
 
 def test_the_document_holds_for_whatever_is_sent(place: Place) -> None:
     before = place.report()["pid"]
-    counts = by_document(place.endpoint.url, KEY, cases=150)
-    assert {status for _, status in counts} <= {200, 404, 422}
-    assert {status for label, status in counts if "predict" in label} == {200, 422}
+    counts = by_document(place.endpoint.url, KEY, cases=100)
+    assert {status for _, status in counts} <= {200, 401, 404, 422}, "401: it leaves the key out too"
+    assert {status for label, status in counts if "predict" in label} >= {200, 422}
     assert place.report()["pid"] == before
 
 
@@ -106,15 +113,8 @@ def test_no_body_and_no_broken_request_kills_a_replica(place: Place) -> None:
     before, url = place.report()["pid"], place.endpoint.url
     good = example_body(url)
     assert place.call("POST", PREDICT, good)[0] == 200
-    counts = Counter[int]()
-    for path, content_type, body in (
-        (PREDICT, "application/json", good),
-        (INFER, "application/json", good),
-        (PREDICT, ARROW, stream(table(2))),
-    ):
-        for junk in bodies(body, 40):
-            counts[place.call("POST", path, junk, Content_Type=content_type)[0]] += 1
-    assert set(counts) <= {200, 422}
+    counts = by_hand(url, KEY, 120)
+    assert {status for _, status in counts} <= {200, 422}
     for what, head, body, hang_up in broken_requests(PREDICT, KEY, good):
         assert raw(url, head, body, then_close=hang_up) in (0, 400, 408, 422, 431), what
     assert place.predict(*json_rows(1))[0] == 200

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from raymlp.config.rollout import Rollout
-from raymlp.core.errors import ServingError
+from raymlp.core.errors import VersionRefused
 from raymlp.core.records import Decision
 from raymlp.serve.rollout.course import Course
-from raymlp.serve.rollout.drive import World, drive
+from raymlp.serve.rollout.drive import Drive, World, drive
 from raymlp.serve.rollout.facts import Evidence
 
 SETTINGS = Rollout(weights=(0.1, 1.0))
@@ -31,12 +31,12 @@ class Place:
     saved: list[Course] = field(default_factory=list)
 
     def world(self) -> World:
-        return World(Evidence, lambda: self.left_out.pop(0) if self.left_out else "", self.give, self.save)
+        return World(Evidence, lambda: self.left_out.pop(0) if self.left_out else "", lambda _: True, self.give, self.save)
 
     def give(self, course: Course) -> None:
         self.given.append(course)
         if self.give_fails(course):
-            raise ServingError("v2 does not load.")
+            raise VersionRefused("v2 does not load.")
 
     def save(self, course: Course) -> None:
         self.saved.append(course)
@@ -48,9 +48,10 @@ def test_a_challenger_that_cannot_be_given_again_is_rolled_back() -> None:
     place = Place(left_out=["a replica died"])
     place.give_fails = lambda course: course.is_open and len(place.given) == 2
     heard: list[Decision] = []
-    course, decision, _ = drive(START, iter([None] * 3), place.world(), SETTINGS, tell=heard.append)
-    assert (course.state, decision.action) == ("rolled back", "rollback")
-    assert decision.reason == "the endpoint left v2 out and does not take it again: v2 does not load."
+    one = Drive(START, place.world(), heard.append)
+    drive(one, iter([None] * 3))
+    assert (one.course.state, one.decision.action) == ("rolled back", "rollback")
+    assert one.decision.reason == "the endpoint does not take v2: v2 does not load."
     assert [one.action for one in heard] == ["hold", "rollback"]
     assert [one.weights for one in place.given] == [START.weights, START.weights, {"v1": 1.0}]
     assert place.saved[-1].state == "rolled back"
@@ -66,7 +67,7 @@ def test_what_fails_while_the_challenger_is_taken_out_does_not_hide_why(fails: s
     place = Place()
     setattr(place, fails, lambda course: course.state == "aborted")
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="the first error"):
-        drive(START, cut_off(), place.world(), SETTINGS, tell=lambda decision: None)
+        drive(Drive(START, place.world(), lambda _: None), cut_off())
     assert place.given[-1].weights == {"v1": 1.0}
     assert place.saved[-1].history[-1].reason == "cut off by ValueError"
     (logged,) = caplog.messages

@@ -6,6 +6,7 @@ which Ray and MLflow have a say in as well. Clients take the protocol's own .pro
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -97,6 +98,18 @@ def _pool() -> Any:
 POOL = _pool()
 
 
+def _parsed(name: str, content: bytes) -> Any:
+    return message_type(name).FromString(content)
+
+
+def _reduced(message: Any) -> tuple[Any, tuple[str, bytes]]:
+    return _parsed, (message.DESCRIPTOR.name, message.SerializeToString())
+
+
 def message_type(name: str) -> Any:
     """The class of a message."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+
+
+for _method in METHODS:
+    copyreg.pickle(message_type(f"{_method}Request"), _reduced)  # Ray Serve's own proxy hands requests on by pickle

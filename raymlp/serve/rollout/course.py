@@ -3,40 +3,47 @@
     running -> advance -> running      running <-> paused      running, paused -> promoted | rolled back | aborted
 
 Everything is in the record, so that whoever reads it can go on: it is written as JSON, and the endpoint's weights follow from it.
+`Records` is the folder where they lie.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from raymlp.config.rollout import Rollout
 from raymlp.core.errors import ServingError
+from raymlp.core.files import write_text
 from raymlp.core.records import Decision
 from raymlp.serve.rollout.facts import Position
 from raymlp.serve.rollout.policy import next_weight
 
-FORMAT = 1
+FORMAT = 2
 State = Literal["running", "paused", "promoted", "rolled back", "aborted"]
 OPEN: tuple[State, ...] = ("running", "paused")
 
 
 class Event(NamedTuple):
-    """Something that happened: seconds since 1970, what, the challenger's share after it, who did it and why."""
+    """Something that happened: seconds since 1970, what, the challenger's share after it, who did it and why, and the order it was."""
 
     time: float
     what: str
     weight: float
     by: str
     reason: str
+    order: str = ""
 
 
 @dataclass(frozen=True)
 class Course:
     """One rollout. `weight` is the challenger's share in [0, 1]; times are seconds since 1970. `salt` deals the keys of this rollout;
-    `accepted` are the guards whose pause a person has overruled."""
+    `accepted` are the guards whose pause a person has overruled, `settings` its plan, `bundles` the path of each version. It is `settled`
+    when it has ended, and endpoint and registry have what follows."""
 
     name: str
     champion: str
@@ -47,7 +54,10 @@ class Course:
     started: float
     step_started: float
     history: tuple[Event, ...]
+    settings: Rollout
     accepted: tuple[str, ...] = ()
+    bundles: Mapping[str, str] = field(default_factory=dict)
+    settled: bool = False
 
     @classmethod
     def start(cls, name: str, champion: str, challenger: str, *, salt: str, settings: Rollout, now: float, by: str) -> Self:
@@ -56,7 +66,7 @@ class Course:
             raise ServingError(f"{champion} is the champion of {name} already; expected another version as challenger.")
         first = settings.weights[0]
         event = Event(now, "start", first, by, f"{challenger} beside {champion}")
-        return cls(name, champion, challenger, salt, "running", first, now, now, (event,))
+        return cls(name, champion, challenger, salt, "running", first, now, now, (event,), settings)
 
     # ------------------------------------------------------------------ what follows from it
 
@@ -83,7 +93,7 @@ class Course:
 
     # ------------------------------------------------------------------ what happens to it
 
-    def after(self, decision: Decision, settings: Rollout, *, now: float, by: str = "policy") -> Course:
+    def after(self, decision: Decision, *, now: float, by: str = "policy") -> Course:
         """What a decision of the policy makes of it; the same record for `hold`, and while it is paused for all but a rollback."""
         self._require(OPEN, decision.action)
         if self.state == "paused" and decision.action != "rollback":
@@ -92,7 +102,7 @@ class Course:
             case "hold":
                 return self
             case "advance":
-                to = next_weight(self.weight, settings.weights)
+                to = next_weight(self.weight, self.settings.weights)
                 if to is None:
                     raise ServingError(
                         f"the rollout of {self.challenger} is at the end of its plan; expected a further share to advance to."
@@ -128,17 +138,26 @@ class Course:
         return self._ended("aborted", "abort", now, by, reason)
 
     def set(self, weight: float, *, now: float, by: str, reason: str = "") -> Course:
-        """Give the challenger another share, in (0, 1]; the plan goes on with the first share above. Raises ServingError for no share."""
+        """Give the challenger another share, above 0 and up to the plan's last; the plan goes on with the first share above. Raises
+        ServingError for any other."""
         self._require(OPEN, "set")
         if not (math.isfinite(weight) and 0 < weight <= 1):
             raise ServingError(f"the share is {weight}; expected one above 0 and up to 1. Use abort to take the challenger out.")
+        last = self.settings.weights[-1]
+        if weight > last:
+            raise ServingError(f"the share is {weight:g} and the plan ends at {last:g}; expected at most that. Use promote to give it all.")
         return self._moved(weight, "set", now, by, reason)
+
+    def ordered(self, order: str) -> Course:
+        """The same, its last event being an order's."""
+        return replace(self, history=(*self.history[:-1], self.history[-1]._replace(order=order)))
 
     # ------------------------------------------------------------------ as text
 
     def to_json(self) -> str:
         """The record as JSON, without secrets."""
-        return json.dumps({"format": FORMAT, **asdict(self), "history": [event._asdict() for event in self.history]}, indent=1)
+        plain = {**asdict(self), "history": [event._asdict() for event in self.history], "settings": self.settings.model_dump(mode="json")}
+        return json.dumps({"format": FORMAT, **plain}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -148,12 +167,13 @@ class Course:
             if content.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             history = tuple(Event(**event) for event in content.pop("history"))
-            course = cls(**{**content, "accepted": tuple(content["accepted"])}, history=history)
+            typed = {"accepted": tuple(content["accepted"]), "settings": Rollout.model_validate(content["settings"])}
+            course = cls(**{**content, **typed}, history=history)
             if course.state not in (*OPEN, "promoted", "rolled back", "aborted") or not 0 <= course.weight <= 1 or not history:
                 raise ValueError(f"state {course.state!r}, weight {course.weight} and {len(history)} events do not go together")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServingError(
-                f"the record of the rollout cannot be read ({error}); expected one that raymlp wrote. Start it anew."
+                f"the record of the rollout cannot be read ({error}); expected one that raymlp wrote. Move its file away, and start anew."
             ) from None
         return course
 
@@ -173,3 +193,23 @@ class Course:
 
     def _ended(self, state: State, what: str, now: float, by: str, reason: str) -> Course:
         return self._with(state, Event(now, what, 1.0 if state == "promoted" else 0.0, by, reason))
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a model's rollouts, a file each. Two are never open at once, so the last one is the one that counts."""
+
+    folder: Path
+
+    def place(self, course: Course) -> Path:
+        """The file of a record; names are in the order of the starts."""
+        return self.folder / f"{datetime.fromtimestamp(course.started, UTC):%Y%m%dT%H%M%S.%f}-{course.salt[:8]}.json"
+
+    def save(self, course: Course) -> Path:
+        """Write a record, whole or not at all."""
+        return write_text(self.place(course), course.to_json())
+
+    def latest(self) -> Course | None:
+        """The record of the last rollout; None without any."""
+        files = sorted(self.folder.glob("[0-9]*T*-*.json"))
+        return Course.from_json(files[-1].read_text()) if files else None

@@ -8,7 +8,7 @@ however often it is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,8 +36,8 @@ def check_distribution(steps: Sequence[Step], scores: Scores, settings: Distribu
         return Check("distribution", 0.0, None, "not looked at")
     old, new = (np.array([step.scores[side] or (0,) * cells for step in steps], dtype=np.float64).reshape(-1, cells) for side in (0, 1))
     weights, seen = [step.weight for step in steps], int(new.sum())
-    found = [_bet(old[:, tail].sum(axis=1), new[:, tail].sum(axis=1), weights, share, settings.max_gap) for tail, share in _events(scores)]
-    harm = float(mean_of(found)) if found and steps else 0.0
+    found = _bets(old, new, weights, scores, settings.max_gap)
+    harm = float(mean_of(found)) if len(found) and steps else 0.0
     told = f"answers moved by {gap(old.sum(axis=0), new.sum(axis=0), ordered=scores.ordered):.2f} on {seen:,} requests"
     return Check("distribution", harm if seen >= MIN_REQUESTS else min(harm, 0.0), None, told)
 
@@ -51,23 +51,26 @@ def gap(champion: Floats, challenger: Floats, *, ordered: bool) -> float:
     return float(np.abs(np.cumsum(difference)).max() if ordered else np.abs(difference).sum() / 2)
 
 
-def _events(scores: Scores) -> Iterator[tuple[slice | int, float]]:
+def _events(scores: Scores) -> list[tuple[slice, float]]:
     """Cells that are looked at together, and the champion's share in them, of at most a half."""
     counts = np.array(scores.reference, dtype=np.float64)
     shares = np.maximum(counts, 1.0) / counts.sum()
     if not scores.ordered:
-        yield from ((slice(cell, cell + 1), float(share)) for cell, share in enumerate(shares))
-        return
-    for cut in range(1, len(shares)):
-        for tail in (slice(0, cut), slice(cut, None)):
-            share = float(shares[tail].sum())
-            if share <= 0.5:
-                yield tail, share
+        return [(slice(cell, cell + 1), float(share)) for cell, share in enumerate(shares)]
+    tails = (tail for cut in range(1, len(shares)) for tail in (slice(0, cut), slice(cut, None)))
+    return [(tail, share) for tail in tails if (share := float(shares[tail].sum())) <= 0.5]
 
 
-def _bet(old: Floats, new: Floats, weights: Sequence[float], share: float, max_gap: float) -> float:
-    if share + max_gap >= 1:
-        return 0.0
-    allowed = (share + max_gap) / share
-    alternatives = tuple(min(allowed * factor, 1 / share) for factor in MORE)
-    return float(from_any_step(bets_since([Outcome(old, new, alternatives, allowed)], weights)))
+def _bets(old: Floats, new: Floats, weights: Sequence[float], scores: Scores, max_gap: float) -> Floats:
+    """A log e-value for each event, (T,), from counts by step and cell, (S, C); 0 where a move of `max_gap` is more than there is."""
+    events = _events(scores)
+    open_to_more = [(tail, share) for tail, share in events if share + max_gap < 1]
+    if not open_to_more:
+        return np.zeros(len(events))
+    allowed = tuple((share + max_gap) / share for _, share in open_to_more)
+    alternatives = tuple(
+        tuple(min(most * factor, 1 / share) for factor in MORE) for most, (_, share) in zip(allowed, open_to_more, strict=True)
+    )
+    counts = [np.stack([side[:, tail].sum(axis=1) for tail, _ in open_to_more]) for side in (old, new)]
+    found = from_any_step(bets_since([Outcome(counts[0], counts[1], alternatives, allowed)], weights))
+    return np.concatenate([found, np.zeros(len(events) - len(open_to_more))])

@@ -1,14 +1,17 @@
-"""Look, decide, carry out, until a rollout has ended. What it takes from the world and gives to it are four functions."""
+"""One look at a rollout: see that the endpoint serves what the record says, decide, keep the decision, carry it out.
+
+The record is written first and the endpoint follows it, so that a process that dies in between leaves something to go on from. What a
+look takes from the world and gives to it are five functions.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from raymlp.config.rollout import Rollout
-from raymlp.core.errors import ServingError
+from raymlp.core.errors import VersionRefused
 from raymlp.core.records import Decision
 from raymlp.serve.rollout.course import Course
 from raymlp.serve.rollout.facts import Evidence
@@ -17,64 +20,102 @@ from raymlp.serve.rollout.policy import decide
 logger = logging.getLogger(__name__)
 
 BY = "raymlp rollout"
-"""Who starts a rollout and ends one that the policy does not."""
+"""Who ends or pauses a rollout when neither the policy nor a person does."""
 
 
 @dataclass(frozen=True)
 class World:
-    """`evidence` is all that is known now; `left_out` says why the endpoint does not serve the challenger, empty when it does; `give`
-    makes the endpoint serve the record's weights; `save` keeps the record."""
+    """`evidence` is all that is known now; `left_out` says why the endpoint does not serve the challenger, empty when it does; `serves`
+    whether the endpoint has the record's weights, `give` makes it have them; `save` keeps the record."""
 
     evidence: Callable[[], Evidence]
     left_out: Callable[[], str]
+    serves: Callable[[Course], bool]
     give: Callable[[Course], None]
     save: Callable[[Course], object]
 
 
-def drive(
-    course: Course, looks: Iterable[None], world: World, settings: Rollout, *, tell: Callable[[Decision], None]
-) -> tuple[Course, Decision, Evidence]:
-    """Take a rollout from its start to its end, with one decision a look; `tell` hears each.
+@dataclass
+class Drive:
+    """A rollout and whoever looks at it; `tell` hears each decision. What a look raises changed nothing, or the next look mends it."""
 
-    A challenger that the endpoint leaves out, since a replica died with it, is given once more; the second time, or when the
-    endpoint does not take it again, it is rolled back. When the looks end first, the champion stays; so it does, for now, when the policy
-    pauses, since nobody is here to settle the doubt, and when an error or a signal cuts the rollout off: no challenger has traffic that
-    nobody watches.
+    course: Course
+    world: World
+    tell: Callable[[Decision], None]
+    decision: Decision = field(default_factory=lambda: Decision("hold", "no request so far"))
+    evidence: Evidence = field(default_factory=Evidence)
+    given_again: bool = False
+
+    def look(self) -> None:
+        """One look, at a record that is open.
+
+        A challenger that the endpoint leaves out, since a replica died with it, is given once more; the second time, or when the
+        endpoint does not take it, it is rolled back.
+        """
+        if not self.world.serves(self.course):
+            self.give()
+            if not self.course.is_open:
+                return
+        problem = self.world.left_out()
+        if problem and not self.given_again:
+            self.given_again = True
+            self.decision = Decision("hold", f"the endpoint left {self.course.challenger} out and is given it once more: {problem}")
+            self.tell(self.decision)
+            self.give()
+        elif problem:
+            self._carry_out(Decision("rollback", f"the endpoint left {self.course.challenger} out a second time: {problem}"))
+        else:
+            self.evidence = self.world.evidence()
+            self._carry_out(decide(self.evidence, self.course.position(time.time()), self.course.settings))
+
+    def become(self, after: Course) -> None:
+        """Keep another record, then make the endpoint follow it."""
+        before = self.course
+        if after != before:
+            self.world.save(after)
+            self.course = after
+        if after.weights != before.weights:
+            self.give()
+
+    def give(self) -> None:
+        """Make the endpoint serve the record; a challenger that it does not take is rolled back."""
+        try:
+            self.world.give(self.course)
+        except VersionRefused as error:
+            if not self.course.is_open:
+                raise
+            self._carry_out(Decision("rollback", f"the endpoint does not take {self.course.challenger}: {error}"))
+
+    def _carry_out(self, decision: Decision) -> None:
+        self.decision = decision
+        self.tell(decision)
+        self.become(self.course.after(decision, now=time.time()))
+
+
+def drive(rollout: Drive, looks: Iterable[None]) -> None:
+    """Take a rollout from its start to its end, with a look whenever `looks` says.
+
+    When the looks end first, the champion stays; so it does, for now, when the rollout is paused, since nobody is here to settle the
+    doubt, and when an error or a signal cuts it off: no challenger has traffic that nobody watches.
     """
-    evidence, given_again = Evidence(), False
-    decision = Decision("hold", "no request so far")
     try:
-        world.give(course)
-        world.save(course)
-        for _ in looks:
-            evidence = world.evidence()
-            problem = world.left_out()
-            if problem and not given_again:
-                given_again = True
-                tell(Decision("hold", f"the endpoint left {course.challenger} out and is given it once more: {problem}"))
-                try:
-                    world.give(course)
-                    continue
-                except ServingError as error:
-                    decision = Decision("rollback", f"the endpoint left {course.challenger} out and does not take it again: {error}")
-            elif problem:
-                decision = Decision("rollback", f"the endpoint left {course.challenger} out a second time: {problem}")
-            else:
-                decision = decide(evidence, course.position(time.time()), settings)
-            tell(decision)
-            course = _carried_out(course, course.after(decision, settings, now=time.time()), world)
-            if course.state != "running":
+        rollout.world.save(rollout.course)
+        rollout.give()
+        for _ in looks if rollout.course.is_open else ():
+            rollout.look()
+            if rollout.course.state != "running":
                 break
     except BaseException as error:
-        if course.is_open:
-            _taken_out(course.abort(now=time.time(), by=BY, reason=f"cut off by {type(error).__name__}"), world)
+        if rollout.course.is_open:
+            rollout.course = rollout.course.abort(now=time.time(), by=BY, reason=f"cut off by {type(error).__name__}")
+            _taken_out(rollout.course, rollout.world)
         raise
-    if course.state == "running":
-        decision = Decision("rollback", f"the traffic ended without a verdict ({decision.reason})", decision.facts)
-        course = _carried_out(course, course.after(decision, settings, now=time.time(), by=BY), world)
-    elif course.state == "paused":
-        course = _carried_out(course, course.abort(now=time.time(), by=BY, reason="paused, and nobody is here to resume it"), world)
-    return course, decision, evidence
+    if rollout.course.state == "running":
+        unsure = rollout.decision
+        rollout.decision = Decision("rollback", f"the traffic ended without a verdict ({unsure.reason})", unsure.facts)
+        rollout.become(rollout.course.after(rollout.decision, now=time.time(), by=BY))
+    elif rollout.course.state == "paused":
+        rollout.become(rollout.course.abort(now=time.time(), by=BY, reason="paused, and nobody is here to resume it"))
 
 
 def _taken_out(aborted: Course, world: World) -> None:
@@ -84,11 +125,3 @@ def _taken_out(aborted: Course, world: World) -> None:
             do(aborted)
         except Exception as error:
             logger.error("the rollout of %s was cut off, and it was not possible to %s: %s", aborted.challenger, what, error)
-
-
-def _carried_out(before: Course, after: Course, world: World) -> Course:
-    if after.weights != before.weights:
-        world.give(after)
-    if after != before:
-        world.save(after)
-    return after

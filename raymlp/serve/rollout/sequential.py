@@ -29,14 +29,18 @@ LARGEST_Z = 1e8
 """Deviations beyond which more say nothing more; their square is still a number."""
 
 
+Ratios = tuple[float, ...] | tuple[tuple[float, ...], ...]
+
+
 class Outcome(NamedTuple):
     """One thing that can happen to a request: how often it did, (..., S) for each version, and how many times as often it is said to
-    happen to the challenger's as to the champion's: (G,) alternatives, and the largest (or smallest) ratio of the null hypothesis."""
+    happen to the challenger's as to the champion's: (G,) alternatives, and the largest (or smallest) ratio of the null hypothesis.
+    Several things that are asked about alike: counts (T, S), alternatives (T, G) and ratios (T,)."""
 
     champion: Floats
     challenger: Floats
-    alternatives: tuple[float, ...]
-    null: float = 1.0
+    alternatives: Ratios
+    null: float | tuple[float, ...] = 1.0
 
 
 def bet(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Floats:
@@ -56,27 +60,28 @@ def bets_since(outcomes: Sequence[Outcome], weights: Sequence[float]) -> Floats:
     for outcome in outcomes:
         gain, cost = _stakes(tuple(weights), outcome.alternatives, outcome.null)
         total = total + outcome.challenger[..., None] * gain - (outcome.champion + outcome.challenger)[..., None] * cost
-    return mean_of(since_each(np.asarray(total), axis=-2))
+    return mean_of(since_each(np.asarray(total).swapaxes(-1, -2)).swapaxes(-1, -2))
 
 
-def since_each(values: Floats, *, axis: int = -1) -> Floats:
-    """Sums over each step and those after it."""
-    return np.flip(np.cumsum(np.flip(values, axis), axis=axis), axis)
+def since_each(values: Floats) -> Floats:
+    """Sums over each step and those after it, (..., S)."""
+    return np.asarray(values[..., ::-1].cumsum(axis=-1)[..., ::-1])
 
 
 def from_any_step(log_values: Floats) -> Floats:
     """The mean of e-values that begin at each step, (..., S): the first has a weight of a half, the next a quarter, and so on, the rest
     being those that have not begun, which are 1. What shows only at a larger share is not outweighed by what went well before."""
-    weights = -math.log(2) * np.arange(1, log_values.shape[-1] + 1)
-    rest = np.full((*log_values.shape[:-1], 1), -math.log(2) * log_values.shape[-1])
-    return np.asarray(np.logaddexp.reduce(np.concatenate([log_values + weights, rest], axis=-1), axis=-1))
+    steps = log_values.shape[-1]
+    weighted = log_values - math.log(2) * np.arange(1, steps + 1)
+    return np.asarray(np.logaddexp.reduce(weighted, axis=-1, initial=-math.log(2) * steps))
 
 
 @lru_cache(maxsize=4096)
-def _stakes(weights: tuple[float, ...], ratios: tuple[float, ...], null: float) -> tuple[Floats, Floats]:
-    """What one of the challenger's adds to the logarithm, (G,), and what each of either takes away, (S, G)."""
-    share, ratio = np.asarray(weights, dtype=np.float64).reshape(-1, 1), np.asarray(ratios)
-    return np.log(ratio / null), np.log1p(share * (ratio - 1)) - np.log1p(share * (null - 1))
+def _stakes(weights: tuple[float, ...], ratios: Ratios, null: float | tuple[float, ...]) -> tuple[Floats, Floats]:
+    """What one of the challenger's adds to the logarithm, (..., 1, G), and what each of either takes away, (..., S, G)."""
+    share, ratio = np.asarray(weights, dtype=np.float64).reshape(-1, 1), np.asarray(ratios)[..., None, :]
+    bound = np.asarray(null)[..., None, None]
+    return np.log(ratio / bound), np.log1p(share * (ratio - 1)) - np.log1p(share * (bound - 1))
 
 
 def rate_above(hits: ArrayLike, trials: ArrayLike, *, limit: float, factors: Sequence[float]) -> Floats:

@@ -1,0 +1,106 @@
+"""The process that drives an endpoint's rollouts: a Ray actor with a name, which belongs to no job and is started again when it dies.
+
+It keeps nothing that is not on storage. Its name makes it one on a cluster, and the lease one on the storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+from raymlp.config.schema import Config
+from raymlp.pipeline.driver import Driver, folder_of
+from raymlp.runtime.session import storage_root
+from raymlp.serve.rollout.lease import Lease, Lost
+
+NAMESPACE = "raymlp"
+TICK_S = 0.5
+"""Seconds between two looks at the orders."""
+
+STOP_S = 30.0
+"""A driver that is stopped is gone by then."""
+
+log = logging.getLogger(__name__)
+
+
+class RolloutDriver:
+    """Drives from the moment it is there until it is killed, in a thread of its own."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._config = Config.model_validate(settings)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def pid(self) -> int:
+        """The number of this process."""
+        return os.getpid()
+
+    def _run(self) -> None:
+        lease = Lease(folder_of(self._config))
+        while True:
+            try:
+                if lease.take():
+                    driver = Driver(self._config, lease)
+                    while True:
+                        driver.look()
+                        time.sleep(TICK_S)
+            except Lost as error:
+                log.warning("%s", error)
+            except Exception as error:
+                log.warning("the rollouts of %s wait: %s: %s", self._config.problem.name, type(error).__name__, error)
+            lease.release()
+            time.sleep(TICK_S)
+
+
+def start_driver(config: Config) -> None:
+    """Have the cluster drive the rollouts of the config's problem, with these settings; one that does already is replaced. Needs Ray."""
+    import ray
+
+    from raymlp.serve.probe import trust
+
+    stop_driver(config.problem.name)
+    placed = config.runtime.model_copy(update={"storage": str(storage_root(config.runtime))})
+    settings = config.model_copy(update={"runtime": placed}).model_dump(mode="json")
+    # Its calls to the replicas come from a thread without an event loop.
+    environment = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1", **trust()}
+    ray.remote(RolloutDriver).options(
+        name=_name(config.problem.name),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        num_cpus=0,
+        runtime_env={**_code(), "env_vars": environment},
+    ).remote(settings)
+
+
+def stop_driver(name: str) -> None:
+    """End the process that drives a model's rollouts; an open one waits for the next. Nothing happens when there is none."""
+    import ray
+
+    deadline = time.monotonic() + STOP_S
+    while (actor := _actor(name)) is not None and time.monotonic() < deadline:
+        ray.kill(actor, no_restart=True)
+        time.sleep(0.05)
+
+
+def _actor(name: str) -> Any:
+    import ray
+
+    try:
+        return ray.get_actor(_name(name), namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _name(name: str) -> str:
+    return f"raymlp rollouts of {name}"
+
+
+def _code() -> dict[str, Any]:
+    """The code of this job."""
+    import ray
+
+    job = ray.get_runtime_context().runtime_env
+    return {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}

@@ -1,0 +1,83 @@
+"""Follows the prediction log and the labels of a rollout: every look reads the files that are new."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlp.config.rollout import Rollout
+from raymlp.serve.evidence import evidence_of
+from raymlp.serve.ledger import COLUMNS, Ledger, Versions
+from raymlp.serve.log import INPUT
+from raymlp.serve.rollout.facts import Evidence
+
+CLOCKS_APART_S = 86_400.0
+"""Files of more than this before the rollout's start are passed over: they cannot hold its rows, whatever the clock of who wrote them."""
+
+Known = dict[str, tuple[int, int]]
+"""Size and time of change by the name of a file."""
+
+
+class Reading:
+    """What has been read of a rollout that began at `since`, in seconds since 1970. A file that was changed or removed (by `raymlp forget`)
+    makes it begin anew, and so does a new process: the files are all there is to remember."""
+
+    def __init__(self, log: Path, labels: Path, versions: Versions, salt: str, settings: Rollout, *, since: float) -> None:
+        self._log, self._label_folder, self._since = log, labels, since
+        self._versions, self._salt, self._settings = versions, salt, settings
+        self._last: Evidence | None = None
+        self._begin()
+
+    def evidence(self) -> Evidence:
+        """All that is known now."""
+        log, labels = _files(self._log, self._since), _files(self._label_folder, self._since)
+        if self._last is not None and (log, labels) == (self._read, self._read_labels):
+            return self._last
+        if not (self._read.items() <= log.items() and self._read_labels.items() <= labels.items()):
+            self._begin()
+        for name in sorted(log.keys() - self._read.keys()):
+            table = _table(self._log / name)
+            if table is not None:
+                self._ledger.add(name, table, partial(_inputs, self._log / name))
+            self._read[name] = log[name]
+        wanted = ("prediction_id", "row", "label", *([self._settings.business.column] if self._settings.business else []))
+        for name in sorted(labels.keys() - self._read_labels.keys()):
+            file = pq.ParquetFile(self._label_folder / name)
+            self._ledger.add_labels(name, file.read([column for column in file.schema_arrow.names if column in wanted]))
+            self._read_labels[name] = labels[name]
+        self._last = evidence_of(self._ledger, self._settings)
+        return self._last
+
+    def _begin(self) -> None:
+        self._ledger = Ledger(self._versions, self._salt)
+        self._last = None
+        self._read: Known = {}
+        self._read_labels: Known = {}
+
+
+def _files(folder: Path, since: float) -> Known:
+    """Parquet files that may hold something; those that go away meanwhile are gone."""
+    found = {}
+    for file in folder.glob("[!.]*.parquet"):
+        try:
+            now = file.stat()
+        except FileNotFoundError:
+            continue
+        if now.st_mtime >= since - CLOCKS_APART_S:
+            found[file.name] = (now.st_size, now.st_mtime_ns)
+    return found
+
+
+def _table(file: Path) -> pa.Table | None:
+    """What rows are kept from; None for files of before routes were logged."""
+    parquet = pq.ParquetFile(file)
+    return parquet.read(list(COLUMNS)) if "routes" in parquet.schema_arrow.names else None
+
+
+def _inputs(file: Path) -> pa.Table:
+    """The columns `in.NAME` of a file."""
+    parquet = pq.ParquetFile(file)
+    return parquet.read([name for name in parquet.schema_arrow.names if name.startswith(INPUT)])

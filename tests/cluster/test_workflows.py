@@ -1,0 +1,83 @@
+"""The workflows: GitHub's schema, zizmor's rules, pinned actions, and jobs and programs that are there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted([*(ROOT / ".github" / "workflows").glob("*.yml"), *(ROOT / "cluster" / "workflows").glob("*.yml")])
+
+
+def run(name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name(name)
+    if not program.exists():
+        pytest.skip(f"{name} is not installed")
+    return subprocess.run([str(word) for word in (program, *words)], capture_output=True, text=True)
+
+
+def broken(file: Path, old: str, new: str, folder: Path) -> Path:
+    text = file.read_text()
+    assert old in text
+    place = folder / ".github" / "workflows" / file.name
+    place.parent.mkdir(parents=True)
+    place.write_text(text.replace(old, new))
+    return place
+
+
+def named(name: str) -> Path:
+    return next(file for file in FILES if file.name == name)
+
+
+def test_github_would_take_them(tmp_path: Path) -> None:
+    done = run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *FILES)
+    assert done.returncode == 0, done.stdout
+    bad = broken(named("ci.yml"), "runs-on:", "run-on:", tmp_path)
+    assert run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", bad).returncode == 1
+
+
+def test_zizmor_finds_nothing(tmp_path: Path) -> None:
+    done = run("zizmor", "--offline", "--no-progress", *FILES)
+    assert done.returncode == 0, done.stdout
+    bad = broken(named("train.yml"), '"$EXPERIMENT"', "experiment=${{ inputs.experiment }}", tmp_path)
+    done = run("zizmor", "--offline", "--no-progress", bad)
+    assert done.returncode != 0
+    assert "template-injection" in done.stdout
+
+
+def test_every_action_is_pinned_by_its_commit() -> None:
+    uses = [line for file in FILES for line in re.findall(r"uses: (.*)", file.read_text())]
+    assert len(uses) > 10
+    assert all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+", line) for line in uses)
+    assert len({line.split("@")[0] for line in uses}) == len(set(uses))
+
+
+def test_what_they_run_is_there() -> None:
+    text = "\n".join(file.read_text() for file in FILES)
+    jobs = set(re.findall(r"python (jobs/\w+\.py)", text))
+    assert jobs >= {"jobs/train.py", "jobs/evaluate.py", "jobs/register.py", "jobs/predict.py", "jobs/rollout.py", "jobs/monitor.py"}
+    assert all((ROOT / job).is_file() for job in jobs)
+    assert (ROOT / ".ci" / "run").is_file()
+    for kind in yaml.safe_load(named("image.yml").read_text())["jobs"]["image"]["strategy"]["matrix"]["kind"]:
+        assert (ROOT / "cluster" / "docker" / f"Dockerfile.{kind}").is_file()
+    for cloud in yaml.safe_load(named("ci.yml").read_text())["jobs"]["terraform"]["strategy"]["matrix"]["cloud"]:
+        assert (ROOT / "cluster" / "terraform" / cloud / "main.tf").is_file()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_token_is_for_the_job_that_needs_it_behind_an_environment(file: Path) -> None:
+    workflow = yaml.safe_load(file.read_text())
+    assert workflow["permissions"] == {}
+    for job in workflow["jobs"].values():
+        assert "timeout-minutes" in job
+        if "secrets." in yaml.safe_dump(job):
+            assert "environment" in job
+        for step in job["steps"]:
+            assert "AUTH_TOKEN" not in step.get("run", "")
+            if "ray job submit" in step.get("run", ""):
+                assert "ray job status" in step["run"]  # a stopped job gives 0
