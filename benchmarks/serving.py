@@ -369,8 +369,8 @@ def show(console: Console, connections: int, loads: dict[str, list[Load]]) -> No
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     if sys.argv[1:2] == ["--endpoint"]:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         endpoint(int(sys.argv[2]), Path(sys.argv[3]), **json.loads(sys.argv[4]))
         return
     known = CONTENDERS | BATCHING
