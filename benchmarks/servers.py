@@ -52,10 +52,11 @@ def fastapi_app(folder: str) -> Any:
     body: Any = create_model("Body", __base__=BaseModel, instances=(list[row], ...))
     net, app = Net(folder), FastAPI()
 
-    @app.post("/predict")
-    async def predict(request: body) -> dict[str, list[float]]:  # type: ignore[valid-type]
+    async def predict(request: Any) -> Any:
         return {"predictions": net([dict(row) for row in request.instances])}
 
+    predict.__annotations__ = {"request": body}
+    app.post("/predict")(predict)
     return app
 
 
@@ -100,21 +101,11 @@ def ray_fastapi(port: int, folder: str) -> None:
 
 def litserve(port: int, folder: str) -> None:
     import litserve as ls
+    from lit_service import Api
 
-    class Api(ls.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.net = Net(folder)
-
-        def decode_request(self, request: dict[str, Any]) -> Any:
-            return request["instances"]
-
-        def predict(self, rows: Any) -> Any:
-            return self.net(rows)
-
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            return {"predictions": output}
-
-    ls.LitServer(Api(), accelerator="cpu", devices=1, workers_per_device=1).run(port=port, generate_client_file=False, log_level="warning")
+    ls.LitServer(Api(folder), accelerator="cpu", devices=1, workers_per_device=1).run(
+        port=port, generate_client_file=False, log_level="warning"
+    )
 
 
 def mlflow(port: int, folder: str) -> None:

@@ -261,7 +261,7 @@ def ask(port: int, contender: Contender, row: dict[str, float]) -> float:
             status, content = 0, str(error)
         finally:
             connection.close()
-        if time.monotonic() > deadline:
+        if 400 <= status < 500 or time.monotonic() > deadline:
             raise RuntimeError(f"it answers {status}: {content}")
         time.sleep(0.5)
 
@@ -330,30 +330,39 @@ def measure(contenders: dict[str, Contender], folder: Path, connections: list[in
     found: dict[tuple[str, int], list[Load]] = {}
     skipped: dict[str, str] = {}
     busy = [os.getloadavg()[0]]
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            if name in skipped:
-                continue
-            port = free_port()
-            try:
-                with running(name, contender, folder, port):
-                    answer = ask(port, contender, row)
-                    wanted = expected[contender.endpoint.get("net", "small")]
-                    if abs(answer - wanted) > 1e-4:
-                        raise RuntimeError(f"it answers {answer}; expected {wanted}")
-                    load(port, contender, row, 4, 1)  # warm
-                    for count in connections:
-                        found.setdefault((name, count), []).append(load(port, contender, row, count, seconds))
-            except RuntimeError as problem:
-                skipped[name] = str(problem)
-        busy.append(os.getloadavg()[0])
-    for count in connections:
-        show(console, count, {name: found[name, count] for name in contenders if (name, count) in found})
-    for name, reason in skipped.items():
-        console.print(f"{name} is left out: {reason}")
-    tool = "wrk" if shutil.which("wrk") else "raymlp's own client"
-    loads = ", ".join(f"{value:.1f}" for value in busy)
-    console.print(f"{rounds} rounds of {seconds:g} s by {tool}; {os.cpu_count()} cores; load average before and after each round: {loads}")
+    try:
+        for _ in range(rounds):
+            for name in [name for name in contenders if name not in skipped]:
+                try:
+                    run(name, contenders[name], folder, row, expected, connections, seconds, found)
+                except RuntimeError as problem:
+                    skipped[name] = str(problem)
+            busy.append(os.getloadavg()[0])
+    finally:  # also of a run that is cut off
+        for count in connections:
+            show(console, count, {name: found[name, count] for name in contenders if (name, count) in found})
+        for name, reason in skipped.items():
+            console.print(f"{name} is left out: {reason}")
+        tool = "wrk" if shutil.which("wrk") else "raymlp's own client"
+        loads = ", ".join(f"{value:.1f}" for value in busy)
+        console.print(
+            f"{rounds} rounds of {seconds:g} s by {tool}; {os.cpu_count()} cores; load average before and after each round: {loads}"
+        )
+
+
+def run(
+    name: str, contender: Contender, folder: Path, row: dict[str, float], expected: dict[str, float], connections: list[int],
+    seconds: float, found: dict[tuple[str, int], list[Load]],
+) -> None:  # fmt: skip
+    """A round of one server. Raises RuntimeError when it does not start, or does not answer as expected."""
+    port = free_port()
+    with running(name, contender, folder, port):
+        answer, wanted = ask(port, contender, row), expected[contender.endpoint.get("net", "small")]
+        if abs(answer - wanted) > 1e-4:
+            raise RuntimeError(f"it answers {answer}; expected {wanted}")
+        load(port, contender, row, 4, 1)  # warm
+        for count in connections:
+            found.setdefault((name, count), []).append(load(port, contender, row, count, seconds))
 
 
 def show(console: Console, connections: int, loads: dict[str, list[Load]]) -> None:
