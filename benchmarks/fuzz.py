@@ -60,7 +60,7 @@ def main() -> None:
             url = deploy(config, Version("1", str(bundle))).url
             before = [report["pid"] for report in status("flights")["replicas"]]
             start = time.monotonic()
-            documented = by_document(url, KEY, cases=asked.cases)
+            documented = by_document(url, KEY, cases=asked.cases, version="1")
             told(console, f"{sum(documented.values()):,} cases from the document, {time.monotonic() - start:.0f} s", documented)
             told(console, "bodies that are no request", by_hand(url, KEY, asked.bodies))
             good = example_body(url)

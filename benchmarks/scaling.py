@@ -1,6 +1,7 @@
 """Follow the replicas of an endpoint through a step of load and through sleep, and draw it.
 
     python benchmarks/scaling.py [latency steady cost] [--out FOLDER] [--overload]
+    python benchmarks/scaling.py --draw --out FOLDER
 
 A model that takes five milliseconds a row, so that two cores can be outrun. A quiet stretch, a step of load, quiet again; `cost` begins and
 ends with none. Of each preset: seconds from the step until the second replica answers, from quiet until it is gone, from the first request
@@ -28,7 +29,7 @@ from raymlp.core.records import Version
 from raymlp.runtime.ports import free_port
 from raymlp.serve.deploy import deploy, undeploy
 
-QUIET_S, STEP_S, CALM_S = 4.0, 22.0, 26.0
+QUIET_S, STEP_S, CALM_S = 3.0, 16.0, 16.0
 RATE, WORKERS = 500.0, 24
 SHORT_S = 8.0
 """Longest delay of a preset that is waited for."""
@@ -107,6 +108,7 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(2, len(traces), figsize=(4.2 * len(traces), 5.0), sharex="col", squeeze=False, layout="constrained")
     for column, found in enumerate(traces):
@@ -114,12 +116,12 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
         counts = [count for _, count in found["replicas"]]
         above.step([at for at, _ in found["replicas"]], counts, where="post", color="#1f5fa8", linewidth=1.8)
         above.set_title(found["preset"], fontweight="bold")
-        above.set_ylim(-0.2, 4.6)
+        above.set_ylim(-0.2, 6.4)  # room for the words
         above.set_yticks(range(5))
         moments = times(found)
         words = f"first more after {moments['first_more_s']:.1f} s" if moments["first_more_s"] is not None else "none more"
         words += (
-            f", {moments['most']} after {moments['most_s']:.1f} s\nback to {moments['least']} {moments['least_s']:.1f} s after the load"
+            f", {moments['most']} after {moments['most_s']:.1f} s\nback to {moments['least']}, {moments['least_s']:.1f} s after the load"
         )
         shortened = found["settings"]["of"] != found["settings"]["downscale_delay_s"]
         words += f"\n(waits {found['settings']['of']:g} s as preset, {SHORT_S:g} s here)" if shortened else ""
@@ -131,6 +133,8 @@ def draw(traces: list[dict[str, Any]], place: Path) -> None:
         below.plot([s + 0.5 for s in seconds], [quantile(within[s], 0.5) for s in seconds], color="#1f5fa8", linewidth=1.5, label="p50")
         below.plot([s + 0.5 for s in seconds], [quantile(within[s], 0.99) for s in seconds], color="#c0392b", linewidth=1.2, label="p99")
         below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:g}")
+        below.yaxis.set_minor_formatter(NullFormatter())
         below.set_xlabel("seconds since the step of load")
         for axis in (above, below):
             axis.axvspan(0, found["calmed_s"], color="#1f5fa8", alpha=0.08, linewidth=0)
@@ -172,11 +176,17 @@ def main() -> None:
     words.add_argument("presets", nargs="*", metavar="PRESET", help="of latency, steady, cost; all without one")
     words.add_argument("--out", type=Path, default=Path("artifacts/scaling"))
     words.add_argument("--overload", action="store_true")
+    words.add_argument("--draw", action="store_true", help="draw what lies in the folder into scaling.png")
     chosen = words.parse_args()
     prepare_environment()
     from raymlp.runtime.session import ray_session
 
     chosen.out.mkdir(parents=True, exist_ok=True)
+    if chosen.draw:
+        draw(
+            [json.loads(file.read_text()) for name in PRESETS if (file := chosen.out / f"{name}.json").exists()], chosen.out / "scaling.png"
+        )
+        return
     with tempfile.TemporaryDirectory(prefix="raymlp-scaling-") as folder:
         bundle = make_bundle(Path(folder) / "1", seed=1, slow_ms=5.0)
         runtime = Runtime(storage=f"{folder}/storage", num_cpus=4, object_store_mb=300)
@@ -184,13 +194,11 @@ def main() -> None:
             if chosen.overload:
                 (chosen.out / "overload.json").write_text(json.dumps(overload(bundle, runtime), indent=1))
                 return
-            traces = []
             for preset in chosen.presets or PRESETS:
-                traces.append(trace(preset, bundle, runtime))
-                (chosen.out / f"{preset}.json").write_text(json.dumps(traces[-1]))
-                shown = {name: value for name, value in traces[-1].items() if name not in ("sent", "replicas")}
-                print(json.dumps({**times(traces[-1]), **shown}), flush=True)
-    draw(traces, chosen.out / "scaling.png")
+                found = trace(preset, bundle, runtime)
+                (chosen.out / f"{preset}.json").write_text(json.dumps(found))
+                shown = {name: value for name, value in found.items() if name not in ("sent", "replicas")}
+                print(json.dumps({**times(found), **shown}), flush=True)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Serve(Section):
 
     placement: Literal["together", "apart"] = "together"
     """`together`: all versions live in each replica. `apart`: each version has a deployment of its own, with its own scaling and GPUs, for
-    large models; a call to it costs about two milliseconds."""
+    large models; a call to it costs milliseconds."""
 
     stand_in: Literal["champion", "none"] = "none"
     """Who answers for a version that stands apart and is away: the `champion`, named as such in the answer, or `none`: 503."""

@@ -24,6 +24,7 @@ from raymlp.core.errors import RaymlpError
 from raymlp.core.records import Version
 from raymlp.data import parquet, sources
 from raymlp.data.contract_batch import REASON
+from raymlp.model.answers import columns_of
 from raymlp.predict.answers import answered
 from raymlp.predict.output import Facts, Output, written
 from raymlp.predict.pool import Pool, root_of
@@ -31,8 +32,7 @@ from raymlp.predict.room import no_room, num_workers
 from raymlp.predict.rows import ROW, Chunk, Rows
 
 if TYPE_CHECKING:
-    from raymlp.model.answers import columns_of
-from raymlp.model.predictor import Predictor
+    from raymlp.model.predictor import Predictor
 
 log = logging.getLogger(__name__)
 BYTES_PER_WORKER = 16 << 20

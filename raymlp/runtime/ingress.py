@@ -83,6 +83,8 @@ def fast_path_environment(runtime: Runtime) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # A dead HAProxy is started anew after three of these.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+        # After three of these HAProxy's actor, which may still be loading on a busy machine, is killed and started again.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
         # With these on, HAProxy sends a line a request to a Python process that parses it: half of all requests per second.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),

@@ -1,7 +1,7 @@
 """Versions in deployments of their own (`serve.placement=apart`): what a replica of the endpoint knows of one, and how it is asked.
 
 The endpoint's replica checks rows against the version's contract and chooses the version as ever; the version's own replica has the
-weights. A call between them costs about two milliseconds. Each version is a Serve application without a route, so that it comes, scales
+weights. A call between them costs milliseconds. Each version is a Serve application without a route, so that it comes, scales
 and goes without touching the others.
 """
 

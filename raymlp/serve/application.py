@@ -20,6 +20,9 @@ from raymlp.serve.unwatched import VARIABLE
 DEPLOYMENT = "model"
 VERSION_DEPLOYMENT = "version"
 
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""What replicas log; what Serve's controller was started with does not reach them, and a line for each request costs time."""
+
 RETRY_AFTER_S = 1
 """Seconds after which a client that met a full queue may try again."""
 
@@ -50,6 +53,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         import_path="raymlp.serve.app:application",
         args=args,
         runtime_env=_runtime_env() if runtime_env is None else runtime_env,
+        logging_config=QUIET,
         deployments=[_deployment(settings, DEPLOYMENT, user_config=user_config)],
     )
 
@@ -64,6 +68,7 @@ def version_application_of(config: Config, label: str, path: str) -> Any:
         import_path="raymlp.serve.version_app:application",
         args={"label": label, "path": path, **loading_of(config)},
         runtime_env=_runtime_env(),
+        logging_config=QUIET,
         deployments=[_deployment(config.serve, VERSION_DEPLOYMENT)],
     )
 

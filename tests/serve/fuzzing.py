@@ -30,9 +30,9 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 Statuses = Counter[tuple[str, int]]
 
 
-def by_document(url: str, key: str, *, cases: int, seed: int = 0) -> Statuses:
-    """Ask every operation of the endpoint's document, half with data that fits it and half with data that does not, `cases` in all; counts
-    by operation and status. Raises schemathesis' failures."""
+def by_document(url: str, key: str, *, cases: int, version: str, seed: int = 0) -> Statuses:
+    """Ask every operation of the endpoint's document, at least `cases` times in all, half with data that fits it and half with data that
+    does not; where a path has a version, what fits is one that is loaded. Counts by operation and status. Raises schemathesis' failures."""
     import requests
     from hypothesis import seed as seeded
 
@@ -44,7 +44,7 @@ def by_document(url: str, key: str, *, cases: int, seed: int = 0) -> Statuses:
     with requests.Session() as session:
         for operation in operations:
             few = max(1, cases // 20 // len(light))
-            wanted = few if operation in light else max(2, (cases - few * len(light)) // len(heavy))
+            wanted = few if operation in light else -(-cases // len(heavy))
             modes = [GenerationMode.POSITIVE] + ([GenerationMode.NEGATIVE] if operation in heavy else [])
 
             def ask(case: Any) -> None:
@@ -52,11 +52,12 @@ def by_document(url: str, key: str, *, cases: int, seed: int = 0) -> Statuses:
                 counts[case.operation.label, answer.status_code] += 1
                 case.validate_response(answer, checks=CHECKS)
 
-            strategy = st.one_of([operation.as_strategy(generation_mode=mode) for mode in modes])
+            given_version = {"path_parameters": {"version": version}} if "{version}" in operation.path else {}
+            strategies = [operation.as_strategy(generation_mode=mode, **given_version) for mode in modes]
             limits = settings(
                 max_examples=wanted, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
             )
-            seeded(seed)(limits(given(case=strategy)(ask)))()
+            seeded(seed)(limits(given(case=st.one_of(strategies))(ask)))()
     return counts
 
 

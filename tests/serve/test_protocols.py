@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from raymlp.config.fallback import Rule
 from raymlp.config.runtime import Runtime
@@ -61,6 +63,14 @@ def test_grpc_through_the_ingress(place: Place) -> None:
         assert found == [row["probability"] for row in expected]
 
 
+def test_a_grpc_server_tells_its_messages(place: Place) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{place.config.serve.grpc_port}") as channel:
+        told = ProtoReflectionDescriptorDatabase(channel)
+        assert f"{PACKAGE}.{SERVICE}" in told.get_services()
+        request = DescriptorPool(told).FindMessageTypeByName(f"{PACKAGE}.ModelInferRequest")
+    assert request.fields_by_name["raw_input_contents"].number == 7
+
+
 def test_grpc_refuses_in_its_own_codes(place: Place) -> None:
     for key, request, code in (
         (None, infer_request(filled(1), raw=False), grpc.StatusCode.UNAUTHENTICATED),
@@ -103,7 +113,7 @@ def test_the_page_of_the_model_lists_protocols(place: Place) -> None:
 
 def test_the_document_holds_for_whatever_is_sent(place: Place) -> None:
     before = place.report()["pid"]
-    counts = by_document(place.endpoint.url, KEY, cases=100)
+    counts = by_document(place.endpoint.url, KEY, cases=100, version="1")
     assert {status for _, status in counts} <= {200, 401, 404, 422}, "401: it leaves the key out too"
     assert {status for label, status in counts if "predict" in label} >= {200, 422}
     assert place.report()["pid"] == before
