@@ -117,8 +117,8 @@ def test_a_request_that_goes_away_leaves_the_others_their_answers(predictor: Wat
     assert all(isinstance(answer, Prediction) for answer in (answers[0], answers[2], answers[3]))
 
 
-def waits(predictor: Watched, *bursts: int) -> list[float]:
-    """Seconds of every wait while bursts of requests follow one another at once."""
+def waits(predictor: Watched, *bursts: int, apart_s: float = 0) -> list[float]:
+    """Seconds of every wait while bursts of requests follow one another, so many seconds apart, for rows of a minute each."""
     rows, found = typed_rows(predictor, max(bursts)), list[float]()
 
     async def ask() -> None:
@@ -130,7 +130,10 @@ def waits(predictor: Watched, *bursts: int) -> list[float]:
             return later(0, *args, **more)
 
         loop.call_later = watched  # type: ignore[method-assign]
+        clock, later_by = loop.time, 0.0
+        loop.time = lambda: clock() + later_by  # type: ignore[method-assign]
         for burst in bursts:
+            later_by += apart_s
             await asyncio.gather(*(batcher.predict(row) for row in rows[:burst]))
 
     asyncio.run(ask())
@@ -141,6 +144,7 @@ def test_nobody_waits_who_is_alone_and_others_are_waited_for_a_part_of_a_rows_ti
     assert waits(predictor, 1, 1, 1) == []
     assert waits(predictor, 4, 4, 4) == [], "as many came as were answered"
     assert waits(predictor, 4, 1, 1) == [60 * WAIT_SHARE], "once; the batch of one says that nobody else comes"
+    assert waits(predictor, 4, 1, apart_s=61) == [], "the last batch is long gone"
 
 
 def test_a_wait_ends_when_as_many_have_come_as_before(predictor: Watched) -> None:
