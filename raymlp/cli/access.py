@@ -15,23 +15,31 @@ from raymlp.cli.screens import SHOWN_TRIALS, show_columns, show_done
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     overrides: Overrides = None,
-    roles: Annotated[str, typer.Option(help="What it allows, comma separated: predict, operate.")] = "predict",
+    roles: Annotated[str, typer.Option(help="What it allows, comma separated: predict, feedback, operate.")] = "predict",
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; without it, it does not.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Requests a second, in place of serve.rate_limit.")] = None,
+    burst: Annotated[int | None, typer.Option(min=1, help="Requests at once after a pause, with --rate.")] = None,
     file: KeysFile = Path("keys.json"),
 ) -> None:
     """Make a key and show it once; the file keeps its hash. Endpoints with serve.keys_file know it within seconds."""
     from datetime import UTC, datetime, timedelta
 
+    from raymlp.config.access import RateLimit
     from raymlp.config.loader import load_site
+    from raymlp.core.errors import ConfigError
     from raymlp.runtime.audit import record
     from raymlp.serve.keys import add_key as add
     from raymlp.serve.keys import revoke_key as revoke
 
     site, allowed = load_site(overrides or ()), tuple(part.strip() for part in roles.split(","))
     expires = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    key = add(file, name, allowed, expires)
+    if burst is not None and rate is None:
+        raise ConfigError(f"--burst is {burst} without --rate; expected both, or --rate alone.")
+    limit = None if rate is None else RateLimit(requests_per_s=rate, burst=burst)
+    key = add(file, name, allowed, expires, limit=limit)
     try:
-        record(site.runtime, "key added", model="", version="", key=name, roles=allowed, expires=expires and expires.isoformat())
+        facts = {"roles": allowed, "expires": expires and expires.isoformat(), "requests_per_s": rate}
+        record(site.runtime, "key added", model="", version="", key=name, **facts)
     except BaseException:  # a key that is neither recorded nor shown must not open anything
         revoke(file, name)
         raise
@@ -56,7 +64,7 @@ def revoke_key(
 
 @keys.command("list")
 def list_keys(file: KeysFile = Path("keys.json")) -> None:
-    """Names, roles and ends of the keys in a file."""
+    """Names, roles, limits and ends of the keys in a file."""
     from datetime import UTC, datetime
 
     from raymlp.serve.keys import read_keys
@@ -66,7 +74,9 @@ def list_keys(file: KeysFile = Path("keys.json")) -> None:
         key.name: "" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M} UTC{', expired' * key.is_expired(now)}"
         for key in read_keys(file).keys
     }
-    show_columns(("name", "allows", "until"), [(key.name, ", ".join(key.roles), ends[key.name]) for key in read_keys(file).keys])
+    limits = {key.name: f"{key.limit.requests_per_s:g}/s" if key.limit else "" for key in read_keys(file).keys}
+    rows = [(key.name, ", ".join(key.roles), limits[key.name], ends[key.name]) for key in read_keys(file).keys]
+    show_columns(("name", "allows", "limit", "until"), rows)
 
 
 @audit.command("verify")

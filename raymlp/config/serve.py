@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from raymlp.config.access import LOOPBACK, Access
 from raymlp.config.fallback import Fallback
 from raymlp.config.rollout import Rollout
 from raymlp.config.scaling import PRESETS, Preset, Scaling
@@ -22,7 +23,12 @@ class Log(Section):
     """Rows that make a replica write a file."""
 
     flush_s: float = Field(default=2.0, gt=0)
-    """Seconds after which waiting rows are written anyway."""
+    """Seconds after which waiting rows are written anyway. A process that is killed loses at most the rows of these seconds, and of the
+    .2 s and the write after them."""
+
+    sample: float = Field(default=1.0, gt=0, le=1)
+    """Share of the predictions that is logged, in (0, 1], chosen by a hash of the prediction's id, failed ones too. Whether one is logged
+    has nothing to do with version, key or answer, so what is compared stays fair and only takes longer."""
 
 
 class Tls(Section):
@@ -35,7 +41,7 @@ class Tls(Section):
     """Its private key, without a password."""
 
 
-class Serve(Section):
+class Serve(Access):
     """One Ray Serve application for a model name."""
 
     model: str = ""
@@ -52,8 +58,8 @@ class Serve(Section):
     it needs `auth=key`."""
 
     auth: Literal["key", "none"] = "key"
-    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated, each for everything) and `keys_file`;
-    `none` is for loopback only."""
+    """`key` asks for `Authorization: Bearer KEY`, keys come from RAYMLP_API_KEYS (comma separated, each for everything) and `keys_file`,
+    tokens as `jwt` says; `none` is for loopback only."""
 
     keys_file: str | None = None
     """A file of keys with names, roles and an end, made by `raymlp keys add`, with mode 0600. Replicas follow its changes within
@@ -136,7 +142,7 @@ class Serve(Section):
         _ = self.replicas
         if self.runtime == "onnx" and self.num_gpus_per_replica:
             raise ValueError("runtime is onnx, which is for CPUs, with num_gpus_per_replica; expected torch or auto. Set one of them")
-        if self.auth == "none" and self.host not in ("127.0.0.1", "localhost", "::1"):
+        if self.auth == "none" and self.host not in LOOPBACK:
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
         if self.auth == "none" and self.grpc_port is not None:
             raise ValueError(f"grpc_port is {self.grpc_port} with auth=none; gRPC listens beyond loopback and needs auth=key")

@@ -40,7 +40,7 @@ def row_checker(contract: Contract, *, key: PrivacyKey | None = None) -> Callabl
 
     def check(row: Any, where: str = "instances[0]") -> Row:
         if not isinstance(row, Mapping):
-            raise RequestError(where, _show(row), "an object with the fields " + ", ".join(names))
+            raise RequestError(where, shown(row), "an object with the fields " + ", ".join(names))
         typed: Row = {}
         for name, convert, low, high in columns:
             value = row.get(name)
@@ -58,7 +58,7 @@ def row_checker(contract: Contract, *, key: PrivacyKey | None = None) -> Callabl
             except BrokenImage as error:
                 raise RequestError(f"{where}.{name}", str(error), contract.describe(name)) from None
             except (TypeError, ValueError, OverflowError):
-                found = f"a value ({type(value).__name__})" if name in private else _show(value)
+                found = f"a value ({type(value).__name__})" if name in private else shown(value)
                 raise RequestError(f"{where}.{name}", found, contract.describe(name)) from None
         if len(row) > len(names) or not row.keys() <= checks.keys():
             extra = next((str(key) for key in row if key not in checks), None)
@@ -76,7 +76,7 @@ def table_of(rows: list[Row], contract: Contract) -> pa.Table:
     return pa.table({name: pa.array([row[name] for row in rows], ARROW[rule.type]) for name, rule in contract.columns.items()})
 
 
-def _show(value: Any) -> str:
+def shown(value: Any) -> str:
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
@@ -91,17 +91,17 @@ def _plain_range(rule: ColumnContract) -> tuple[float, float]:
 
 def _private_checker(name: str, rule: ColumnContract, key: PrivacyKey | None) -> Callable[[Any], Any]:
     """One value of a request: the raw value's type, then the transform, then what the contract says of the result."""
-    check = _value_checker(rule)
+    check = value_checker(rule)
     if rule.privacy is None:
         return check
     convert = single(name, rule.privacy, key)
     if rule.type == "string":
         return lambda value: check(convert(value))
-    readable = _value_checker(ColumnContract(type=rule.type))
+    readable = value_checker(ColumnContract(type=rule.type))
     return lambda value: check(convert(readable(value)))
 
 
-def _value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
+def value_checker(rule: ColumnContract) -> Callable[[Any], Any]:
     """One value of a request: raises TypeError or ValueError when it does not fit."""
     low = -math.inf if rule.minimum is None else rule.minimum
     high = math.inf if rule.maximum is None else rule.maximum

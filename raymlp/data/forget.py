@@ -27,6 +27,7 @@ from raymlp.data import parquet
 from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
+from raymlp.data.hours import log_files
 from raymlp.data.place import (
     MANIFEST,
     StorePlace,
@@ -257,7 +258,7 @@ def _in_log(folder: Path, wanted: Wanted, notes: list[str], *, dry_run: bool) ->
     """Rows removed from the log, and the predictions they belong to."""
     removed, ids = 0, set[str]()
     named = 0
-    files = sorted(folder.glob("[!.]*.parquet"))
+    files = log_files(folder)
     for file in files:
         table = parquet.read(file)
         named += wanted.oldest is not None or (wanted.by_input and INPUT + wanted.column in table.column_names)

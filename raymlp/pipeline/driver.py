@@ -49,8 +49,11 @@ def folder_of(config: Config) -> Path:
 
 
 def label_folder(config: Config) -> Path:
-    """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own."""
-    return storage_root(config.runtime) / "labels" / config.problem.name
+    """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own. The endpoint
+    puts there what clients send back."""
+    from raymlp.serve.application import label_folder
+
+    return label_folder(config, config.problem.name)
 
 
 class Driver:

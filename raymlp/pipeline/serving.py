@@ -60,7 +60,7 @@ def prediction_log(config: Config, *, version: str | None = None, since: datetim
 
     from raymlp.serve.log import read_log
 
-    log = read_log(storage_root(config.runtime) / "predictions" / config.problem.name)
+    log = read_log(storage_root(config.runtime) / "predictions" / config.problem.name, since=since)
     if version is not None:
         log = log.filter(pc.equal(log.column("version"), version))
     return log.filter(pc.greater_equal(log.column("time"), since)) if since else log

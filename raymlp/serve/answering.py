@@ -6,21 +6,24 @@ import asyncio
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from starlette.types import Receive
 
 from raymlp.core.errors import RequestError, VersionAway
 from raymlp.data.contract_row import Row, table_of
-from raymlp.serve.admission import Admission
+from raymlp.serve.admission import Admission, noted
 from raymlp.serve.apart import Apart
+from raymlp.serve.body import Unread, read_body
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.arrow import checked_table
 from raymlp.serve.formats.wire import FALLBACK, JSON_ROWS, Wire
+from raymlp.serve.keys import Refusal
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
-from raymlp.serve.request import MAX_BODY_BYTES, Request
+from raymlp.serve.request import Request
+from raymlp.serve.screening import Screen
 from raymlp.serve.versions import Loaded, State
 
 INLINE_ROWS = 32
@@ -48,6 +51,12 @@ class Answering:
     ) -> None:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
         self.stand_in = stand_in
+        self._screens: dict[str, Screen] = {}
+
+    def know(self, label: str, predictor: Predictor) -> None:
+        """A version's guard, made before its first row."""
+        access = self.admission.access
+        self._screens[label] = Screen.of(predictor, guard=access.guard, absurd_factor=access.absurd_factor)
 
     async def answer(
         self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
@@ -56,15 +65,11 @@ class Answering:
         start = time.perf_counter()
         given = dict(headers)
         status, label, key, rows, routed, prediction_id = 500, "", "", 1, "", new_id()
+        inputs: list[Row] = []
+        flags: list[tuple[str, ...]] = []
         try:
-            refused = self.admission.refused(given, wire.role)
-            if refused is not None:
-                status, body = refused.status, wire.refuse("Authorization", refused.found, refused.expected)
-                return status, body
-            content = await _read(receive)
-            if content is None:
-                status, body = 413, wire.refuse("body", f"over {MAX_BODY_BYTES:,} bytes", "fewer rows a request")
-                return status, body
+            caller = self.admission.enter(given, wire.role)
+            content = await read_body(given, receive, self.admission.access.limits)
             fallback = self.fallback
             if state is None and fallback is None:
                 status, body = 503, wire.refuse("model", "not loaded", "a model that is ready; try again")
@@ -75,9 +80,10 @@ class Answering:
             if state is not None:
                 key = state.hide(key)
                 label, routed = (wire.version, "") if wire.version else (state.routes.choose(key), state.routed)
-                loaded = state.loaded[label]
+                loaded, screen = state.loaded[label], self._screens[label]
                 predictor = loaded.predictor
-                typed = await _typed(predictor, request)
+                typed, inputs, flags = await _judged(screen, request)
+                self.admission.count_rows(caller, inputs)
                 try:
                     try:
                         answer = await answers(loaded, typed)
@@ -88,7 +94,7 @@ class Answering:
                         self.metrics.count(label, 503, time.perf_counter() - start)
                         label, routed, loaded = state.champion, "", state.loaded[state.champion]
                         predictor = loaded.predictor
-                        typed = await _typed(predictor, request)
+                        typed, inputs, flags = await _judged(self._screens[label], request)
                         answer = await answers(loaded, typed)
                     digest = predictor.bundle.digest
                 except Exception as error:
@@ -100,11 +106,15 @@ class Answering:
             elif fallback is not None:
                 key, typed = fallback.hide_routing_key(key), await _typed(fallback, request)
                 label, digest, answer = FALLBACK, "", fallback.answer(rows)
-            body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id)
+            kept: list[Row | None] = [None] * rows if label == FALLBACK else [*inputs]
+            flags = [()] * rows if label == FALLBACK else flags
+            body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id, flags=flags)
             status = 200
-            inputs = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
-            inputs = [None] * rows if label == FALLBACK else inputs
-            self._note(routed, prediction_id, label, key, inputs, answer, (time.perf_counter() - start) * 1e3)
+            self._note(routed, prediction_id, label, key, kept, flags, answer, (time.perf_counter() - start) * 1e3)
+        except Refusal as refused:
+            status, body = noted(refused).status, wire.refuse(refused.field, refused.found, refused.expected)
+        except Unread as unread:
+            status, body = unread.status, wire.refuse("body", unread.found, unread.expected)
         except RequestError as error:
             status, body = 422, wire.refuse(error.field, error.found, error.expected)
         except RecursionError:
@@ -119,10 +129,22 @@ class Answering:
             self.metrics.count(label, status, time.perf_counter() - start)
         return status, body
 
-    def _note(self, routed: str, prediction_id: str, label: str, key: str, inputs: list[Any], answer: Prediction, took_ms: float) -> None:
+    def _note(
+        self,
+        routed: str,
+        prediction_id: str,
+        label: str,
+        key: str,
+        inputs: list[Row | None],
+        flags: list[tuple[str, ...]],
+        answer: Prediction,
+        took_ms: float,
+    ) -> None:
         now = time.time()
-        for place, (row, score) in enumerate(zip(inputs, answer.summary.tolist(), strict=True)):
-            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed))
+        for place, (row, doubts, score) in enumerate(zip(inputs, flags, answer.summary.tolist(), strict=True)):
+            if doubts:
+                self.metrics.flag(label, doubts)
+            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed, ",".join(doubts) or None))
 
     def _note_failure(
         self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float, *, status: int = 500
@@ -139,7 +161,14 @@ def new_id() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
 
 
-async def _typed(checker: Predictor | Fallback, request: Request) -> list[Row] | pa.Table:
+async def _judged(screen: Screen, request: Request) -> tuple[list[Row] | pa.Table, list[Row], list[tuple[str, ...]]]:
+    """The request's rows typed, as rows, and the fields out of place of each. Raises RequestError."""
+    typed = await _typed(screen, request)
+    rows = typed if isinstance(typed, list) else await asyncio.to_thread(typed.to_pylist)
+    return typed, rows, [screen.judged(row, f"instances[{place}]") for place, row in enumerate(rows)]
+
+
+async def _typed(checker: Screen | Fallback, request: Request) -> list[Row] | pa.Table:
     """The request's rows in the contract's types. Raises RequestError."""
     if isinstance(request.instances, list):
         return [checker.check(row, f"instances[{i}]") for i, row in enumerate(request.instances)]
@@ -158,17 +187,3 @@ async def answers(loaded: Loaded, typed: list[Row] | pa.Table) -> Prediction:
     if loaded.batcher is None and len(typed) <= INLINE_ROWS:
         return predictor.predict_together(typed)
     return await asyncio.to_thread(predictor.predict_checked, table_of(typed, predictor.bundle.contract))
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body, or None when it is too long."""
-    pieces, size = [], 0
-    while True:
-        message = await receive()
-        piece = message.get("body", b"")
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(pieces) if len(pieces) > 1 else piece

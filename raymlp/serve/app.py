@@ -17,18 +17,22 @@ from typing import Any
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from raymlp.config.access import Access
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.data.contract import Contract
 from raymlp.runtime.memory import available
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
-from raymlp.serve.application import DEPLOYMENT, RETRY_AFTER_S
+from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.counts import Together
 from raymlp.serve.export import RayExport
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.formats.choice import wire_of
 from raymlp.serve.formats.grpc import InferenceService
 from raymlp.serve.guard import Guard
+from raymlp.serve.headers import guarded
+from raymlp.serve.hearing import Hearing
 from raymlp.serve.keys import ApiKey, KeyRing
 from raymlp.serve.log import PredictionLog
 from raymlp.serve.metrics import ReplicaMetrics
@@ -49,14 +53,16 @@ logger = logging.getLogger("ray.serve")
 
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
-    `settings`: name, keys, keys_file, max_rows, log_folder, log, needs_key, fallback, protocols; and where they
-    differ from the usual, stand_in and loading (device, runtime, graphs, batching, timeout_s)."""
+    `settings`: name, keys, keys_file, max_rows, log_folder, log, label_folder, label_rule, needs_key, access, max_replicas, fallback,
+    protocols; and where they differ from the usual, stand_in and loading (device, runtime, graphs,
+    batching, timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])
         file = settings["keys_file"]
         keys = KeyRing([ApiKey.model_validate(key) for key in settings["keys"]], Path(file) if file else None)
-        self.admission = Admission(keys, needs_key=bool(settings["needs_key"]))
+        access = Access.model_validate(settings["access"])
+        self.admission = Admission(keys, needs_key=bool(settings["needs_key"]), access=access, replicas=int(settings["max_replicas"]))
         self.replica = serve.get_replica_context().replica_id.unique_id
         self._loading = {"device": "cpu", **settings.get("loading", {})}
         self._node = socket.gethostname()
@@ -72,12 +78,21 @@ class ModelServer(InferenceService):
             stand_in=settings.get("stand_in", False),
         )
         self.protocols = tuple(settings["protocols"])
+        self.hearing = Hearing(
+            self.admission,
+            Path(settings["label_folder"]),
+            rule=settings["label_rule"],
+            max_rows=self.answering.max_rows,
+            writer=self.replica,
+        )
+        self.together = Together(self.name, self.replica, self.admission.quota, self.admission.rows)
         self.state: State | None = None
         self._wanted: dict[str, Any] = {}
         self._problem = ""
         self._guard = Guard(self.log.folder / ".challengers")
         self._changing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
+        self._others: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------ versions
 
@@ -86,7 +101,9 @@ class ModelServer(InferenceService):
         there is nothing to serve at all, not even a fallback."""
         async with self._changing:
             if self._background is None:
+                await self._read_public_keys()
                 self._background = asyncio.create_task(self._tend())
+                self._others = [asyncio.create_task(self.together.keep()), asyncio.create_task(self._follow_issuer())]
             self._wanted = user_config
             try:
                 self.state = await asyncio.to_thread(next_state, self.state, {**user_config, **self._loading}, self._guard)
@@ -99,6 +116,8 @@ class ModelServer(InferenceService):
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
+                self.answering.know(loaded.label, loaded.predictor)
+            self.hearing.know(self.state.loaded[self.state.champion].predictor.bundle)
 
     def report(self) -> dict[str, Any]:
         """What this replica serves, for the driver and for GET /v1/models/NAME."""
@@ -154,14 +173,11 @@ class ModelServer(InferenceService):
                 return
             status, body = await self.answering.answer(self.state, scope["headers"], receive, wire)
             headers = [*wire.headers, (b"content-length", b"%d" % len(body))]
-            if status == 503:
-                headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-            if status == 401:
-                headers.append((b"www-authenticate", b"Bearer"))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-        return app
+        access = self.admission.access
+        return guarded(app, header_bytes=access.limits.header_bytes, cors_origins=access.cors_origins)
 
     # ------------------------------------------------------------------ background
 
@@ -174,6 +190,7 @@ class ModelServer(InferenceService):
             try:
                 if self.log.is_due or now - flushed >= self.log.settings.flush_s:
                     flushed = now
+                    await asyncio.to_thread(self.hearing.log.flush)
                     if len(self.log):
                         await asyncio.to_thread(self.log.flush)
                 if self.state is None and self._problem and now - tried >= RETRY_S:
@@ -184,16 +201,29 @@ class ModelServer(InferenceService):
                     self.metrics.set_dropped(self.log.dropped)
                     export.tell()
             except Exception as error:
-                logger.warning("the prediction log or metrics of %s wait: %s: %s", self.name, type(error).__name__, error)
+                logger.warning("the prediction log, labels or metrics of %s wait: %s: %s", self.name, type(error).__name__, error)
+
+    async def _follow_issuer(self) -> None:
+        """Beside `_tend`, since an issuer may take long to answer."""
+        while self.admission.tokens is not None:
+            await asyncio.sleep(TICK_S)
+            await self._read_public_keys()
+
+    async def _read_public_keys(self) -> None:
+        tokens = self.admission.tokens
+        if tokens is not None and tokens.is_due:
+            await asyncio.to_thread(tokens.refresh)
 
     async def __del__(self) -> None:
         """Serve awaits this when a replica stops in good order: write what waits."""
-        if self._background:
-            self._background.cancel()
-        try:
-            await asyncio.to_thread(self.log.flush)
-        except (OSError, RaymlpError) as error:
-            logger.error("%s rows of the prediction log are lost: %s", len(self.log), error)
+        for task in (self._background, *self._others):
+            if task:
+                task.cancel()
+        for what, log in (("the prediction log", self.log), ("the labels", self.hearing.log)):
+            try:
+                await asyncio.to_thread(log.flush)
+            except (OSError, RaymlpError) as error:
+                logger.error("%s rows of %s are lost: %s", len(log), what, error)
         self._guard.release()
 
 

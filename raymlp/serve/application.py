@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raymlp.config.access import Access
+from raymlp.config.privacy import Rule
 from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
 from raymlp.runtime.session import storage_root
@@ -42,6 +44,10 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "max_rows": settings.max_rows_per_request,
         "log_folder": str(log_folder(config, config.problem.name)),
         "log": settings.log.model_dump(),
+        "label_folder": str(label_folder(config, config.problem.name)),
+        "label_rule": _plain(config.data.privacy.columns.get(str(config.problem.answer))),
+        "access": settings.model_dump(mode="json", include=set(Access.model_fields)),
+        "max_replicas": settings.replicas.max_replicas,
         "stand_in": settings.stand_in == "champion",
         "loading": {**loading_of(config), "timeout_s": settings.version_timeout_s},
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
@@ -56,6 +62,10 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         logging_config=QUIET,
         deployments=[_deployment(settings, DEPLOYMENT, user_config=user_config)],
     )
+
+
+def _plain(rule: Rule | None) -> dict[str, Any] | None:
+    return rule.model_dump(mode="json") if rule is not None else None
 
 
 def version_application_of(config: Config, label: str, path: str) -> Any:
@@ -138,6 +148,11 @@ def log_folder(config: Config, name: str) -> Path:
 def graphs_folder(config: Config) -> Path:
     """Where the graphs of nets for ONNX Runtime lie, one folder a bundle."""
     return storage_root(config.runtime) / "graphs"
+
+
+def label_folder(config: Config, name: str) -> Path:
+    """Where replicas write the true answers that clients send back, and where others may put theirs."""
+    return storage_root(config.runtime) / "labels" / name
 
 
 def _runtime_env() -> dict[str, Any]:

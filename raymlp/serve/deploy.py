@@ -36,10 +36,12 @@ from raymlp.serve.controller import (
     wait_ready,
     wait_running,
 )
+from raymlp.serve.counts import stop_counts
 from raymlp.serve.fitting import bytes_of, too_large
 from raymlp.serve.keys import ApiKey, given_keys, read_keys
 from raymlp.serve.probe import probe, start_probe
 from raymlp.serve.routing import check_weights
+from raymlp.serve.tokens import require_library
 
 API_KEYS = "RAYMLP_API_KEYS"
 logger = logging.getLogger(__name__)
@@ -152,6 +154,7 @@ def undeploy(name: str) -> None:
     own = {app for app in running if belongs_to(app, name)}
     if not own:
         return
+    stop_counts(name)
     if running - own:
         undeclare(client, *own)
         until(lambda: not own & {app.name for app in client.list_serve_statuses()}, CHANGE_S, f"{name} is still being stopped")
@@ -203,12 +206,15 @@ def _require_room(name: str, label: str, path: str, measured: int) -> None:
 
 
 def keys_of(settings: Serve) -> list[ApiKey]:
-    """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all."""
+    """The keys of the environment; those of `serve.keys_file` are read by the replicas. Raises ServingError when there is none at all,
+    and no tokens either."""
     if settings.auth == "none":
         return []
+    if settings.jwt is not None:
+        require_library()
     given = given_keys(os.environ.get(API_KEYS, ""))
     filed = read_keys(Path(settings.keys_file)).keys if settings.keys_file else ()
-    if not (*given, *filed):
+    if not (*given, *filed) and settings.jwt is None:
         raise ServingError(
             f"serve.auth is key, {API_KEYS} holds none and serve.keys_file is {settings.keys_file}; expected one or more. Set {API_KEYS}, "
             "or make a file with raymlp keys add NAME and set serve.keys_file."

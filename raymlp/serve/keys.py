@@ -23,14 +23,12 @@ from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
+from raymlp.config.access import ROLES, RateLimit, Role
 from raymlp.config.section import Section
 from raymlp.core.errors import ConfigError, nearest
 from raymlp.core.files import write_text
 
 log = logging.getLogger("ray.serve")
-Role = Literal["predict", "operate"]
-ROLES: tuple[Role, ...] = ("predict", "operate")
-"""`predict` asks for predictions, `operate` sees versions, weights and problems."""
 PREFIX = "rml_"
 """First characters of a key that was made here, so that scanners of code and logs can tell one."""
 LOOK_S = 1.0
@@ -50,6 +48,8 @@ class ApiKey(Section):
     """What it allows."""
     expires: AwareDatetime | None = None
     """Moment from which it is refused; null never comes."""
+    limit: RateLimit | None = None
+    """Its own limit in place of `serve.rate_limit`."""
 
     def is_expired(self, now: datetime) -> bool:
         return self.expires is not None and now >= self.expires
@@ -73,11 +73,13 @@ class KeyFile(Section):
 
 
 class Refusal(Exception):
-    """A request is not let in: 401 for a key that is missing, unknown or expired, 403 for one without the role."""
+    """A request is not let in: 401 for a key that is missing, unknown or expired, 403 for one without the role, 429 for one that
+    asks too much, with the seconds to wait."""
 
-    def __init__(self, status: Literal[401, 403], found: str, expected: str) -> None:
+    def __init__(self, status: Literal[401, 403, 429], found: str, expected: str, *, wait_s: float = 0.0) -> None:
         super().__init__(f"{found}; expected {expected}")
-        self.status, self.found, self.expected = status, found, expected
+        self.status, self.found, self.expected, self.wait_s = status, found, expected, wait_s
+        self.field = "requests" if status == 429 else "Authorization"
 
 
 def key_hash(key: str) -> str:
@@ -108,7 +110,7 @@ def read_keys(file: Path) -> KeyFile:
         raise ConfigError(f"{file} holds no keys: {where}: {detail['msg']}. Make it with raymlp keys add NAME.") from None
 
 
-def add_key(file: Path, name: str, roles: Sequence[str], expires: datetime | None = None) -> str:
+def add_key(file: Path, name: str, roles: Sequence[str], expires: datetime | None = None, *, limit: RateLimit | None = None) -> str:
     """Make a key, put it into the file (made when there is none), and give it back: it is kept nowhere.
 
     Raises ConfigError when the name is taken or is none, or a role is unknown.
@@ -118,7 +120,8 @@ def add_key(file: Path, name: str, roles: Sequence[str], expires: datetime | Non
         raise ConfigError(f"'{unknown}' is no role; expected some of {', '.join(ROLES)}.{nearest(unknown, ROLES)} Set --roles.")
     key = PREFIX + secrets.token_urlsafe(32)
     try:
-        made = ApiKey(name=name, sha256=key_hash(key), roles=tuple(role for role in ROLES if role in roles), expires=expires)
+        allowed = tuple(role for role in ROLES if role in roles)
+        made = ApiKey(name=name, sha256=key_hash(key), roles=allowed, expires=expires, limit=limit)
     except ValidationError as error:
         raise ConfigError(f"'{name}' is no name of a key ({error.errors()[0]['msg']}); expected letters, digits, '_', '.', '-'.") from None
     with _alone(file):

@@ -1,18 +1,17 @@
-"""The prediction log: rows wait in memory, and go to Parquet files that are either whole or absent.
+"""The prediction log: rows wait in memory, and go to Parquet files by the hour that are either whole or absent.
 
 Beside the columns of `SCHEMA` a file has one column `in.NAME` for each input, with the contract's type. `prediction` is the
 probability, the value, the anomaly score, or the place of the most likely class or of the cluster. `routes` are the routes
-that chose the version (see `routing`), null in files of before they were logged.
+that chose the version (see `routing`), null in files of before they were logged. `flags` are the inputs that were out of place
+(see `screening`), comma separated, null for none.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlp.config.serve import Log
-from raymlp.core.files import make_folder
 from raymlp.data.casting import ARROW
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
+from raymlp.data.hours import hour_of, log_files, write_new
+from raymlp.serve.routing import bucket
 
 INPUT = "in."
 """Prefix of the columns that hold a request's values."""
+SAMPLING = "sample of the prediction log"
+"""Salt of the hash that says which predictions are logged: one of its own, so that it has nothing to do with the version."""
 
 SCHEMA = pa.schema(
     [
@@ -40,6 +42,7 @@ SCHEMA = pa.schema(
         ("prediction", pa.float64()),
         ("latency_ms", pa.float64()),
         ("routes", pa.string()),
+        ("flags", pa.string()),
     ]
 )
 
@@ -57,6 +60,7 @@ class Entry(NamedTuple):
     latency_ms: float
     inputs: Row | None
     routes: str = ""
+    flags: str | None = None
 
 
 class PredictionLog:
@@ -85,7 +89,9 @@ class PredictionLog:
         self._left_out[version], self._contracts[version] = heavy, contract.without(heavy)
 
     def add(self, entry: Entry) -> None:
-        """Let a row wait; the oldest goes when `max_rows` are waiting, and is counted in `dropped`."""
+        """Let a row wait, if it is of the sample; the oldest goes when `max_rows` are waiting, and is counted in `dropped`."""
+        if self.settings.sample < 1 and bucket(entry.prediction_id, SAMPLING) >= self.settings.sample:
+            return
         if len(self._waiting) >= self.settings.max_rows:
             self._waiting.popleft()
             self.dropped += 1
@@ -94,7 +100,7 @@ class PredictionLog:
         self._waiting.append(entry)
 
     def flush(self) -> int:
-        """Write what waits, one file a version, and give back the number of rows written.
+        """Write what waits, one file a version and hour, and give back the number of rows written.
 
         Rows that cannot be written (a full disk) wait again, up to `max_rows`; the OSError is raised.
         """
@@ -102,12 +108,13 @@ class PredictionLog:
             entries = [self._waiting.popleft() for _ in range(len(self._waiting))]
             written = 0
             try:
-                for version, group in groupby(sorted(entries, key=_version), key=_version):
+                entries.sort(key=_file_of)
+                for (version, hour), group in groupby(entries, key=_file_of):
                     rows = list(group)
-                    self._write(_table(rows, self._contracts.get(version)))
+                    write_new(_table(rows, self._contracts.get(version)), self.folder / hour, writer=self.writer)
                     written += len(rows)
             except OSError:
-                lost = sorted(entries, key=_version)[written:]
+                lost = entries[written:]
                 room = max(0, self.settings.max_rows - len(self._waiting))
                 kept = lost[len(lost) - min(room, len(lost)) :]
                 self.dropped += len(lost) - len(kept)
@@ -115,24 +122,13 @@ class PredictionLog:
                 raise
             return written
 
-    def _write(self, table: pa.Table) -> None:
-        make_folder(self.folder)
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{self.writer}-{uuid.uuid4().hex[:8]}.parquet"
-        aside = self.folder / f".{name}"
-        try:
-            pq.write_table(table, aside)
-            os.replace(aside, self.folder / name)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
 
-
-def read_log(folder: Path, *, newest_rows: int | None = None) -> pa.Table:
-    """All rows of a log, or those of the newest files that hold so many, oldest first. Columns that only some
-    versions have are null for the others; a column whose type changed between versions becomes the wider type, or text. A log without
-    files has no rows."""
+def read_log(folder: Path, *, since: datetime | None = None, newest_rows: int | None = None) -> pa.Table:
+    """All rows of a log, or those of the hour of `since` and later ones, or those of the newest files that hold so many, oldest first.
+    Columns that only some versions have are null for the others; a column whose type changed between versions becomes the wider type, or
+    text. A log without files has no rows."""
     tables: list[pa.Table] = []
-    for path in sorted(folder.glob("[!.]*.parquet"), reverse=True):
+    for path in reversed(log_files(folder, since=since)):
         if newest_rows is not None and sum(table.num_rows for table in tables) >= newest_rows:
             break
         tables.append(pq.read_table(path))
@@ -146,8 +142,8 @@ def read_log(folder: Path, *, newest_rows: int | None = None) -> pa.Table:
     return pa.concat_tables(cast, promote_options="default").sort_by([("time", "ascending"), ("row", "ascending")])
 
 
-def _version(entry: Entry) -> str:
-    return entry.version
+def _file_of(entry: Entry) -> tuple[str, str]:
+    return entry.version, hour_of(entry.time)
 
 
 def _common_type(types: list[pa.DataType]) -> pa.DataType:
@@ -168,6 +164,7 @@ def _table(entries: list[Entry], contract: Contract | None) -> pa.Table:
         "prediction": [entry.prediction for entry in entries],
         "latency_ms": [entry.latency_ms for entry in entries],
         "routes": [entry.routes for entry in entries],
+        "flags": [entry.flags for entry in entries],
     }
     arrays = {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()}
     empty: Mapping[str, Any] = {}

@@ -11,7 +11,7 @@ LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 
 
 class ReplicaMetrics:
-    """Requests by version and status, latency by version, weights, and rows the prediction log lost."""
+    """Requests by version and status, latency by version, weights, rows out of place, and rows the prediction log lost."""
 
     def __init__(self, model: str, replica: str) -> None:
         self.registry = CollectorRegistry()
@@ -22,6 +22,7 @@ class ReplicaMetrics:
         )
         self._weight = Gauge("raymlp_weight", "Share of traffic", names, registry=self.registry)
         self._lost = Gauge("raymlp_log_rows_dropped", "Rows the prediction log lost", names[:2], registry=self.registry)
+        self._flagged = Counter("raymlp_flagged_rows", "Rows answered with a field out of place", [*names, "field"], registry=self.registry)
         self._labels = (model, replica)
         self._children: dict[tuple[str, int], Callable[[], None]] = {}
         self._observers: dict[str, Callable[[float], None]] = {}
@@ -37,6 +38,11 @@ class ReplicaMetrics:
         if observe is None:
             observe = self._observers[version] = self._latency.labels(*self._labels, version).observe
         observe(latency_s)
+
+    def flag(self, version: str, fields: tuple[str, ...]) -> None:
+        """A row was answered although these fields are out of place."""
+        for field in fields:
+            self._flagged.labels(*self._labels, version, field).inc()
 
     def set_weights(self, weights: dict[str, float]) -> None:
         """The shares that hold from now on."""

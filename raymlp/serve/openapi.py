@@ -60,6 +60,18 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
             **_refusals("InferError", needs_key=needs_key),
         },
     }
+    feedback: Json = {
+        "summary": "Tell what came true",
+        "description": "For keys with the role feedback. The first answer to a row stays; ids are not looked up.",
+        "operationId": "feedback",
+        "tags": ["Predictions"],
+        "security": security,
+        "requestBody": {"required": True, "content": _json_of("Feedback")},
+        "responses": {
+            "202": {"description": "How many rows were taken; they are written within seconds"},
+            **_refusals("Error", needs_key=needs_key),
+        },
+    }
     named: tuple[tuple[str, list[Json]], ...] = ((model, []), (versioned, [version]))
     read: Json = {"tags": ["Open Inference Protocol"]}
     return {
@@ -90,6 +102,7 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                     },
                 }
             },
+            f"/v1/models/{name}:feedback": {"post": feedback},
             f"/v1/models/{name}": {
                 "get": _page("Versions, weights and protocols", "Endpoint", security)
                 | {"responses": {**_ok("application/json"), **(_locked("Error") if needs_key else {})}}
@@ -147,13 +160,35 @@ def _schemas(contract: Contract, task: Task, classes: tuple[str, ...], *, max_ro
         "model_version": _text("What answered; `fallback` when no version could"),
         "prediction_id": {"type": "string", "format": "uuid"},
         "fallback": {"const": True, "description": "There when no version could answer, and the declared fallback did"},
+        "flags": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "string"}},
+            "description": "Fields out of place, a list a row; there when serve.guard is flag and a row has some",
+        },
     }
     return {
         "Row": row,
+        "Feedback": _feedback(max_rows),
         "Request": _record({"instances": rows, "routing_key": key}, required=["instances"]) | {"additionalProperties": False},
         "Answer": _record(answer, required=["predictions", "model_version", "prediction_id"]),
         "Error": _record({"error": _record({part: _text() for part in ("field", "found", "expected")})}),
         **_tensors(contract, task, classes, max_rows=max_rows),
+    }
+
+
+def _feedback(max_rows: int) -> Json:
+    told = _record(
+        {
+            "prediction_id": {"type": "string", "minLength": 1, "maxLength": 128},
+            "row": {"type": "integer", "minimum": 0, "maximum": max_rows - 1, "description": "Place in the request; the first without it"},
+            "label": {"type": ["string", "number", "boolean", "null"], "description": "The true answer, as the source has it"},
+        },
+        required=["prediction_id"],
+    ) | {"additionalProperties": {"type": "number"}, "description": "A label, named numbers of the business, or both"}
+    rows = {"type": "array", "items": told, "minItems": 1, "maxItems": max_rows}
+    return _record({"feedback": rows}) | {
+        "additionalProperties": False,
+        "examples": [{"feedback": [{"prediction_id": "0b5c", "revenue": 1}]}],
     }
 
 
@@ -221,7 +256,7 @@ def _refusals(error: str, *, needs_key: bool) -> Json:
     later = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 0}}}
     return {
         **(_locked(error) if needs_key else {}),
-        "408": {"description": "It took longer than Ray Serve's limit"},
+        "408": {"description": "The body did not come in time, or the answer took longer than the client allows"},
         "413": _answer("The body is too long", _json_of(error)),
         "422": _answer("The request does not fit the contract", _json_of(error)),
         "429": {"description": "Too many requests; try again later", "headers": later},

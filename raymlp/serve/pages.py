@@ -55,11 +55,16 @@ def pages(server: ModelServer) -> FastAPI:
     async def model(request: HttpRequest) -> Response:
         refused = server.admission.refused(dict(request.scope["headers"]), "operate")
         if refused is not None:
-            headers = {"www-authenticate": "Bearer"} if refused.status == 401 else None
-            return Response(refusal("Authorization", refused.found, refused.expected), refused.status, headers, "application/json")
+            return Response(refusal(refused.field, refused.found, refused.expected), refused.status, media_type="application/json")
         if request.path_params["name"] != server.name:
             raise HTTPException(404)
         return _json(200, server.report())
+
+    async def feedback(request: HttpRequest) -> Response:
+        if request.path_params["name"] != server.name:
+            raise HTTPException(404)
+        status, body = await server.hearing.answer(request.scope["headers"], request.receive)
+        return Response(body, status, media_type="application/json")
 
     async def refuse(request: HttpRequest, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -71,6 +76,7 @@ def pages(server: ModelServer) -> FastAPI:
     own = {"/": form, "/healthz": healthz, "/readyz": readyz, "/metrics": metrics, "/v1/models/{name}": model}
     for path, page in (own | inference_pages(server)).items():
         app.add_route(path, page, methods=["GET"], include_in_schema=False)
+    app.add_route("/v1/models/{name}:feedback", feedback, methods=["POST"], include_in_schema=False)
     app.add_exception_handler(HTTPException, refuse)
     setattr(app, "openapi", document)  # noqa: B010
     return app

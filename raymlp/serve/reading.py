@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlp.config.rollout import Rollout
+from raymlp.data.hours import log_files
 from raymlp.serve.evidence import evidence_of
 from raymlp.serve.ledger import COLUMNS, Ledger, Versions
 from raymlp.serve.log import INPUT
@@ -18,7 +20,7 @@ CLOCKS_APART_S = 86_400.0
 """Files of more than this before the rollout's start are passed over: they cannot hold its rows, whatever the clock of who wrote them."""
 
 Known = dict[str, tuple[int, int]]
-"""Size and time of change by the name of a file."""
+"""Size and time of change by the place of a file in its folder."""
 
 
 class Reading:
@@ -61,13 +63,13 @@ class Reading:
 def _files(folder: Path, since: float) -> Known:
     """Parquet files that may hold something; those that go away meanwhile are gone."""
     found = {}
-    for file in folder.glob("[!.]*.parquet"):
+    for file in log_files(folder, since=datetime.fromtimestamp(max(0.0, since - CLOCKS_APART_S), UTC)):
         try:
             now = file.stat()
         except FileNotFoundError:
             continue
         if now.st_mtime >= since - CLOCKS_APART_S:
-            found[file.name] = (now.st_size, now.st_mtime_ns)
+            found[str(file.relative_to(folder))] = (now.st_size, now.st_mtime_ns)
     return found
 
 

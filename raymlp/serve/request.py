@@ -9,9 +9,6 @@ import pyarrow as pa
 
 from raymlp.core.errors import RequestError
 
-MAX_BODY_BYTES = 16 << 20
-"""A request's body may have this many bytes; it is read into memory before anything is checked."""
-
 MAX_KEY_CHARACTERS = 1_024
 FIELDS = ("instances", "routing_key")
 

@@ -27,9 +27,12 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMLP_SNAPSHOT_KEY", SNAPSHOT_SECRET)
 
 
+HOUR = "2026-03-01T10"
+
+
 def make_log(folder: Path) -> None:
     """Three files: of ten users by input, of one by routing key, and of user-3 alone; and a label a prediction."""
-    (folder / "log").mkdir()
+    (folder / "log" / HOUR).mkdir(parents=True)
     (folder / "labels").mkdir()
     token = KEY.hashed("user-3", column="user", length=32)
     routing = KEY.hashed("user-3", column="routing_key", length=32)
@@ -39,7 +42,7 @@ def make_log(folder: Path) -> None:
         ids = [f"id{number + i}" for i in range(len(users))]
         number += len(users)
         log = {"prediction_id": ids, "routing_key": routes, "time": pa.array([0] * len(ids), pa.timestamp("us", "UTC"))}
-        pq.write_table(pa.table({**log, "in.user": pa.array(users, pa.string())}), folder / "log" / f"{name}.parquet")
+        pq.write_table(pa.table({**log, "in.user": pa.array(users, pa.string())}), folder / "log" / HOUR / f"{name}.parquet")
         pq.write_table(pa.table({"prediction_id": ids, "label": ["yes"] * len(ids)}), folder / "labels" / f"{name}.parquet")
 
 
@@ -87,9 +90,9 @@ def test_the_log_and_the_labels_lose_the_person_under_every_form(tmp_path: Path)
     make_log(tmp_path)
     found = forgotten(tmp_path, person(tmp_path / "snapshots", "user", "user-3", {}))
     assert (found.log_rows, found.labels, found.notes) == (3, 3, ())
-    ids = pa.concat_tables([pq.read_table(file) for file in (tmp_path / "log").iterdir()]).column("prediction_id").to_pylist()
+    ids = pa.concat_tables([pq.read_table(file) for file in (tmp_path / "log" / HOUR).iterdir()]).column("prediction_id").to_pylist()
     assert sorted(ids) == sorted(f"id{i}" for i in range(13) if i not in (3, 10, 12))
-    assert sorted(file.name for file in (tmp_path / "log").iterdir()) == ["a.parquet", "b.parquet"]
+    assert sorted(file.name for file in (tmp_path / "log" / HOUR).iterdir()) == ["a.parquet", "b.parquet"]
     assert sorted(pq.read_table(tmp_path / "labels").column("prediction_id").to_pylist()) == sorted(ids)
 
 

@@ -19,7 +19,7 @@ from raymlp.config.model import Mlp, Model
 from raymlp.config.problem import Problem
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
-from raymlp.config.serve import Serve
+from raymlp.config.serve import Log, Serve
 from raymlp.config.sources import CsvSource
 from raymlp.config.split import RandomSplit
 from raymlp.config.tune import LogUniform, Tune
@@ -83,6 +83,16 @@ def json_rows(num: int) -> list[dict[str, Any]]:
     """The first rows as a client would send them."""
     rows = source_table().slice(0, num).drop(["late"]).to_pylist()
     return [{**row, "at": row["at"].isoformat(), "shot": row["shot"] and b64encode(row["shot"]).decode()} for row in rows]
+
+
+def replica_settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    """What a replica of `flights` is built with, as `application_of` makes it; its files are in `folder`."""
+    plain: dict[str, Any] = {
+        "name": "flights", "max_rows": 9, "needs_key": False, "keys": [], "keys_file": None, "log_folder": folder / "log",
+        "log": Log().model_dump(), "label_folder": folder / "labels", "label_rule": None, "access": {}, "max_replicas": 1,
+        "fallback": None, "protocols": [],
+    }  # fmt: skip
+    return {**plain, **changes}
 
 
 def make_config(runtime: Runtime, **serve: Any) -> Config:

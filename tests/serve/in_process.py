@@ -19,6 +19,7 @@ from raymlp.serve.app import ModelServer
 from raymlp.serve.application import user_config_of
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey, Role, key_hash
+from tests.serve.bundles import replica_settings
 
 KEY, OPERATOR = "a-key-that-predicts", "a-key-that-operates"
 
@@ -83,17 +84,16 @@ def replica(folder: Path, bundle: Path, *, fallback: Rule | Constant | None = No
     """A replica of the model `flights` that holds no version yet."""
     roles: dict[str, tuple[Role, ...]] = {KEY: ("predict",), OPERATOR: ("predict", "operate")}
     keys = [ApiKey(name=key, sha256=key_hash(key), roles=allowed).model_dump(mode="json") for key, allowed in roles.items()]
-    settings = {
-        "name": "flights",
-        "keys": keys,
-        "keys_file": None,
-        "needs_key": True,
-        "max_rows": max_rows,
-        "log_folder": str(folder),
-        "log": Log(flush_s=60).model_dump(),
-        "fallback": Fallback.of(fallback, str(bundle)).facts() if fallback else None,
-        "protocols": ["rest-v1"],
-    }
+    settings = replica_settings(
+        folder,
+        keys=keys,
+        needs_key=True,
+        max_rows=max_rows,
+        log_folder=str(folder),
+        log=Log(flush_s=60).model_dump(),
+        fallback=Fallback.of(fallback, str(bundle)).facts() if fallback else None,
+        protocols=["rest-v1"],
+    )
     loop = asyncio.new_event_loop()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="here")))

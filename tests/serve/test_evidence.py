@@ -18,6 +18,7 @@ from raymlp.config.runtime import Runtime
 from raymlp.config.serve import Log
 from raymlp.core.files import make_folder
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.hours import log_files
 from raymlp.data.target import Target
 from raymlp.model.predictor import Predictor
 from raymlp.serve.evidence import Versions, gather, traffic_of
@@ -255,7 +256,7 @@ def test_a_log_of_before_routes_were_logged_holds_no_request_of_a_rollout(tmp_pa
     for i in range(20):
         writer.send(f"k{i}", routes(0.5))
     writer.table(tmp_path)
-    for file in tmp_path.glob("*.parquet"):
+    for file in log_files(tmp_path):
         pq.write_table(pq.read_table(file).drop_columns(["routes"]), file)
     log = read_log(tmp_path)
     assert (log.num_rows, log.column("routes").null_count) == (20, 20)

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from raymlp.cli import run_command
-from raymlp.config.serve import Log, Serve
+from raymlp.config.serve import Serve
 from raymlp.core.errors import ConfigError, ServingError
+from raymlp.serve.admission import Admission
 from raymlp.serve.app import ModelServer
-from raymlp.serve.deploy import _keys
+from raymlp.serve.deploy import keys_of
 from raymlp.serve.keys import GRACE_S, KeyRing, Refusal, add_key, given_keys, key_hash, read_keys, revoke_key
+from tests.serve.bundles import replica_settings
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RING = KeyRing(given_keys("first, second,,"))
@@ -137,20 +139,19 @@ def test_a_key_that_cannot_be_recorded_is_taken_back(tmp_path: Path, capsys: pyt
 def test_an_endpoint_needs_a_key_from_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMLP_API_KEYS", " , ")
     with pytest.raises(ServingError, match=r"RAYMLP_API_KEYS holds none and serve.keys_file is None"):
-        _keys(Serve())
+        keys_of(Serve())
     add_key(tmp_path / "keys.json", "shop", ["predict"])
-    assert _keys(Serve(keys_file=str(tmp_path / "keys.json"))) == []
+    assert keys_of(Serve(keys_file=str(tmp_path / "keys.json"))) == []
     monkeypatch.setenv("RAYMLP_API_KEYS", "one")
-    (key,) = _keys(Serve())
+    (key,) = keys_of(Serve())
     assert (key.name, key.sha256) == ("environment-1", key_hash("one"))
-    assert _keys(Serve(auth="none")) == []
+    assert keys_of(Serve(auth="none")) == []
 
 
 def test_a_replica_asks_each_route_for_its_role(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r")))
     key = add_key(tmp_path / "keys.json", "shop", ["predict"])
-    settings = {"name": "flights", "max_rows": 9, "needs_key": True, "keys": [], "keys_file": str(tmp_path / "keys.json")}
-    server = ModelServer({**settings, "log_folder": tmp_path / "log", "log": Log().model_dump()})
+    server = ModelServer(replica_settings(tmp_path, needs_key=True, keys_file=str(tmp_path / "keys.json")))
     headers = {b"authorization": f"Bearer {key}".encode()}
     assert server.admission.refused(headers, "predict") is None
     found = server.admission.refused(headers, "operate")
@@ -186,3 +187,18 @@ def test_the_commands_make_list_and_revoke_and_leave_a_trace(tmp_path: Path, cap
     log.write_text(log.read_text().replace('"key":"shop"', '"key":"desk"', 1))
     assert run_command(["audit", "verify", site]) == 1
     assert "line 1 was changed after it was written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_key_may_have_a_limit_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, site = ["--file", str(tmp_path / "keys.json")], f"runtime.storage={tmp_path / 'artifacts'}"
+    assert run_command(["keys", "add", "shop", "--rate", "0.001", "--burst", "2", *file, site]) == 0
+    key = next(word for word in capsys.readouterr().out.split() if word.startswith("rml_"))
+    assert run_command(["keys", "add", "desk", "--burst", "2", *file, site]) == 2
+    door = Admission(KeyRing((), tmp_path / "keys.json"), needs_key=True)
+    headers = {b"authorization": f"Bearer {key}".encode()}
+    found = [door.refused(headers, "predict") for _ in range(3)]
+    assert found[:2] == [None, None]
+    assert found[2] is not None
+    assert (found[2].status, found[2].field) == (429, "requests")
+    assert run_command(["keys", "list", *file]) == 0
+    assert "0.001/s" in capsys.readouterr().out

@@ -76,6 +76,6 @@ def test_every_operation_says_who_may_ask_and_what_it_refuses() -> None:
     locked = {path for path, item in paths.items() for operation in item.values() if operation.get("security")}
     assert locked == {
         "/v1/models/flights:predict", "/v1/models/flights", "/v2/models/flights/infer", "/v2/models/flights/versions/{version}/infer",
-        "/v2/models/flights", "/v2/models/flights/versions/{version}",
+        "/v2/models/flights", "/v2/models/flights/versions/{version}", "/v1/models/flights:feedback",
     }  # fmt: skip
     assert not any(operation.get("security") for item in document(needs_key=False)["paths"].values() for operation in item.values())

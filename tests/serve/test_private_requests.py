@@ -12,7 +12,6 @@ import orjson
 import pytest
 
 from raymlp.config.privacy import Generalise, Hash, Rule
-from raymlp.config.serve import Log
 from raymlp.core.errors import ConfigError, ServingError
 from raymlp.core.records import Version
 from raymlp.data.privacy import PrivacyKey
@@ -22,7 +21,7 @@ from raymlp.serve.app import ModelServer
 from raymlp.serve.log import read_log
 from raymlp.serve.openapi import openapi
 from raymlp.serve.probe import example_row, probe
-from tests.serve.bundles import make_bundle
+from tests.serve.bundles import make_bundle, replica_settings
 
 SECRET = "a secret of the tests that is long enough"
 RULES: dict[str, Rule] = {"carrier": Hash(length=16), "hours": Generalise(width=10)}
@@ -44,13 +43,12 @@ def test_the_log_of_an_endpoint_holds_transformed_values_only(
 ) -> None:
     monkeypatch.setenv("RAYMLP_PRIVACY_KEY", SECRET)
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: SimpleNamespace(replica_id=SimpleNamespace(unique_id="r")))
-    settings = {"name": "flights", "max_rows": 9, "needs_key": False, "keys": [], "keys_file": None, "log_folder": tmp_path / "log"}
 
     async def receive() -> dict[str, Any]:
         return {"body": orjson.dumps({"instances": requests_of(private_bundle), "routing_key": "ann@example.org"})}
 
     async def ask() -> int:
-        server = ModelServer({**settings, "log": Log().model_dump()})
+        server = ModelServer(replica_settings(tmp_path))
         user_config = {"versions": {"v1": str(private_bundle)}, "weights": {"v1": 1.0}, "champion": "v1", "salt": "", "revision": "a"}
         await server.reconfigure(user_config)
         status, _ = await server.answering.answer(server.state, [], receive)

@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 import pytest
 
-from raymlp.config.serve import Log
 from raymlp.model.bundle import save_bundle
 from raymlp.model.predictor import Predictor
 from raymlp.serve.app import ModelServer
 from raymlp.serve.log import read_log
 from raymlp.serve.openapi import openapi
 from tests.monitor.unlabelled import bundle_of, rows
+from tests.serve.bundles import replica_settings
 
 
 @pytest.mark.parametrize("task", ["clustering", "anomaly"])
@@ -25,13 +25,12 @@ def test_answers_are_the_predictors_and_the_log_keeps_one_number_each(task: str,
     bundle = bundle_of(task)
     place = save_bundle(bundle, tmp_path / "bundle")
     instances = rows(5, 9).select(list(bundle.plan.inputs)).to_pylist()
-    settings = {"name": "p", "max_rows": 9, "needs_key": False, "keys": [], "keys_file": None, "log_folder": tmp_path / "log"}
 
     async def receive() -> dict[str, Any]:
         return {"body": orjson.dumps({"instances": instances})}
 
     async def ask() -> tuple[int, bytes]:
-        server = ModelServer({**settings, "log": Log().model_dump()})
+        server = ModelServer(replica_settings(tmp_path, name="p"))
         await server.reconfigure({"versions": {"v1": str(place)}, "weights": {"v1": 1.0}, "champion": "v1", "salt": "", "revision": "a"})
         answer = await server.answering.answer(server.state, [], receive)
         server.log.flush()

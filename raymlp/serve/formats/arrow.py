@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from raymlp.config.access import Role
 from raymlp.config.sources import ColumnType
 from raymlp.core.errors import RequestError, nearest
 from raymlp.data.contract import ColumnContract, Contract
@@ -20,8 +21,7 @@ from raymlp.data.contract_batch import REASON, check_table
 from raymlp.data.privacy import PrivacyKey, makes_text
 from raymlp.model.answers import columns_of
 from raymlp.serve.admission import refusal
-from raymlp.serve.formats.wire import FALLBACK, Headers
-from raymlp.serve.keys import Role
+from raymlp.serve.formats.wire import FALLBACK, Flags, Headers
 from raymlp.serve.request import Request
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ArrowTable:
     def read(self, content: bytes, *, max_rows: int) -> Request:
         return Request(read_stream(content, max_rows=max_rows), None)
 
-    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str) -> bytes:
+    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str, flags: Flags) -> bytes:
         told = {"prediction_id": prediction_id, "model_version": label} | ({"fallback": "true"} if label == FALLBACK else {})
         table = columns_of(answer, "", label, digest).replace_schema_metadata(told)
         sink = pa.BufferOutputStream()

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import raymlp
+from raymlp.config.access import Role
 from raymlp.core.errors import RequestError
 from raymlp.model.answers import columns_of
 from raymlp.serve.formats.choice import binary_columns
 from raymlp.serve.formats.messages import METHODS, PACKAGE, SERVICE, message_type
 from raymlp.serve.formats.open_inference import Chosen, model_metadata_of, server_metadata
 from raymlp.serve.formats.tensors import BYTES, Tensor, from_bytes, no_nan, require_datatype, rows_in, rows_of, to_bytes, told
-from raymlp.serve.formats.wire import FALLBACK, Headers
-from raymlp.serve.keys import Role
-from raymlp.serve.request import MAX_BODY_BYTES, Request, routing_key_of
+from raymlp.serve.formats.wire import FALLBACK, Flags, Headers
+from raymlp.serve.request import Request, routing_key_of
 
 if TYPE_CHECKING:
     from raymlp.model.predictor import Prediction
@@ -83,8 +83,8 @@ class InferenceService:
         response = message_type("ModelInferResponse")
         if request.model_name != self._server.name or (request.model_version and not self._server.holds(request.model_version)):
             return _refuse(grpc_context, 404, f"no model '{request.model_name[:60]}' of that version", response)
-        if request.ByteSize() > MAX_BODY_BYTES:
-            return _refuse(grpc_context, 413, f"over {MAX_BODY_BYTES:,} bytes; expected fewer rows a request", response)
+        if request.ByteSize() > (most := self._server.admission.access.limits.body_bytes):
+            return _refuse(grpc_context, 413, f"over {most:,} bytes; expected fewer rows a request", response)
         wire = GrpcInference(request, binary_columns(self._server.contract))
         status, body = await self._server.answering.answer(self._server.state, list(_headers(grpc_context).items()), _nothing, wire)
         return wire.response if status == 200 else _refuse(grpc_context, status, body.decode(), response)
@@ -110,7 +110,7 @@ class GrpcInference:
         key = request.parameters["routing_key"].string_param if "routing_key" in request.parameters else None
         return Request(rows_of(tensors, max_rows=max_rows), routing_key_of(key))
 
-    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str) -> bytes:
+    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str, flags: Flags) -> bytes:
         chosen = Chosen(list(dict.fromkeys(output.name for output in self._request.outputs)))
         tensors = chosen.of(columns_of(answer, "", label, digest))
         response = message_type("ModelInferResponse")(model_name=self._request.model_name, model_version=label)

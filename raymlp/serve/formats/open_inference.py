@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow as pa
 
+from raymlp.config.access import Role
 from raymlp.core.errors import RequestError
 from raymlp.model.answers import columns_of, names_of
 from raymlp.serve.formats.tensors import (
@@ -25,8 +26,7 @@ from raymlp.serve.formats.tensors import (
     rows_of,
     to_bytes,
 )
-from raymlp.serve.formats.wire import FALLBACK, Headers
-from raymlp.serve.keys import Role
+from raymlp.serve.formats.wire import FALLBACK, Flags, Headers
 from raymlp.serve.request import Request, kind_of, routing_key_of
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class OpenInference:
             raise RequestError("body", f"{len(rest):,} bytes that belong to no tensor", "the bytes of the tensors with binary_data_size")
         return Request(rows_of(tensors, max_rows=max_rows), routing_key_of(parameters.get("routing_key")))
 
-    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str) -> bytes:
+    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str, flags: Flags) -> bytes:
         parameters: dict[str, Any] = {"prediction_id": prediction_id} | ({"fallback": True} if label == FALLBACK else {})
         outputs, pieces = [], []
         for tensor in self._chosen.of(columns_of(answer, "", label, digest)):

@@ -44,9 +44,8 @@ def inference_pages(server: ModelServer) -> dict[str, Page]:
     async def model(request: HttpRequest) -> Response:
         refused = server.admission.refused(dict(request.scope["headers"]), "predict")
         if refused is not None:
-            headers = {"www-authenticate": "Bearer"} if refused.status == 401 else None
-            body = error_body("Authorization", refused.found, refused.expected)
-            return Response(body, refused.status, headers, "application/json")
+            body = error_body(refused.field, refused.found, refused.expected)
+            return Response(body, refused.status, media_type="application/json")
         told = model_metadata_of(server, version_of(request))
         if told is None:
             raise HTTPException(503)

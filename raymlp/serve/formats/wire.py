@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
+from raymlp.config.access import Role
 from raymlp.serve.admission import refusal
-from raymlp.serve.keys import Role
 from raymlp.serve.request import Request, parse
 
 if TYPE_CHECKING:
     from raymlp.model.predictor import Prediction
 
 Headers = Sequence[tuple[bytes, bytes]]
+Flags = Sequence[tuple[str, ...]]
 FALLBACK = "fallback"
 """Label, in answers and in the log, of what no version answered."""
 
@@ -32,8 +33,9 @@ class Wire(Protocol):
     def read(self, content: bytes, *, max_rows: int) -> Request:
         """The rows of a request's body. Raises RequestError."""
 
-    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str) -> bytes:
-        """The body of an answer."""
+    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str, flags: Flags) -> bytes:
+        """The body of an answer. `flags` names the fields of each row that are out of place; a format without a place for them leaves them
+        to the log."""
 
     def refuse(self, field: str, found: str, expected: str) -> bytes:
         """The body of a refusal."""
@@ -49,8 +51,10 @@ class JsonRows:
     def read(self, content: bytes, *, max_rows: int) -> Request:
         return parse(content, max_rows=max_rows)
 
-    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str) -> bytes:
+    def write(self, answer: Prediction, *, label: str, digest: str, prediction_id: str, flags: Flags) -> bytes:
         told = {"predictions": answer.rows(), "model_version": label, "prediction_id": prediction_id}
+        if any(flags):
+            told["flags"] = flags
         return orjson.dumps(told | {"fallback": True} if label == FALLBACK else told)
 
     def refuse(self, field: str, found: str, expected: str) -> bytes:
