@@ -82,6 +82,15 @@ class Serve(Access):
     ingress: Literal["auto", "haproxy", "proxy"] = "auto"
     """`haproxy` is the fast path; `proxy` is Ray Serve's own; `auto` takes HAProxy where its binary is present."""
 
+    runtime: Literal["torch", "onnx", "auto"] = "torch"
+    """What nets run in. `torch` answers as offline, to the last bit for a row alone; `onnx` is several times quicker for a small net and
+    differs by at most 1e-5 (needs raymlp[onnx]; a net that it cannot run is refused); `auto` takes onnx where it can be had and torch
+    elsewhere, and logs why. Trees and clusters have their own."""
+
+    batching: Literal["auto", "off"] = "auto"
+    """`auto` lets rows of requests that come while others are being answered be predicted together, for a model that gains from it,
+    as measured when it is loaded; `off` predicts each request on its own."""
+
     tls: Tls | None = None
     """Serve HTTPS with this certificate; null serves HTTP."""
 
@@ -151,6 +160,8 @@ class Serve(Access):
     @model_validator(mode="after")
     def _safe(self) -> Self:
         _ = self.replicas
+        if self.runtime == "onnx" and self.num_gpus_per_replica:
+            raise ValueError("runtime is onnx, which is for CPUs, with num_gpus_per_replica; expected torch or auto. Set one of them")
         if self.auth == "none" and self.host not in LOOPBACK:
             raise ValueError(f"host is {self.host} with auth=none; an endpoint beyond loopback needs auth=key")
         if self.auth == "none" and self.grpc_port is not None:

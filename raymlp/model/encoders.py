@@ -59,6 +59,8 @@ class ImageEncoder(nn.Module):
 
 def in_pieces(run: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], rows: int) -> Tensor:
     """Outputs of B rows, so many at a time."""
+    if torch.compiler.is_exporting():  # a graph for any number of rows has no loop over them
+        return run(tensors)
     count = len(next(iter(tensors.values())))
     if count <= rows:
         return run(tensors)

@@ -59,7 +59,7 @@ class FtTransformerNet(nn.Module):
         """Each (B, some of the T, D)."""
         numeric = tensors["numeric"].to(self.gather.dtype)
         embedded, others = self.numbers(numeric)
-        tokens = [self.gather.expand(len(numeric), 1, -1)]
+        tokens = [self.gather.expand(numeric.shape[0], 1, -1)]
         if embedded is not None:
             tokens.append(embedded)
         if self.others is not None:

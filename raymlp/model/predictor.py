@@ -40,6 +40,10 @@ class Prediction:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def alone(self, place: int) -> Prediction:
+        """The answer of one row."""
+        return replace(self, scores=self.scores[place : place + 1])
+
     @property
     def labels(self) -> list[str] | None:
         """Most likely class of each row (binary: threshold .5); None without classes."""
@@ -52,7 +56,7 @@ class Prediction:
         """One JSON-able answer a row: `{"probability", "label"}`, `{"probabilities", "label"}`, `{"value"}`, `{"cluster", "distance"}`,
         `{"score", "flagged"}` or `{"log_likelihood", "tokens", "token_loss", "perplexity"}`, the last two null without tokens."""
         if self.task == "regression":
-            return [{"value": float(value)} for value in self.scores]
+            return [{"value": value} for value in self.scores.tolist()]
         if self.task == "clustering":
             return [{"cluster": int(row.argmin()), "distance": float(row.min())} for row in self.scores]
         if self.task == "anomaly":
@@ -63,9 +67,10 @@ class Prediction:
                 {name: None if value != value else value for name, value in zip(parts, row, strict=True)}
                 for row in zip(*parts.values(), strict=True)
             ]
-        labels = self.labels or []
         if self.task == "binary":
-            return [{"probability": float(p), "label": label} for p, label in zip(self.scores, labels, strict=True)]
+            negative, positive = self.classes
+            return [{"probability": p, "label": positive if p >= 0.5 else negative} for p in self.scores.tolist()]
+        labels = self.labels or []
         return [
             {"probabilities": dict(zip(self.classes, map(float, row), strict=True)), "label": label}
             for row, label in zip(self.scores, labels, strict=True)
@@ -124,6 +129,12 @@ class Predictor:
     def predict_typed(self, row: Row) -> Prediction:
         """Predict one row that `check` has passed: the quick path of the endpoint, without Arrow."""
         tensors = {name: np.array(values, TAKEN[name])[None] for name, values in self._row(row).items()}
+        return self._answer(self.bundle.plan.target.in_unit(self.bundle.scorer(tensors).astype(np.float64)))
+
+    def predict_together(self, rows: Sequence[Row]) -> Prediction:
+        """Predict some rows that `check` has passed, each read as `predict_typed` reads it."""
+        read = [self._row(row) for row in rows]
+        tensors = {name: np.array([values[name] for values in read], TAKEN[name]) for name in read[0]}
         return self._answer(self.bundle.plan.target.in_unit(self.bundle.scorer(tensors).astype(np.float64)))
 
     def scores(self, table: pa.Table) -> NDArray[np.float64]:

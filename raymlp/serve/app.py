@@ -55,7 +55,8 @@ logger = logging.getLogger("ray.serve")
 class ModelServer(InferenceService):
     """One replica. Torch is imported when the first version loads, which spares the process that only builds the application.
     `settings`: name, keys, keys_file, max_rows, log_folder, shadow_folder, log, label_folder, label_rule, needs_key, access,
-    max_replicas, fallback, protocols; and where they differ from the usual, stand_in and loading (device, timeout_s)."""
+    max_replicas, fallback, protocols; and where they differ from the usual, stand_in and loading (device, runtime, graphs, batching,
+    timeout_s)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.name = str(settings["name"])

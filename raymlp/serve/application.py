@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from raymlp.serve.apart import application_name
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
 from raymlp.serve.probe import trust
+from raymlp.serve.unwatched import VARIABLE
 
 DEPLOYMENT = "model"
 VERSION_DEPLOYMENT = "version"
@@ -48,7 +50,7 @@ def application_of(config: Config, user_config: dict[str, Any], keys: list[ApiKe
         "access": settings.model_dump(mode="json", include=set(Access.model_fields)),
         "max_replicas": settings.replicas.max_replicas,
         "stand_in": settings.stand_in == "champion",
-        "loading": {"device": device_of(settings), "timeout_s": settings.version_timeout_s},
+        "loading": {**loading_of(config), "timeout_s": settings.version_timeout_s},
         "protocols": ["rest-v1", "arrow", "open-inference-rest", *(["open-inference-grpc"] if settings.grpc_port else [])],
         "fallback": Fallback.of(settings.fallback, bundle).facts() if settings.fallback else None,
     }
@@ -75,7 +77,7 @@ def version_application_of(config: Config, label: str, path: str) -> Any:
         name=application_name(config.problem.name, label, path),
         route_prefix=None,
         import_path="raymlp.serve.version_app:application",
-        args={"label": label, "path": path, "device": device_of(config.serve)},
+        args={"label": label, "path": path, **loading_of(config)},
         runtime_env=_runtime_env(),
         logging_config=QUIET,
         deployments=[_deployment(config.serve, VERSION_DEPLOYMENT)],
@@ -115,6 +117,14 @@ def device_of(settings: Serve) -> str:
     return "cuda" if settings.num_gpus_per_replica else "cpu"
 
 
+def loading_of(config: Config) -> dict[str, str]:
+    """How replicas load versions: what `Loaded.load` is given beside a label and a path."""
+    settings = config.serve
+    return {
+        "device": device_of(settings), "runtime": settings.runtime, "graphs": str(graphs_folder(config)), "batching": settings.batching
+    }  # fmt: skip
+
+
 def user_config_of(
     versions: Mapping[str, str],
     weights: Mapping[str, float],
@@ -147,6 +157,11 @@ def shadow_folder(config: Config, name: str) -> Path:
     return storage_root(config.runtime) / "shadows" / name
 
 
+def graphs_folder(config: Config) -> Path:
+    """Where the graphs of nets for ONNX Runtime lie, one folder a bundle."""
+    return storage_root(config.runtime) / "graphs"
+
+
 def label_folder(config: Config, name: str) -> Path:
     """Where replicas write the true answers that clients send back, and where others may put theirs."""
     return storage_root(config.runtime) / "labels" / name
@@ -159,4 +174,5 @@ def _runtime_env() -> dict[str, Any]:
 
     job = ray.get_runtime_context().runtime_env
     code = {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}
-    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust()}}
+    unwatched = {name: value for name, value in VARIABLE.items() if name not in os.environ}
+    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust(), **unwatched}}

@@ -20,7 +20,7 @@ from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import has_fast_path
 from raymlp.runtime.ports import port_is_free
 from raymlp.serve.apart import application_names, belongs_to
-from raymlp.serve.application import application_of, log_folder, user_config_of, version_application_of
+from raymlp.serve.application import application_of, loading_of, log_folder, user_config_of, version_application_of
 from raymlp.serve.controller import (
     CHANGE_S,
     applications,
@@ -58,7 +58,7 @@ def deploy(config: Config, champion: Version) -> Endpoint:
     fast = has_fast_path(settings.ingress)
     running = serve_client()
     _check_address(settings, running)
-    probing = start_probe(champion)
+    probing = start_probe(champion, loading_of(config))
     if not fast:
         logger.warning(
             "the endpoint runs behind Ray Serve's own proxy: expect about a twentieth of HAProxy's requests per second, and some that fail "
@@ -111,10 +111,11 @@ def set_versions(
     client = serve_client()
     known = application_named(client, name)
     current = known.deployments[0].user_config
+    loading = known.args["loading"]
     new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
     apart = application_names(name, dict(versions)) if current.get("apart") else {}
     for label, path in new.items():
-        measured = probe(Version(label, path)).grown_bytes
+        measured = probe(Version(label, path), loading).grown_bytes
         if not apart:
             require_room(name, label, path, measured)
     if apart:

@@ -171,12 +171,16 @@ class KeyRing:
     def __init__(self, fixed: Sequence[ApiKey], file: Path | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ConfigError when the file cannot be used."""
         self._fixed, self._file, self._clock = tuple(fixed), file, clock
-        self._keys: tuple[ApiKey, ...] = self._fixed
+        self._hold(self._fixed)
         self._mark: tuple[int, ...] = ()
         self._looked, self._broken_since = clock(), -1.0
         if file is not None:
             self._mark = _mark(file)
-            self._keys = (*self._fixed, *read_keys(file).keys)
+            self._hold((*self._fixed, *read_keys(file).keys))
+
+    def _hold(self, keys: tuple[ApiKey, ...]) -> None:
+        self._keys = keys
+        self._digests = tuple((bytes.fromhex(key.sha256), key) for key in keys)
 
     def refresh(self) -> None:
         """Look at the file when a second has passed. A file that is gone or broken leaves its keys valid for a minute, then only the
@@ -188,28 +192,27 @@ class KeyRing:
         try:
             mark = _mark(self._file)
             if mark != self._mark or self._broken_since >= 0:
-                self._keys = (*self._fixed, *read_keys(self._file).keys)
+                self._hold((*self._fixed, *read_keys(self._file).keys))
                 self._mark, self._broken_since = mark, -1.0
         except (OSError, ConfigError) as error:
             if self._broken_since < 0:
                 self._broken_since = now
                 log.error("keys stay as they are for %g s: %s", GRACE_S, error)
             elif now - self._broken_since > GRACE_S and self._keys != self._fixed:
-                self._keys = self._fixed
+                self._hold(self._fixed)
                 log.error("keys of %s are no longer let in: %s", self._file, error)
 
     def let_in(self, header: bytes, role: Role, *, now: datetime | None = None) -> ApiKey:
         """The key of `Authorization: Bearer KEY`. Takes as long for a near miss as for a far one. Raises Refusal."""
         self.refresh()
         scheme, _, key = header.partition(b" ")
-        given = sha256(key.strip()).hexdigest().encode()
-        found: ApiKey | None = None
-        for known in self._keys:
-            if hmac.compare_digest(given, known.sha256.encode()):
+        given, found = sha256(key.strip()).digest(), None
+        for digest, known in self._digests:
+            if hmac.compare_digest(given, digest):
                 found = known
         if found is None or scheme.lower() != b"bearer":
             raise Refusal(401, "missing or unknown", "Bearer and one of the endpoint's keys")
-        if found.is_expired(now or datetime.now(UTC)):
+        if found.expires is not None and found.is_expired(now or datetime.now(UTC)):
             raise Refusal(401, f"a key that expired on {found.expires:%Y-%m-%d}", "a key that is valid")
         if role not in found.roles:
             raise Refusal(403, f"a key for {' and '.join(found.roles)}", f"a key with the role {role}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
@@ -46,12 +47,17 @@ class Probed(NamedTuple):
     grown_bytes: int
 
 
-def measured(bundle: str) -> Probed:
-    """`answers_a_sample`, with the growth of this process's peak memory from before the bundle was loaded, libraries left out."""
-    import raymlp.model.predictor  # noqa: F401
+def measured(bundle: str, loading: Mapping[str, Any]) -> Probed:
+    """`answers_a_sample`, with the growth of this process's peak memory from before the bundle was loaded, libraries left out. The graph
+    that the runtime needs is made, and counted. Raises ServingError for a net that the runtime cannot run."""
+    from raymlp.model.predictor import Predictor
+    from raymlp.serve.runtime import prepare
 
     before = peak()
-    return Probed(answers_a_sample(bundle), peak() - before)
+    digest, grown_bytes = answers_a_sample(bundle), peak() - before
+    if loading:
+        grown_bytes += prepare(Predictor.load(bundle), loading["runtime"], Path(loading["graphs"]), device=loading["device"])
+    return Probed(digest, grown_bytes)
 
 
 def answers_a_sample(bundle: str) -> str:
@@ -73,18 +79,18 @@ def trust() -> dict[str, str]:
     return {TRUSTED: os.environ[TRUSTED]} if os.environ.get(TRUSTED) else {}
 
 
-def probe(version: Version) -> Probed:
-    """What the bundle is, and how much memory it takes. Raises VersionRefused when the bundle cannot be loaded, crashes, hangs or gives no
-    number; nothing else changes."""
-    return start_probe(version)()
+def probe(version: Version, loading: Mapping[str, Any] | None = None) -> Probed:
+    """What the bundle is, and how much memory it takes. `loading`, as replicas have it, says what its net is to run in. Raises
+    VersionRefused when the bundle cannot be loaded, crashes, hangs, gives no number or cannot be run there; nothing else changes."""
+    return start_probe(version, loading)()
 
 
-def start_probe(version: Version) -> Callable[[], Probed]:
+def start_probe(version: Version, loading: Mapping[str, Any] | None = None) -> Callable[[], Probed]:
     """`probe` begun: call what comes back for its end."""
-    return in_own_process(measured, version.bundle, what=f"version {version.label} ({version.bundle})")
+    return in_own_process(measured, version.bundle, dict(loading or {}), what=f"version {version.label} ({version.bundle})")
 
 
-def in_own_process(function: Callable[[str], Found], argument: str, *, what: str, timeout_s: float = PROBE_S) -> Callable[[], Found]:
+def in_own_process(function: Callable[..., Found], *arguments: Any, what: str, timeout_s: float = PROBE_S) -> Callable[[], Found]:
     """Start a function in a worker process that ends with it; call what comes back for the result.
 
     That call raises VersionRefused for an error, a crash or a hang.
@@ -93,7 +99,7 @@ def in_own_process(function: Callable[[str], Found], argument: str, *, what: str
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
     code = {"runtime_env": {"env_vars": trust()}} if trust() else {}
-    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(argument)
+    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(*arguments)
 
     def result() -> Found:
         try:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class VersionServer:
-    """Loads a version and answers a sample before it is ready. Raises what `Loaded.load` raises. `settings`: label, path, device."""
+    """Loads a version and answers a sample before it is ready. `settings` are what `Loaded.load` is given; raises what that raises."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.loaded = Loaded.load(settings["label"], settings["path"], device=settings["device"])
+        self.loaded = Loaded.load(**settings)
 
     async def predict(self, typed: list[Row] | pa.Table) -> Prediction:
         """Rows in the types of the contract, privacy rules applied."""
-        return await answers(self.loaded.predictor, typed)
+        return await answers(self.loaded, typed)
 
     def report(self) -> dict[str, Any]:
         """Who answers."""

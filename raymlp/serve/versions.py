@@ -6,14 +6,19 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlp.core.errors import ServingError
+from raymlp.serve.batching import Batcher, Batching
 from raymlp.serve.guard import Guard
 from raymlp.serve.probe import example_row
 from raymlp.serve.routing import Routes
+from raymlp.serve.runtime import Runtime, with_runtime
 from raymlp.serve.shadow import Shadowed
 
+LOADING = ("device", "runtime", "graphs", "batching")
+"""What `Loaded.load` may be given."""
 logger = logging.getLogger("ray.serve")
 
 if TYPE_CHECKING:
@@ -27,10 +32,16 @@ class Loaded:
     label: str
     path: str
     predictor: Predictor
+    runtime: str = "torch"
+    batcher: Batcher | None = None
+    """Predicts rows of several requests together; none for a model that would not gain."""
 
     @classmethod
-    def load(cls, label: str, path: str, *, device: str = "cpu") -> Loaded:
-        """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError and what a broken net raises."""
+    def load(
+        cls, label: str, path: str, *, device: str = "cpu", runtime: Runtime = "torch", graphs: str = "", batching: Batching = "off"
+    ) -> Loaded:
+        """Load, and answer a sample, so that the first request finds a warm net. Raises BundleError, ServingError for a net that the
+        runtime cannot run, and what a broken net raises."""
         import torch
 
         from raymlp.model.bundle import load_bundle
@@ -38,8 +49,10 @@ class Loaded:
 
         torch.set_num_threads(1)
         predictor = Predictor.load(path) if device == "cpu" else Predictor.of(load_bundle(path), device=device, key=None)
-        predictor.predict_typed(predictor.check(example_row(predictor.bundle.contract), "example"))
-        return cls(label, path, predictor)
+        predictor, ran = with_runtime(predictor, runtime, Path(graphs), device=device)
+        row = predictor.check(example_row(predictor.bundle.contract), "example")
+        predictor.predict_typed(row)
+        return cls(label, path, predictor, ran, Batcher.if_it_gains(predictor, row) if batching == "auto" else None)
 
     @classmethod
     def apart(cls, label: str, path: str, application: str, timeout_s: float) -> Loaded:
@@ -48,12 +61,13 @@ class Loaded:
 
         predictor = Apart(path, application, timeout_s)
         predictor.answers_a_sample(predictor.check(example_row(predictor.bundle.contract), "example"))
-        return cls(label, path, predictor)
+        return cls(label, path, predictor, "apart")
 
     @property
     def facts(self) -> dict[str, str]:
-        """What identifies the bundle."""
-        return {"digest": self.predictor.bundle.digest, "run_id": self.predictor.bundle.run_id}
+        """What identifies the bundle, what its net runs in, and whether rows of several requests are predicted together."""
+        bundle, batching = self.predictor.bundle, "on" if self.batcher else "off"
+        return {"digest": bundle.digest, "run_id": bundle.run_id, "runtime": self.runtime, "batching": batching}
 
 
 @dataclass(frozen=True)
@@ -82,8 +96,8 @@ class State:
 
 
 def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -> State:
-    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, device, timeout_s, shadow. What
-    cannot be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
+    """What a replica serves once it was given `wanted`: versions, weights, champion, salt, apart, revision, timeout_s, shadow, `LOADING`.
+    What cannot be loaded is reported, and never replaces what works. Raises ServingError when there is nothing to serve at all."""
     versions, weights, shadow = dict(wanted["versions"]), dict(wanted["weights"]), wanted.get("shadow")
     if shadow is not None:
         versions.setdefault(shadow["label"], shadow["path"])  # without a weight: no request is its own
@@ -106,7 +120,7 @@ def next_state(current: State | None, wanted: Mapping[str, Any], guard: Guard) -
             elif apart:
                 loaded[label] = Loaded.apart(label, path, apart[label], wanted["timeout_s"])
             else:
-                loaded[label] = Loaded.load(label, path, device=wanted["device"])
+                loaded[label] = Loaded.load(label, path, **{name: wanted[name] for name in LOADING if name in wanted})
         except Exception as error:
             problems[label] = f"{type(error).__name__}: {error}"
             logger.error("version %s cannot be loaded from %s: %s", label, path, problems[label])

@@ -1,0 +1,158 @@
+"""Rows of several requests, predicted together where the model gains from it.
+
+Rows that come while a batch is predicted are the next batch, so under load batches grow by themselves and a row that comes alone waits
+for nobody. When the last batch was larger than what waits now, its requests have just been answered and the next ones are about to
+come: they are given a part of a row's own time. Never more, and none when the last batch was one row, or is long gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from raymlp.data.contract_row import Row
+
+if TYPE_CHECKING:
+    from raymlp.model.predictor import Prediction, Predictor
+
+    Outcome = Prediction | Exception
+
+Batching = Literal["auto", "off"]
+TRIED_ROWS = 16
+"""Rows that are predicted together when a model is measured."""
+TRIALS = 3
+"""Times a model is measured; the quickest counts."""
+HANDOVER_S = 2e-4
+"""What passing a row to another thread and back may cost; a row must save more than that."""
+MOST_ROWS = 64
+MOST_S = 0.1
+"""A batch has at most so many rows, and fewer where those would take longer than this."""
+WAIT_SHARE = 0.25
+"""Part of a row's own time that is waited for others, at most."""
+
+
+class Pace(NamedTuple):
+    """Seconds of a row that is predicted alone, and of a row among `TRIED_ROWS`."""
+
+    alone_s: float
+    together_s: float
+
+    @property
+    def gains(self) -> bool:
+        """Whether a row saves more than it costs to pass it on."""
+        return self.alone_s - self.together_s > HANDOVER_S
+
+    @property
+    def most_rows(self) -> int:
+        """Rows a batch may have."""
+        return max(1, min(MOST_ROWS, int(MOST_S / self.together_s)))
+
+
+def pace_of(predictor: Predictor, row: Row, *, clock: Callable[[], float] = time.perf_counter) -> Pace:
+    """Measure a predictor on a typed row."""
+
+    def quickest(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(TRIALS):
+            start = clock()
+            work()
+            seconds.append(clock() - start)
+        return max(min(seconds), 1e-9)
+
+    return Pace(
+        quickest(lambda: predictor.predict_typed(row)), quickest(lambda: predictor.predict_together([row] * TRIED_ROWS)) / TRIED_ROWS
+    )
+
+
+class Batcher:
+    """The batches of one version, in a thread of their own: the event loop goes on reading requests. Used from one event loop."""
+
+    def __init__(self, predictor: Predictor, pace: Pace) -> None:
+        self._predictor, self.pace = predictor, pace
+        self._waiting: list[tuple[Row, asyncio.Future[Prediction]]] = []
+        self._is_busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last, self._ended = 1, -math.inf
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+
+    @classmethod
+    def if_it_gains(cls, predictor: Predictor, row: Row) -> Batcher | None:
+        """The batcher of a predictor that gains from one, as measured on a typed row."""
+        pace = pace_of(predictor, row)
+        return cls(predictor, pace) if pace.gains else None
+
+    async def predict(self, row: Row) -> Prediction:
+        """The answer of a typed row; raises what predicting this row alone raises."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Prediction] = loop.create_future()
+        self._waiting.append((row, answer))
+        if not self._is_busy:
+            self._is_busy = True
+            loop.call_soon(self._gather, loop)
+        elif self._timer and len(self._waiting) >= self._wanted:
+            self._begin(loop)
+        return await answer
+
+    @property
+    def _wanted(self) -> int:
+        return min(self._last, self.pace.most_rows)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin the next batch, after a short wait when others are likely to come."""
+        if len(self._waiting) < self._wanted and loop.time() - self._ended < self.pace.alone_s:
+            self._timer = loop.call_later(self.pace.alone_s * WAIT_SHARE, self._begin, loop)
+        else:
+            self._begin(loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        asked = [(row, answer) for row, answer in self._waiting if not answer.done()]  # the others' requests went away
+        batch, self._waiting = asked[: self.pace.most_rows], asked[self.pace.most_rows :]
+        if not batch:
+            self._is_busy = False
+            return
+        self._last = len(batch)
+        work = loop.run_in_executor(self._thread, outcomes, self._predictor, [row for row, _ in batch])
+        work.add_done_callback(lambda done: self._finish(loop, [answer for _, answer in batch], done))
+
+    def _finish(
+        self, loop: asyncio.AbstractEventLoop, answers: Sequence[asyncio.Future[Prediction]], done: asyncio.Future[list[Outcome]]
+    ) -> None:
+        error = done.exception()
+        found: Sequence[Outcome | BaseException] = [error] * len(answers) if error else done.result()
+        for answer, outcome in zip(answers, found, strict=True):
+            if answer.done():
+                continue
+            if isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+        self._ended = loop.time()
+        if self._waiting:
+            loop.call_soon(self._gather, loop)
+        else:
+            self._is_busy = False
+
+
+def outcomes(predictor: Predictor, rows: Sequence[Row]) -> list[Outcome]:
+    """The answer, or the error, of each typed row. When predicting them together fails, each is predicted alone, so that an error stays
+    with the row that has it."""
+    if len(rows) > 1:
+        try:
+            together = predictor.predict_together(rows)
+            return [together.alone(place) for place in range(len(rows))]
+        except Exception:  # noqa: S110 (found again below, for the row that has it)
+            pass
+    found: list[Outcome] = []
+    for row in rows:
+        try:
+            found.append(predictor.predict_typed(row))
+        except Exception as error:
+            found.append(error)
+    return found

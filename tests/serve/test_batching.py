@@ -1,0 +1,180 @@
+"""Rows of several requests predicted together: the same answers, errors where they belong, and no wait for nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from raymlp.config.model import Mlp
+from raymlp.data.contract_row import Row
+from raymlp.model.predictor import Prediction, Predictor
+from raymlp.serve.batching import HANDOVER_S, MOST_ROWS, TRIED_ROWS, WAIT_SHARE, Batcher, Pace, outcomes, pace_of
+from tests.serve.bundles import json_rows, make_bundle
+
+SLOW = Pace(alone_s=1e-3, together_s=1e-4)
+
+
+class Watched(Predictor):
+    """Keeps the sizes of its batches."""
+
+    sizes: list[int]
+
+    def predict_together(self, rows: Any) -> Prediction:
+        self.sizes.append(len(rows))
+        return super().predict_together(rows)
+
+    def predict_typed(self, row: Row) -> Prediction:
+        self.sizes.append(1)
+        return super().predict_typed(row)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return Watched.load(make_bundle(tmp_path_factory.mktemp("b") / "bundle", seed=1, model=Mlp(hidden=(8,))))
+
+
+@pytest.fixture
+def predictor(loaded: Watched) -> Watched:
+    loaded.sizes = []
+    return loaded
+
+
+def typed_rows(predictor: Predictor, count: int) -> list[Row]:
+    return [predictor.check(row, "row") for row in json_rows(count)]
+
+
+def score(answer: Prediction) -> float:
+    assert len(answer) == 1
+    return float(answer.scores[0])
+
+
+def test_rows_that_come_together_are_one_batch_and_answered_as_alone(predictor: Watched) -> None:
+    rows = typed_rows(predictor, 10)
+    expected = [score(Predictor.predict_typed(predictor, row)) for row in rows]
+
+    async def ask() -> list[Prediction]:
+        batcher = Batcher(predictor, SLOW)
+        return list(await asyncio.gather(*(batcher.predict(row) for row in rows)))
+
+    answers = asyncio.run(ask())
+    assert predictor.sizes == [10]
+    assert [score(answer) for answer in answers] == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_that_come_during_a_batch_are_the_next_one(predictor: Watched) -> None:
+    rows = typed_rows(predictor, 7)
+
+    async def ask() -> None:
+        batcher = Batcher(predictor, SLOW)
+        first = asyncio.create_task(batcher.predict(rows[0]))
+        for _ in range(2):
+            await asyncio.sleep(0)  # the first row's batch has begun
+        await asyncio.gather(first, *(batcher.predict(row) for row in rows[1:]))
+
+    asyncio.run(ask())
+    assert predictor.sizes == [1, 6]
+
+
+def test_a_batch_is_no_longer_than_a_tenth_of_a_second(predictor: Watched) -> None:
+    rows = typed_rows(predictor, 7)
+
+    async def ask() -> None:
+        batcher = Batcher(predictor, Pace(alone_s=1e-3, together_s=0.04))
+        await asyncio.gather(*(batcher.predict(row) for row in rows))
+
+    asyncio.run(ask())
+    assert predictor.sizes == [2, 2, 2, 1]
+
+
+def test_an_error_stays_with_the_row_that_has_it(predictor: Watched) -> None:
+    good, bad = typed_rows(predictor, 3), {"delay": 1.0}
+
+    async def ask() -> list[Prediction | BaseException]:
+        batcher = Batcher(predictor, SLOW)
+        return list(await asyncio.gather(*(batcher.predict(row) for row in (good[0], bad, *good[1:])), return_exceptions=True))
+
+    answers = asyncio.run(ask())
+    assert isinstance(answers[1], KeyError)
+    scores = [score(answer) for answer in answers if isinstance(answer, Prediction)]
+    assert scores == [score(Predictor.predict_typed(predictor, row)) for row in good]
+
+
+def test_a_request_that_goes_away_leaves_the_others_their_answers(predictor: Watched) -> None:
+    rows = typed_rows(predictor, 3)
+
+    async def ask() -> list[Prediction | BaseException]:
+        batcher = Batcher(predictor, SLOW)
+        tasks = [asyncio.create_task(batcher.predict(row)) for row in rows]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        return [*answers, await batcher.predict(rows[1])]
+
+    answers = asyncio.run(ask())
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert all(isinstance(answer, Prediction) for answer in (answers[0], answers[2], answers[3]))
+
+
+def waits(predictor: Watched, *bursts: int, apart_s: float = 0) -> list[float]:
+    """Seconds of every wait while bursts of requests follow one another, so many seconds apart, for rows of a minute each."""
+    rows, found = typed_rows(predictor, max(bursts)), list[float]()
+
+    async def ask() -> None:
+        loop, batcher = asyncio.get_running_loop(), Batcher(predictor, Pace(alone_s=60, together_s=1e-4))
+        later = loop.call_later
+
+        def watched(delay: float, *args: Any, **more: Any) -> asyncio.TimerHandle:
+            found.append(delay)
+            return later(0, *args, **more)
+
+        loop.call_later = watched  # type: ignore[method-assign]
+        clock, later_by = loop.time, 0.0
+        loop.time = lambda: clock() + later_by  # type: ignore[method-assign]
+        for burst in bursts:
+            later_by += apart_s
+            await asyncio.gather(*(batcher.predict(row) for row in rows[:burst]))
+
+    asyncio.run(ask())
+    return found
+
+
+def test_nobody_waits_who_is_alone_and_others_are_waited_for_a_part_of_a_rows_time(predictor: Watched) -> None:
+    assert waits(predictor, 1, 1, 1) == []
+    assert waits(predictor, 4, 4, 4) == [], "as many came as were answered"
+    assert waits(predictor, 4, 1, 1) == [60 * WAIT_SHARE], "once; the batch of one says that nobody else comes"
+    assert waits(predictor, 4, 1, apart_s=61) == [], "the last batch is long gone"
+
+
+def test_a_wait_ends_when_as_many_have_come_as_before(predictor: Watched) -> None:
+    rows = typed_rows(predictor, 4)
+
+    async def ask() -> None:
+        batcher = Batcher(predictor, Pace(alone_s=600, together_s=1e-4))
+        await asyncio.gather(*(batcher.predict(row) for row in rows))
+        first = asyncio.create_task(batcher.predict(rows[0]))
+        for _ in range(3):
+            await asyncio.sleep(0)  # it waits for three others, 150 s
+        await asyncio.gather(first, *(batcher.predict(row) for row in rows[1:]))
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert predictor.sizes == [4, 4]
+
+
+def test_a_model_gains_when_a_row_saves_more_than_it_costs_to_pass_it_on() -> None:
+    assert Pace(HANDOVER_S * 3, HANDOVER_S).gains
+    assert not Pace(HANDOVER_S * 1.5, HANDOVER_S).gains
+    assert not Pace(10 * HANDOVER_S, 10 * HANDOVER_S).gains, "costly, and no cheaper together"
+    assert Pace(1, 1e-6).most_rows == MOST_ROWS
+    assert Pace(1, 0.03).most_rows == 3
+    assert Pace(9, 9).most_rows == 1
+
+
+def test_the_pace_is_the_quickest_of_several_trials(predictor: Watched) -> None:
+    times = iter([0, 5, 5, 7, 7, 20, 20, 36, 36, 68, 68, 100])  # 5, 2, 13 s alone; 16, 32, 32 s together
+    assert pace_of(predictor, typed_rows(predictor, 1)[0], clock=lambda: next(times)) == Pace(2, 16 / TRIED_ROWS)
+
+
+def test_outcomes_of_no_rows_are_none(predictor: Watched) -> None:
+    assert outcomes(predictor, []) == []
