@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 from starlette.types import Receive
@@ -25,6 +27,7 @@ from raymlp.serve.metrics import ReplicaMetrics
 from raymlp.serve.request import Request
 from raymlp.serve.screening import Screen
 from raymlp.serve.shadow import Shadow
+from raymlp.serve.tokens import Caller
 from raymlp.serve.versions import Loaded, State
 
 INLINE_ROWS = 32
@@ -34,6 +37,32 @@ logger = logging.getLogger("ray.serve")
 
 if TYPE_CHECKING:
     from raymlp.model.predictor import Prediction, Predictor
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way: what log and metrics have to know, whatever becomes of it. `start` is of `time.perf_counter`."""
+
+    id: str
+    start: float
+    label: str = ""
+    key: str = ""
+    rows: int = 1
+    routed: str = ""
+
+    @property
+    def took_ms(self) -> float:
+        """Milliseconds since it came."""
+        return (time.perf_counter() - self.start) * 1e3
+
+
+class Served(NamedTuple):
+    """An answer: by the bundle of `digest`, to `rows` as they are logged, with the fields out of place of each."""
+
+    answer: Prediction
+    digest: str
+    rows: Sequence[Row | None]
+    flags: list[tuple[str, ...]]
 
 
 class Answering:
@@ -64,57 +93,26 @@ class Answering:
         self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
     ) -> tuple[int, bytes]:
         """Status and body for a request; it is logged and counted, whatever becomes of it. `wire` is its format."""
-        start = time.perf_counter()
-        given = dict(headers)
-        status, label, key, rows, routed, prediction_id = 500, "", "", 1, "", new_id()
-        inputs: list[Row] = []
-        flags: list[tuple[str, ...]] = []
+        given, asked = dict(headers), Asked(new_id(), time.perf_counter())
+        status = 500
         try:
             caller = self.admission.enter(given, wire.role)
             content = await read_body(given, receive, self.admission.access.limits)
-            fallback = self.fallback
-            if state is None and fallback is None:
+            if state is None and self.fallback is None:
                 status, body = 503, wire.refuse("model", "not loaded", "a model that is ready; try again")
                 return status, body
             request = wire.read(content, max_rows=self.max_rows)
-            rows = len(request.instances)
-            key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or prediction_id
-            if state is not None:
-                key = state.hide(key)
-                label, routed = (wire.version, "") if wire.version else (state.routes.choose(key), state.routed)
-                loaded, screen = state.loaded[label], self._screens[label]
-                predictor = loaded.predictor
-                typed, inputs, flags = await _judged(screen, request)
-                self.admission.count_rows(caller, inputs)
-                try:
-                    try:
-                        answer = await answers(loaded, typed)
-                    except VersionAway as away:
-                        if not self.stand_in or label == state.champion:
-                            raise
-                        self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
-                        self.metrics.count(label, 503, time.perf_counter() - start)
-                        label, routed, loaded = state.champion, "", state.loaded[state.champion]
-                        predictor = loaded.predictor
-                        typed, inputs, flags = await _judged(self._screens[label], request)
-                        answer = await answers(loaded, typed)
-                    digest = predictor.bundle.digest
-                except Exception as error:
-                    if fallback is None:
-                        raise
-                    self._note_failure(error, prediction_id, label, key, rows, routed, start)
-                    self.metrics.count(label, 500, time.perf_counter() - start)
-                    label, routed, digest, answer = FALLBACK, "", "", fallback.answer(rows)
-            elif fallback is not None:
-                key, typed = fallback.hide_routing_key(key), await _typed(fallback, request)
-                label, digest, answer = FALLBACK, "", fallback.answer(rows)
-            kept: list[Row | None] = [None] * rows if label == FALLBACK else [*inputs]
-            flags = [()] * rows if label == FALLBACK else flags
-            body = wire.write(answer, label=label, digest=digest, prediction_id=prediction_id, flags=flags)
+            asked.rows = len(request.instances)
+            asked.key = given.get(b"x-routing-key", b"").decode("latin-1") or request.routing_key or asked.id
+            if state is None:
+                served = await self._without_versions(asked, request)
+            else:
+                served = await self._served(state, asked, request, caller, version=wire.version)
+            body = wire.write(served.answer, label=asked.label, digest=served.digest, prediction_id=asked.id, flags=served.flags)
             status = 200
-            self._note(routed, prediction_id, label, key, kept, flags, answer, (time.perf_counter() - start) * 1e3)
-            if state is not None and state.shadow is not None and self.shadow is not None and label == state.champion:
-                self.shadow.offer(state.shadow, prediction_id, key, request.instances)
+            self._note(asked, served)
+            if state is not None and state.shadow is not None and self.shadow is not None and asked.label == state.champion:
+                self.shadow.offer(state.shadow, asked.id, asked.key, request.instances)
         except Refusal as refused:
             status, body = noted(refused).status, wire.refuse(refused.field, refused.found, refused.expected)
         except Unread as unread:
@@ -124,45 +122,72 @@ class Answering:
         except RecursionError:
             status, body = 422, wire.refuse("body", "nested too deep", "rows of plain values")
         except VersionAway as away:
-            status, body = 503, wire.refuse("model_version", f"{label}, which does not answer", "a version that does; try again")
-            self._note_failure(away, prediction_id, label, key, rows, routed, start, status=503)
+            status, body = 503, wire.refuse("model_version", f"{asked.label}, which does not answer", "a version that does; try again")
+            self._note_failure(asked, away, status=503)
         except Exception as error:
-            status, body = 500, wire.refuse("prediction", f"failed ({prediction_id})", "an answer; the replica's log has the cause")
-            self._note_failure(error, prediction_id, label, key, rows, routed, start)
+            status, body = 500, wire.refuse("prediction", f"failed ({asked.id})", "an answer; the replica's log has the cause")
+            self._note_failure(asked, error)
         finally:
-            self.metrics.count(label, status, time.perf_counter() - start)
+            self.metrics.count(asked.label, status, time.perf_counter() - asked.start)
         return status, body
 
-    def _note(
-        self,
-        routed: str,
-        prediction_id: str,
-        label: str,
-        key: str,
-        inputs: list[Row | None],
-        flags: list[tuple[str, ...]],
-        answer: Prediction,
-        took_ms: float,
-    ) -> None:
-        now = time.time()
-        for place, (row, doubts, score) in enumerate(zip(inputs, flags, answer.summary.tolist(), strict=True)):
-            if doubts:
-                self.metrics.flag(label, doubts)
-            self.log.add(Entry(prediction_id, place, now, label, key, 200, score, took_ms, row, routed, ",".join(doubts) or None))
+    async def _served(self, state: State, asked: Asked, request: Request, caller: Caller, *, version: str | None) -> Served:
+        """By the version that the key is routed to, or that was asked for; when that fails, by whom is declared to answer then."""
+        asked.key = state.hide(asked.key)
+        asked.label, asked.routed = (version, "") if version else (state.routes.choose(asked.key), state.routed)
+        typed, rows, flags = await _judged(self._screens[asked.label], request)
+        self.admission.count_rows(caller, rows)
+        try:
+            try:
+                return await _by(state.loaded[asked.label], typed, rows, flags)
+            except VersionAway as away:
+                if not self.stand_in or asked.label == state.champion:
+                    raise
+                self._fails(asked, away, 503, then=state.champion)
+                return await _by(state.loaded[asked.label], *await _judged(self._screens[asked.label], request))
+        except Exception as error:
+            if self.fallback is None:
+                raise
+            self._fails(asked, error, 500, then=FALLBACK)
+            return Served(self.fallback.answer(asked.rows), "", [None] * asked.rows, [()] * asked.rows)
 
-    def _note_failure(
-        self, error: Exception, prediction_id: str, label: str, key: str, rows: int, routed: str, start: float, *, status: int = 500
-    ) -> None:
-        logger.error("prediction %s by %s failed: %s", prediction_id, label, type(error).__name__, exc_info=error)
-        took_ms = (time.perf_counter() - start) * 1e3
-        for place in range(rows):
-            self.log.add(Entry(prediction_id, place, time.time(), label, key, status, None, took_ms, None, routed))
+    async def _without_versions(self, asked: Asked, request: Request) -> Served:
+        """By the fallback, since nothing is loaded."""
+        assert self.fallback is not None
+        asked.key, asked.label = self.fallback.hide_routing_key(asked.key), FALLBACK
+        await _typed(self.fallback, request)
+        return Served(self.fallback.answer(asked.rows), "", [None] * asked.rows, [()] * asked.rows)
+
+    def _fails(self, asked: Asked, error: Exception, status: int, *, then: str) -> None:
+        """The failure is the version's own; `then` answers, without a route, so that it is no evidence for anyone."""
+        self._note_failure(asked, error, status=status)
+        self.metrics.count(asked.label, status, time.perf_counter() - asked.start)
+        asked.label, asked.routed = then, ""
+
+    def _note(self, asked: Asked, served: Served) -> None:
+        now, took_ms = time.time(), asked.took_ms
+        for place, (row, doubts, score) in enumerate(zip(served.rows, served.flags, served.answer.summary.tolist(), strict=True)):
+            if doubts:
+                self.metrics.flag(asked.label, doubts)
+            flags = ",".join(doubts) or None
+            self.log.add(Entry(asked.id, place, now, asked.label, asked.key, 200, score, took_ms, row, asked.routed, flags))
+
+    def _note_failure(self, asked: Asked, error: Exception, *, status: int = 500) -> None:
+        logger.error("prediction %s by %s failed: %s", asked.id, asked.label, type(error).__name__, exc_info=error)
+        now, took_ms = time.time(), asked.took_ms
+        for place in range(asked.rows):
+            self.log.add(Entry(asked.id, place, now, asked.label, asked.key, status, None, took_ms, None, asked.routed))
 
 
 def new_id() -> str:
     """A random UUID (version 4), as `uuid.uuid4` makes it in four times the time."""
     digits = os.urandom(16).hex()
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+
+
+async def _by(loaded: Loaded, typed: list[Row] | pa.Table, rows: list[Row], flags: list[tuple[str, ...]]) -> Served:
+    """Served by a version."""
+    return Served(await answers(loaded, typed), loaded.predictor.bundle.digest, rows, flags)
 
 
 async def _judged(screen: Screen, request: Request) -> tuple[list[Row] | pa.Table, list[Row], list[tuple[str, ...]]]:

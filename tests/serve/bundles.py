@@ -90,7 +90,7 @@ def replica_settings(folder: Path, **changes: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {
         "name": "flights", "max_rows": 9, "needs_key": False, "keys": [], "keys_file": None, "log_folder": folder / "log",
         "log": Log().model_dump(), "label_folder": folder / "labels", "label_rule": None, "access": {}, "max_replicas": 1,
-        "fallback": None, "protocols": [],
+        "fallback": None, "protocols": [], "shadow_folder": folder / "shadows",
     }  # fmt: skip
     return {**plain, **changes}
 

@@ -81,6 +81,7 @@ def test_what_is_told_has_the_names_that_are_promised(told: dict[Key, float]) ->
     metrics.count("1", 200, 0.003)
     metrics.set_weights({"1": 1.0})
     metrics.set_dropped(1)
+    metrics.flag("1", ("hour",))
     RayExport(metrics.registry).tell()
     gauges = {"raymlp_weight", "raymlp_log_rows_dropped"}
     assert {f"ray_{name}" if name in gauges else f"ray_{name}_total" for name, _ in told} == ray_names(metrics.registry)

@@ -57,6 +57,8 @@ def asked(bundles: dict[str, Path], folder: Path, *, here: str, stand_in: bool, 
     for one in loaded.values():
         log.know(one.label, one.predictor.bundle.contract)
     answering = Answering(Admission(KeyRing([], None), needs_key=False), log, ReplicaMetrics("m", "r"), max_rows=9, stand_in=stand_in)
+    for one in loaded.values():
+        answering.know(one.label, one.predictor)
 
     async def receive() -> dict[str, Any]:
         return {"body": json.dumps({"instances": [ROW], "routing_key": "k"}).encode()}

@@ -52,7 +52,7 @@ def settings(**changes: Any) -> Jwt:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    plain = {"iss": ISSUER, "aud": "flights", "sub": "ann", "exp": time.time() + 600, "roles": ["predict"]}
+    plain = {"iss": ISSUER, "aud": "flights", "sub": "ann", "exp": time.time() + 86_400, "roles": ["predict"]}
     return {name: value for name, value in {**plain, **changes}.items() if value is not None}
 
 
@@ -106,7 +106,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no key named, of several": (token(kid=None), "an unknown key"),
     "expired": (token(exp=time.time() - 31), "expired"),
     "without an end": (token(exp=None), "MissingRequiredClaimError"),
-    "not yet valid": (token(nbf=time.time() + 60), "ImmatureSignatureError"),
+    "not yet valid": (token(nbf=time.time() + 86_000), "ImmatureSignatureError"),
     "for someone else": (token(aud="hotels"), "InvalidAudienceError"),
     "for nobody": (token(aud=None), "MissingRequiredClaimError"),
     "of another issuer": (token(iss="https://evil.example.org"), "InvalidIssuerError"),
