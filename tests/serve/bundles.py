@@ -95,7 +95,7 @@ def replica_settings(folder: Path, **changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
-def make_config(runtime: Runtime, **serve: Any) -> Config:
+def make_config(runtime: Runtime, /, **serve: Any) -> Config:
     """A config whose endpoint is called `flights`."""
     return Config(
         problem=Problem(name="flights", task="binary", target="late"),
