@@ -25,10 +25,10 @@ def main() -> None:
 
     from raymlp.config.runtime import Runtime
     from raymlp.core.records import Version
+    from raymlp.runtime.ports import free_port
     from raymlp.runtime.session import ray_session
     from raymlp.serve.deploy import deploy, undeploy
     from tests.serve.bundles import make_bundle, make_config
-    from tests.serve.test_endpoint import free_port
 
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAYMLP_API_KEYS": "one,two,three"}
     with tempfile.TemporaryDirectory() as folder:

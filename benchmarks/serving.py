@@ -60,6 +60,7 @@ from raymlp.model.calibration import Calibration
 from raymlp.model.nets import NetShape, build_net
 from raymlp.model.predictor import Predictor
 from raymlp.model.scorer import NetScorer
+from raymlp.runtime.ports import free_port
 from raymlp.runtime.session import ray_session
 from raymlp.serve.client import replay
 from raymlp.serve.deploy import deploy, set_versions, undeploy
@@ -218,12 +219,6 @@ def python_of(name: str) -> Path:
 def is_open(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def last_line(file: Path) -> str:

@@ -18,13 +18,14 @@ from raymlp.core.records import Endpoint, Version
 from raymlp.data.labels import read_labels
 from raymlp.runtime.audit import record
 from raymlp.runtime.ingress import private_folder
+from raymlp.runtime.ports import free_port
 from raymlp.serve.client import replay
 from raymlp.serve.counts import NAMESPACE
 from raymlp.serve.deploy import deploy, status, undeploy
 from raymlp.serve.keys import add_key
 from raymlp.serve.log import read_log
 from tests.serve.bundles import json_rows, make_bundle, make_config
-from tests.serve.test_endpoint import Place, free_port
+from tests.serve.test_endpoint import Place
 
 pytestmark = pytest.mark.ray
 WRITE_S = 2.0

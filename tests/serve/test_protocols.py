@@ -16,11 +16,12 @@ from raymlp.config.fallback import Rule
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Version
+from raymlp.runtime.ports import free_port
 from raymlp.serve.deploy import deploy, undeploy
 from raymlp.serve.formats.messages import PACKAGE, SERVICE, message_type
 from tests.serve.bundles import json_rows, make_bundle, make_config
 from tests.serve.fuzzing import broken_requests, by_document, by_hand, example_body, raw
-from tests.serve.test_endpoint import KEY, PREDICT, Place, free_port
+from tests.serve.test_endpoint import KEY, PREDICT, Place
 from tests.serve.test_formats import ARROW, INFER, stream, table, tensors
 from tests.serve.test_grpc import filled, infer_request
 

@@ -23,12 +23,12 @@ from raymlp.core.records import Endpoint
 from raymlp.pipeline.rollouts import RolloutStatus
 from raymlp.registry.store import Store
 from raymlp.runtime.audit import audit_file, entries, who
+from raymlp.runtime.ports import free_port
 from raymlp.runtime.tracking import tracked
 from raymlp.serve.client import replay
 from raymlp.serve.deploy import declared
 from raymlp.serve.rollout.course import Course
 from tests.serve.bundles import json_rows, make_bundle, make_config
-from tests.serve.test_endpoint import free_port
 
 pytestmark = pytest.mark.ray
 KEY = "test-key"

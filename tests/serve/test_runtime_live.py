@@ -10,10 +10,11 @@ from raymlp.config.model import FtTransformer, Mlp
 from raymlp.config.runtime import Runtime
 from raymlp.core.records import Version
 from raymlp.model.predictor import Predictor
+from raymlp.runtime.ports import free_port
 from raymlp.serve.client import replay
 from raymlp.serve.deploy import deploy, set_versions, status, undeploy
 from tests.serve.bundles import json_rows, make_bundle, make_config
-from tests.serve.test_endpoint import KEY, free_port
+from tests.serve.test_endpoint import KEY
 
 pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

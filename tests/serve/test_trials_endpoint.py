@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from raymlp.config.schema import Config
 from raymlp.core.records import Registration, Version
 from raymlp.model.bundle import load_bundle
 from raymlp.pipeline.serving import prediction_log
+from raymlp.runtime.ports import free_port
 from raymlp.serve.application import shadow_folder
 from raymlp.serve.client import replay
 from raymlp.serve.comparison import compare
@@ -32,12 +32,6 @@ from tests.serve.bundles import json_rows, make_bundle, make_config
 pytestmark = pytest.mark.ray
 KEY = "a-key"
 ROWS = json_rows(60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
