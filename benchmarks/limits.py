@@ -1,12 +1,14 @@
 """How exactly a rate limit holds over four replicas behind the ingress, and how well distinct rows are counted there.
 
-`PYTHONPATH=. python benchmarks/limits.py` serves a small net with one limit a caller, asks as fast as it can, and prints what was admitted
-beside what rate and burst allow; then it kills the process that counts, under load, and looks for lost requests. It takes a minute.
+`PYTHONPATH=.:benchmarks python benchmarks/limits.py` serves a small net with one limit a caller, asks for three times as much, and prints
+what was admitted beside what rate and burst allow; then it kills the process that counts, under load, and looks for lost requests. It
+takes a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -21,7 +23,9 @@ LIMIT = {"requests_per_s": RATE, "burst": int(RATE)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=SECONDS)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--offered", type=float, default=3 * RATE, help="requests a second that are asked")
+    options = parser.parse_args()
+    seconds, offered = options.seconds, options.offered
 
     from raymlp.config.runtime import Runtime
     from raymlp.core.records import Version
@@ -40,8 +44,8 @@ def main() -> None:
             endpoint = deploy(config, Version("1", str(bundle)))
             try:
                 warm_up(endpoint.url)
-                limited(endpoint.url, seconds)
-                without_the_counts(endpoint.url, seconds)
+                limited(endpoint.url, seconds, offered)
+                without_the_counts(endpoint.url, seconds, offered)
             finally:
                 undeploy("flights")
             config = make_config(runtime, port=free_port(), extraction_limit=ROWS, **replicas)
@@ -54,29 +58,30 @@ def main() -> None:
 
 def warm_up(url: str) -> None:
     """So that every replica has answered once, by another caller than those that are counted."""
-    ask(url, "three", 2.0)
+    ask(url, "three", 2.0, 100.0)
 
 
-def ask(url: str, key: str, seconds: float) -> tuple[Counter[int], float]:
-    """Statuses of requests that are sent without a pause, and how long it took."""
-    from raymlp.serve.client import replay
+def ask(url: str, key: str, seconds: float, offered: float) -> tuple[Counter[int], float]:
+    """Statuses of requests on a steady stream, and how long it took."""
+    from load import Load, post
+
     from tests.serve.bundles import json_rows
 
-    rows, found = json_rows(1) * 200, Counter[int]()
+    body = json.dumps({"instances": json_rows(1)}).encode()
     start = time.perf_counter()
-    while (took := time.perf_counter() - start) < seconds:
-        found.update(answer.status for answer in replay(url, "flights", rows, key=key, connections=CONNECTIONS))
-    return found, took
+    with Load(url, lambda _: post("/v1/models/flights:predict", body, key), connections=CONNECTIONS, per_second=offered) as load:
+        time.sleep(seconds)
+    return Counter(one.status for one in load.sent), time.perf_counter() - start
 
 
-def limited(url: str, seconds: float) -> None:
-    found, took = ask(url, "one", seconds)
+def limited(url: str, seconds: float, offered: float) -> None:
+    found, took = ask(url, "one", seconds, offered)
     allowed = RATE * took + RATE
     print(f"offered {found.total() / took:,.0f}/s at {REPLICAS} replicas for {took:.1f} s, limit {RATE:g}/s and a burst of {RATE:g}")
     print(f"admitted {found[200]:,}, allowed {allowed:,.0f}: error {found[200] / allowed - 1:+.1%}; statuses {dict(found)}")
 
 
-def without_the_counts(url: str, seconds: float) -> None:
+def without_the_counts(url: str, seconds: float, offered: float) -> None:
     """The same with the counting process killed in between."""
     import threading
 
@@ -89,7 +94,7 @@ def without_the_counts(url: str, seconds: float) -> None:
 
     timer = threading.Timer(seconds / 2, kill)
     timer.start()
-    found, took = ask(url, "two", seconds)
+    found, took = ask(url, "two", seconds, offered)
     timer.join()
     allowed = RATE * took + RATE
     lost = found.total() - found[200] - found[429]

@@ -1,6 +1,4 @@
-"""The API that LitServe's processes load in `benchmarks/servers.py`."""
-
-from __future__ import annotations
+"""The API that LitServe's processes load in `benchmarks/servers.py`. LitServe reads annotations, which must not be text."""
 
 from typing import Any
 

@@ -122,6 +122,7 @@ def mlflow(port: int, folder: str) -> None:
     if not place.exists():
         mlflow.pyfunc.save_model(str(place), python_model=Model(), pip_requirements=[])
     arguments = ["models", "serve", "-m", str(place), "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where it looks for uvicorn
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
