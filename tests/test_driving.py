@@ -11,7 +11,8 @@ import pytest
 
 from raymlp.config.loader import with_overrides
 from raymlp.core.errors import RegistryError, ServingError, VersionRefused
-from raymlp.pipeline.driver import Driver, folder_of
+from raymlp.pipeline.driver import Driver
+from raymlp.pipeline.exclusive import rollout_folder
 from raymlp.runtime.audit import audit_file, entries
 from raymlp.serve import deploy as serving
 from raymlp.serve.rollout import orders
@@ -26,7 +27,7 @@ SOON = SETTINGS.model_copy(update={"min_step_s": 0.0, "blind_s": 60.0})
 
 @pytest.fixture
 def lease(place: Place) -> Iterator[Lease]:
-    lease = Lease(folder_of(place.config), silent_s=600)
+    lease = Lease(rollout_folder(place.config), silent_s=600)
     assert lease.take()
     yield lease
     lease.release()
@@ -218,7 +219,7 @@ def test_one_that_was_overtaken_changes_neither_record_nor_weights(place: Place,
     driver = Driver(place.config, lease)
     asked(driver, "start")
     before, changes = driver.records.latest(), len(place.changes)
-    other = Lease(folder_of(place.config), silent_s=0.0)
+    other = Lease(rollout_folder(place.config), silent_s=0.0)
     other.take()
     assert other.take()
     orders.place(driver.records.folder, Order("promote", "ann@laptop"))

@@ -16,7 +16,7 @@ from raymlp.config.rollout import Rollout
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
-from raymlp.pipeline.driver import folder_of
+from raymlp.pipeline.exclusive import rollout_folder
 from raymlp.serve.rollout.course import Course, Records
 from tests.serve.bundles import make_config
 
@@ -60,7 +60,7 @@ def test_one_process_after_the_other_answers_and_two_never_drive(started: tuple[
     processes[0].kill()
     processes[0].wait()
     course = Course.start("flights", "v1", "v2", salt="s" * 32, settings=Rollout(), now=time.time(), by="ann")
-    Records(folder_of(config)).save(course)
+    Records(rollout_folder(config)).save(course)
     start(config, processes)
     assert pipeline.order_rollout(config, "pause", reason="lunch") == "the rollout of v2 is paused; shares: v1 0.99, v2 0.01"
     deadline = time.monotonic() + 60

@@ -19,10 +19,9 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
 from raymlp.core.files import make_folder, write_text
 from raymlp.core.records import Decision, Version
-from raymlp.pipeline.exclusive import refuse_beside_experiment
+from raymlp.pipeline.exclusive import refuse_beside_experiment, rollout_folder
 from raymlp.pipeline.models import as_version, store_of
 from raymlp.runtime.audit import record, user
-from raymlp.runtime.session import storage_root
 from raymlp.serve.rollout import orders
 from raymlp.serve.rollout.course import Course, Records
 from raymlp.serve.rollout.drive import BY, Drive, World
@@ -44,11 +43,6 @@ REGISTRY = "the registry"
 log = logging.getLogger(__name__)
 
 
-def folder_of(config: Config) -> Path:
-    """Where the records of a problem's rollouts lie, and the orders for them."""
-    return storage_root(config.runtime) / "rollouts" / config.problem.name
-
-
 def label_folder(config: Config) -> Path:
     """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own. The endpoint
     puts there what clients send back."""
@@ -63,7 +57,7 @@ class Driver:
 
     def __init__(self, config: Config, lease: Lease) -> None:
         self.config, self.lease, self.name = config, lease, config.problem.name
-        self.records = Records(make_folder(folder_of(config)))
+        self.records = Records(make_folder(rollout_folder(config)))
         self.current: Drive | None = None
         self._picked_up = False
         self._registry: Store | None = None
@@ -247,10 +241,17 @@ class Driver:
         return Drive(course, world, tell)
 
     def _reading(self, course: Course) -> Reading:
+        from raymlp.serve.application import log_folder
         from raymlp.serve.reading import Reading
 
-        logs = storage_root(self.config.runtime) / "predictions" / self.name
-        return Reading(logs, label_folder(self.config), versions_of(course), course.salt, course.settings, since=course.started)
+        return Reading(
+            log_folder(self.config, self.name),
+            label_folder(self.config),
+            versions_of(course),
+            course.salt,
+            course.settings,
+            since=course.started,
+        )
 
     def _save(self, course: Course) -> None:
         with self.lease.fenced():

@@ -12,11 +12,12 @@ import time
 from typing import Any
 
 from raymlp.config.schema import Config
-from raymlp.pipeline.driver import Driver, folder_of
+from raymlp.pipeline.driver import Driver
+from raymlp.pipeline.exclusive import rollout_folder
 from raymlp.runtime.session import storage_root
+from raymlp.serve.counts import NAMESPACE
 from raymlp.serve.rollout.lease import Lease, Lost
 
-NAMESPACE = "raymlp"
 TICK_S = 0.5
 """Seconds between two looks at the orders."""
 
@@ -38,7 +39,7 @@ class RolloutDriver:
         return os.getpid()
 
     def _run(self) -> None:
-        lease = Lease(folder_of(self._config))
+        lease = Lease(rollout_folder(self._config))
         while True:
             try:
                 if lease.take():
@@ -58,7 +59,7 @@ def start_driver(config: Config) -> None:
     """Have the cluster drive the rollouts of the config's problem, with these settings; one that does already is replaced. Needs Ray."""
     import ray
 
-    from raymlp.serve.probe import trust
+    from raymlp.serve.probe import code, trust
 
     stop_driver(config.problem.name)
     placed = config.runtime.model_copy(update={"storage": str(storage_root(config.runtime))})
@@ -71,7 +72,7 @@ def start_driver(config: Config) -> None:
         lifetime="detached",
         max_restarts=-1,
         num_cpus=0,
-        runtime_env={**_code(), "env_vars": environment},
+        runtime_env={**code(), "env_vars": environment},
     ).remote(settings)
 
 
@@ -96,11 +97,3 @@ def _actor(name: str) -> Any:
 
 def _name(name: str) -> str:
     return f"raymlp rollouts of {name}"
-
-
-def _code() -> dict[str, Any]:
-    """The code of this job."""
-    import ray
-
-    job = ray.get_runtime_context().runtime_env
-    return {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}

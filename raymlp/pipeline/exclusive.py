@@ -16,6 +16,11 @@ def experiment_folder(config: Config) -> Path:
     return storage_root(config.runtime) / "experiments" / config.problem.name
 
 
+def rollout_folder(config: Config) -> Path:
+    """Where the records of the problem's rollouts lie, and the orders for them."""
+    return storage_root(config.runtime) / "rollouts" / config.problem.name
+
+
 def open_experiment(config: Config) -> Record | None:
     """The experiment that runs on the problem's endpoint."""
     return next((record for record in records(config) if record.is_open), None)
@@ -29,7 +34,7 @@ def records(config: Config) -> list[Record]:
 
 def open_rollout(config: Config) -> Course | None:
     """The rollout that is open on the problem's endpoint."""
-    course = Records(storage_root(config.runtime) / "rollouts" / config.problem.name).latest()
+    course = Records(rollout_folder(config)).latest()
     return course if course is not None and course.is_open else None
 
 

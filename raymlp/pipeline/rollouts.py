@@ -10,10 +10,10 @@ from typing import Any
 from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Decision, RolloutResult, needs_target
-from raymlp.pipeline.driver import Driver, folder_of
+from raymlp.pipeline.driver import Driver
+from raymlp.pipeline.exclusive import open_rollout, rollout_folder
 from raymlp.runtime.audit import who
 from raymlp.runtime.progress import SilentStory, Story
-from raymlp.runtime.session import storage_root
 from raymlp.serve.rollout import orders
 from raymlp.serve.rollout.course import Course, Records
 from raymlp.serve.rollout.drive import BY, drive
@@ -31,7 +31,7 @@ def rollout(config: Config, *, traffic: Iterator[None], story: Story | None = No
     Doubts that only a person can settle (`pause`) end it too: the champion serves alone, and the challenger keeps its alias.
     """
     settings = config.serve.rollout.model_copy(update={"min_step_s": 0.0})
-    with (story or SilentStory()).step("rollout") as step, Lease(folder_of(config)).held() as lease:
+    with (story or SilentStory()).step("rollout") as step, Lease(rollout_folder(config)).held() as lease:
         driver = Driver(config, lease)
 
         def tell(decision: Decision) -> None:
@@ -65,18 +65,19 @@ def rollout(config: Config, *, traffic: Iterator[None], story: Story | None = No
 
 def rollout_outlook(config: Config) -> list[str]:
     """`outlook_of` the open rollout; empty without one."""
-    course = Records(folder_of(config)).latest()
-    return outlook_of(config, course) if course is not None and course.is_open else []
+    course = open_rollout(config)
+    return outlook_of(config, course) if course is not None else []
 
 
 def outlook_of(config: Config, course: Course) -> list[str]:
     """What to expect of a rollout on the traffic that the champion had lately, in words."""
     from raymlp.model.bundle import load_bundle
+    from raymlp.serve.application import log_folder
     from raymlp.serve.evidence import traffic_of
     from raymlp.serve.log import read_log
     from raymlp.serve.rollout.outlook import outlook
 
-    recent = read_log(storage_root(config.runtime) / "predictions" / config.problem.name, newest_rows=TRAFFIC_ROWS)
+    recent = read_log(log_folder(config, config.problem.name), newest_rows=TRAFFIC_ROWS)
     task = load_bundle(course.bundles[course.champion]).plan.target.task
     return outlook(course.settings, traffic_of(recent, course.champion), has_answers=needs_target(task)).lines()
 
@@ -93,7 +94,7 @@ class RolloutStatus:
 
 def rollout_status(config: Config) -> RolloutStatus:
     """Where the last rollout is. Needs only the storage."""
-    folder = folder_of(config)
+    folder = rollout_folder(config)
     lease = Lease(folder)
     try:
         look = dict(json.loads((folder / "look.json").read_text()))
@@ -105,7 +106,7 @@ def rollout_status(config: Config) -> RolloutStatus:
 def order_rollout(config: Config, verb: orders.Verb, *, limit_s: float = 300.0, **what: Any) -> str:
     """Ask the process that drives the rollouts for something (see `orders.Order`) and wait: what came of it, in words. Needs only the
     storage. Raises ServingError when it is refused, or when no process drives."""
-    folder = folder_of(config)
+    folder = rollout_folder(config)
     lease = Lease(folder)
     if not lease.is_live():
         raise ServingError(

@@ -14,7 +14,6 @@ from raymlp.pipeline.driver import label_folder
 from raymlp.pipeline.models import resolve
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
-from raymlp.runtime.session import storage_root
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,9 +60,10 @@ def prediction_log(config: Config, *, version: str | None = None, since: datetim
     """Rows of the prediction log, of one version or of all, from a moment on."""
     import pyarrow.compute as pc
 
+    from raymlp.serve.application import log_folder
     from raymlp.serve.log import read_log
 
-    log = read_log(storage_root(config.runtime) / "predictions" / config.problem.name, since=since)
+    log = read_log(log_folder(config, config.problem.name), since=since)
     if version is not None:
         log = log.filter(pc.equal(log.column("version"), version))
     return log.filter(pc.greater_equal(log.column("time"), since)) if since else log

@@ -135,14 +135,15 @@ def forget(
     from raymlp.data import forget as forgetting
     from raymlp.data.door import oldest_kept
     from raymlp.data.suppression import LIST
+    from raymlp.serve.application import log_folder, shadow_folder
 
-    root, name, privacy = storage_root(config.runtime), config.problem.name, config.data.privacy
+    name, privacy = config.problem.name, config.data.privacy
     snapshots, logs = (
         snapshot_root(config.runtime) / name,
         {
-            "log": root / "predictions" / name,
+            "log": log_folder(config, name),
             "labels": label_folder(config),
-            "shadows": root / "shadows" / name,
+            "shadows": shadow_folder(config, name),
         },
     )
     if (key is None) != expired:

@@ -16,7 +16,7 @@ from raymlp.runtime.session import storage_root
 from raymlp.serve.apart import application_name
 from raymlp.serve.fallback import Fallback
 from raymlp.serve.keys import ApiKey
-from raymlp.serve.probe import trust
+from raymlp.serve.probe import code, trust
 from raymlp.serve.unwatched import VARIABLE
 
 DEPLOYMENT = "model"
@@ -170,9 +170,5 @@ def label_folder(config: Config, name: str) -> Path:
 def _runtime_env() -> dict[str, Any]:
     """The code of this job for the replicas, and what they may trust. The deployment's number makes a new deploy of changed settings
     a new version for Ray Serve, which looks at the import path and this alone."""
-    import ray
-
-    job = ray.get_runtime_context().runtime_env
-    code = {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}
     unwatched = {name: value for name, value in VARIABLE.items() if name not in os.environ}
-    return {**code, "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust(), **unwatched}}
+    return {**code(), "env_vars": {"RAYMLP_DEPLOYMENT": uuid.uuid4().hex, **trust(), **unwatched}}

@@ -115,9 +115,7 @@ def set_versions(
     new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
     apart = application_names(name, dict(versions)) if current.get("apart") else {}
     for label, path in new.items():
-        measured = probe(Version(label, path), loading).grown_bytes
-        if not apart:
-            require_room(name, label, path, measured)
+        try_out(name, Version(label, path), loading, beside=not apart)
     if apart:
         _put_apart(client, config, new)
     changed = known.model_copy(deep=True)
@@ -200,11 +198,12 @@ def _clear_away(client: Any, name: str, *, keep: Iterable[str]) -> None:
     undeclare(client, *left)
 
 
-def require_room(name: str, label: str, path: str, measured: int) -> None:
-    """Raises VersionRefused when a version does not fit into the memory beside those that are there."""
-    reports = [report for report in reports_of(name) if report]
-    problem = too_large(label, bundle_bytes=bytes_of(path), measured_bytes=measured, reports=reports)
-    if problem:
+def try_out(name: str, version: Version, loading: Mapping[str, Any], *, beside: bool = True) -> None:
+    """Probe a version that is new to the endpoint in a process of its own, as its replicas will load it. Raises VersionRefused when it
+    fails, or does not fit into the memory `beside` those that are there."""
+    grown = probe(version, loading).grown_bytes
+    reports = [report for report in reports_of(name) if report] if beside else []
+    if problem := too_large(version.label, bundle_bytes=bytes_of(version.bundle), measured_bytes=grown, reports=reports):
         raise VersionRefused(f"{problem}. Nothing was changed.")
 
 

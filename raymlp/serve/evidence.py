@@ -86,13 +86,13 @@ def evidence_of(ledger: Ledger, settings: Rollout) -> Evidence:
         return Evidence(ranking=Paired() if task == "binary" else None, has_answers=has_answers)
     requests = _requests(rows.take(np.flatnonzero(rows.row == 0)), ledger.labels(), versions, settings)
     good = ~requests.failed
-    voted = requests.first(requests.everyone) & good
+    new_keys = requests.first(requests.everyone)
+    voted = new_keys & good
     latency_voters, latency_reference = _apart(voted, requests.theirs, REFERENCE_REQUESTS)
     score_voters, score_reference = _apart(voted & ~np.isnan(requests.cell_of), requests.theirs, REFERENCE_ROWS)
     cells, scores = _cells(requests.cell_of[score_reference], versions)
     failures, paid = requests.first(requests.failed), requests.first(good & ~np.isnan(requests.business))
-    new_keys = requests.first(requests.everyone)
-    trials = requests.by_step().first(np.ones(len(good), dtype=bool))
+    trials = requests.by_step().first(requests.everyone)
 
     def step(weight: float) -> Step:
         here = np.isclose(requests.weight, weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
 from raymlp.core.records import Version
@@ -13,6 +13,9 @@ from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
 from raymlp.runtime.memory import peak
+
+if TYPE_CHECKING:
+    from raymlp.model.predictor import Predictor
 
 Found = TypeVar("Found")
 PROBE_S = 120.0
@@ -50,19 +53,23 @@ class Probed(NamedTuple):
 def measured(bundle: str, loading: Mapping[str, Any]) -> Probed:
     """`answers_a_sample`, with the growth of this process's peak memory from before the bundle was loaded, libraries left out. The graph
     that the runtime needs is made, and counted. Raises ServingError for a net that the runtime cannot run."""
-    from raymlp.model.predictor import Predictor
     from raymlp.serve.runtime import prepare
 
     before = peak()
-    digest, grown_bytes = answers_a_sample(bundle), peak() - before
+    predictor = _loaded(bundle)
+    grown_bytes = peak() - before
     if loading:
-        grown_bytes += prepare(Predictor.load(bundle), loading["runtime"], Path(loading["graphs"]), device=loading["device"])
-    return Probed(digest, grown_bytes)
+        grown_bytes += prepare(predictor, loading["runtime"], Path(loading["graphs"]), device=loading["device"])
+    return Probed(predictor.bundle.digest, grown_bytes)
 
 
 def answers_a_sample(bundle: str) -> str:
     """Load a bundle and predict its example row; gives back the bundle's digest. Raises BundleError, or ServingError for an
     answer that is no number."""
+    return _loaded(bundle).bundle.digest
+
+
+def _loaded(bundle: str) -> Predictor:
     import numpy as np
 
     from raymlp.model.predictor import Predictor
@@ -71,7 +78,15 @@ def answers_a_sample(bundle: str) -> str:
     scores = predictor.predict([example_row(predictor.bundle.contract)]).scores
     if not np.isfinite(scores).all():
         raise ServingError(f"the bundle {bundle} predicts {scores.tolist()} for its example row; expected finite numbers.")
-    return predictor.bundle.digest
+    return predictor
+
+
+def code() -> dict[str, Any]:
+    """The code of this job, as the part of a runtime environment for what outlives it."""
+    import ray
+
+    job = ray.get_runtime_context().runtime_env
+    return {part: job[part] for part in ("working_dir", "py_modules") if job.get(part)}
 
 
 def trust() -> dict[str, str]:
@@ -98,8 +113,8 @@ def in_own_process(function: Callable[..., Found], *arguments: Any, what: str, t
     import ray
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-    code = {"runtime_env": {"env_vars": trust()}} if trust() else {}
-    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **code)(function).remote(*arguments)
+    environment = {"runtime_env": {"env_vars": trust()}} if trust() else {}
+    answer = ray.remote(num_cpus=0, max_retries=0, max_calls=1, **environment)(function).remote(*arguments)
 
     def result() -> Found:
         try:

@@ -8,8 +8,7 @@ from typing import Any
 from raymlp.core.errors import ServingError
 from raymlp.core.records import Version
 from raymlp.serve.controller import apply, serve_client, wait_for_revision
-from raymlp.serve.deploy import application_named, require_room
-from raymlp.serve.probe import probe
+from raymlp.serve.deploy import application_named, try_out
 
 
 def shadow_of(version: Version, share: float, *, max_waiting: int) -> dict[str, Any]:
@@ -35,8 +34,7 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
         if wanted.get("apart"):
             raise ServingError(f"the versions of {name} stand apart; expected serve.placement=together for a shadow. Deploy it so.")
         if wanted["versions"].get(shadow["label"]) != shadow["path"]:
-            grown = probe(Version(shadow["label"], shadow["path"])).grown_bytes
-            require_room(name, shadow["label"], shadow["path"], grown)
+            try_out(name, Version(shadow["label"], shadow["path"]), changed.args["loading"])
     changed.deployments[0].user_config = {**wanted, "shadow": shadow, "revision": uuid.uuid4().hex}
     apply(client, changed)
     reports = wait_for_revision(client, changed)

@@ -24,9 +24,10 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.core.files import Place
 from raymlp.core.records import Found
+from raymlp.runtime.memory import available
 from raymlp.train import loop
 from raymlp.train.feed import held_source
-from raymlp.train.memory import free_bytes, peak_bytes, reset_peak
+from raymlp.train.memory import peak_bytes, reset_peak
 from raymlp.train.worker import job_alone
 
 Floats = NDArray[np.float64]
@@ -126,7 +127,7 @@ def _limit_bytes(config: Config) -> float:
         return math.inf
     if settings.finder.memory_mb:
         return float(settings.finder.memory_mb << 20)
-    return peak_bytes() + SHARE * free_bytes() / settings.num_workers
+    return peak_bytes() + SHARE * available() / settings.num_workers
 
 
 def _peak(gpu: bool) -> int:

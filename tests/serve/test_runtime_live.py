@@ -13,6 +13,7 @@ from raymlp.model.predictor import Predictor
 from raymlp.runtime.ports import free_port
 from raymlp.serve.client import replay
 from raymlp.serve.deploy import deploy, set_versions, status, undeploy
+from raymlp.serve.shadowing import set_shadow, shadow_of
 from tests.serve.bundles import json_rows, make_bundle, make_config
 from tests.serve.test_endpoint import KEY
 
@@ -39,5 +40,9 @@ def test_both_versions_run_in_onnx_and_answer_as_in_torch(ray_runtime: Runtime, 
             assert answer.prediction is not None
             expected = models[str(answer.version)].predict([row]).scores[0]
             assert answer.prediction["probability"] == pytest.approx(expected, abs=1e-5)
+        third = make_bundle(tmp_path / "third", seed=3, model=Mlp(hidden=(8,)))
+        set_shadow("flights", shadow_of(Version("3", str(third)), 1.0, max_waiting=10))
+        (report,) = status("flights")["replicas"]
+        assert (report["versions"]["3"]["runtime"], report["problems"]) == ("onnx", {}), "its graph was made by the probe"
     finally:
         undeploy("flights")
