@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def pages(server: ModelServer) -> FastAPI:
     """Everything but predictions."""
-    app = FastAPI(title=server.name, redoc_url=None)
+    app = FastAPI(title=server.name, docs_url=None, redoc_url=None)
 
     def document() -> dict[str, Any]:
         state, fallback = server.state, server.answering.fallback

@@ -30,7 +30,7 @@ from raymlp.serve.deploy import declared
 from raymlp.serve.rollout.course import Course
 from tests.serve.bundles import json_rows, make_bundle, make_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KEY = "test-key"
 SETTINGS = Rollout(
     weights=(0.2, 0.5, 0.9),
