@@ -29,6 +29,7 @@ ROLES: dict[tuple[str, str], str | None] = {
     ("GET", ONE): "predict",
     ("GET", "/v2/models/{name}/ready"): None,
     ("GET", f"{ONE}/ready"): None,
+    ("POST", "/v1/models/{name}:registry"): "the registry",
     ("GET", "/v2"): None,
     ("GET", "/v2/health/live"): None,
     ("GET", "/v2/health/ready"): None,
@@ -64,6 +65,10 @@ def test_every_route_asks_for_its_role(tmp_path: Path) -> None:
                 path = path.format(name="flights", version="v1")
                 bare = await one.ask(method, path)
                 wrong = await one.ask(method, path, authorization="Bearer rml_wrong")
+                if role == "the registry":  # which signs with a secret of its own
+                    assert {(await one.ask(method, path, authorization=f"Bearer {key}")).status for key in keys.values()} == {401}
+                    assert bare.status == 401
+                    continue
                 if role is None:
                     assert bare.status == wrong.status == 200, path
                     continue
