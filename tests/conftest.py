@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raymlp.config.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+settings.register_profile("raymlp", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # nothing here is a matter of time
+settings.load_profile("raymlp")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: threads that wait for one another cost minutes
 
 

@@ -143,21 +143,9 @@ def listener() -> Iterator[tuple[str, Queue[tuple[dict[bytes, bytes], bytes]]]]:
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an MLflow server that may send to this machine."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    environment |= {"MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    words = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--backend-store-uri",
-        f"sqlite:///{folder}/m.db",
-    ]
-    bin_folder = str(Path(sys.executable).parent)
-    environment["PATH"] = f"{bin_folder}:{environment['PATH']}"
+    sends = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {**os.environ, **sends, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = [sys.executable, "-m", "mlflow", "server", f"--port={port}", "--workers=1", f"--backend-store-uri=sqlite:///{folder}/m.db"]
     with (folder / "log").open("w") as out:
         process = subprocess.Popen(words, cwd=folder, env=environment, stdout=out, stderr=out)
     try:
