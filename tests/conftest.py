@@ -25,17 +25,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a Ray session go to one process."""
+    """Tests that share a Ray go to one process; those that start one of their own name a group of their own."""
     for item in items:
-        room = item.path.relative_to(ROOT / "tests").parts[0]
         if item.get_closest_marker("xdist_group"):
-            continue  # starts Ray by itself
-        if room in ("train", "tune"):
-            item.add_marker(pytest.mark.xdist_group("training"))
-        elif room == "test_jobs.py":
+            continue
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        if room == "test_jobs.py":
             item.add_marker(pytest.mark.xdist_group("jobs"))
-        elif room == "serve" or item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("serving"))
+        elif item.get_closest_marker("ray") or "ray_runtime" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("serving" if room == "serve" or room.startswith("test_") else "training"))
 
 
 @pytest.fixture(scope="session")
