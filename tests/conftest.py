@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raymlp.config.runtime import Runtime
+from tests.heads import Head, started
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue  # starts Ray by itself
         if room in ("train", "tune"):
             item.add_marker(pytest.mark.xdist_group("training"))
-        elif room == "test_jobs.py":
+        elif "head" in item.fixturenames:  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.xdist_group("jobs"))
         elif room == "serve" or item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("serving"))
@@ -45,6 +46,13 @@ def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     runtime = Runtime(storage=str(tmp_path_factory.mktemp("storage")), num_cpus=4, object_store_mb=400)
     with ray_session(runtime):
         yield runtime
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A Ray head with a token, in processes of its own."""
+    with started() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

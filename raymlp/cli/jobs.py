@@ -205,9 +205,13 @@ def _going(api: Api, ids: Sequence[str]) -> list[str]:
         return list(ids)
 
 
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _wants_stop() -> bool:
     """Ask at a terminal; elsewhere nobody is there, and jobs go on."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _at_a_terminal():
         return False
     try:
         answer = typer.prompt("\nLeave it running, or stop it? [leave/stop]", default="leave", show_default=False, err=True)

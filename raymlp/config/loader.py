@@ -34,6 +34,11 @@ def choices(group: str) -> list[str]:
     return sorted({path.stem for folder in conf_folders() for path in (folder / group).glob("*.yaml")})
 
 
+def has_local() -> bool:
+    """Whether this machine has settings of its own, `conf/local/default.yaml`."""
+    return any((folder / "local" / "default.yaml").is_file() for folder in conf_folders())
+
+
 def load_config(
     experiment: str | None = None,
     overrides: Iterable[str] = (),
@@ -159,7 +164,7 @@ def _compose(words: Sequence[str], base: Mapping[str, Mapping[str, Any]] | None 
     overlays = [_overlay(word.removeprefix(OVERLAY)) for word in words if word.startswith(OVERLAY)]
     keys = [word for word in opened if word.startswith("++")]
     overrides = ["hydra.job.name=raymlp", *(word for word in opened if word not in keys)]
-    if not local and any((folder / "local" / "default.yaml").is_file() for folder in folders):
+    if not local and has_local():
         overrides.append("~local")
     try:
         loader = ConfigLoaderImpl(places)

@@ -128,7 +128,8 @@ class Api:
         if self._client is None:
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+            for name in ("dashboard_sdk", "job.sdk"):
+                logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
             with _variable("RAY_API_SERVER_ADDRESS", self.access.address):
                 self._client = JobSubmissionClient(self.access.address, headers=dict(self.access.headers))
         return self._client

@@ -168,16 +168,17 @@ def prepared(
     works = [Work.of(verb, arguments, point) for point in swept]
     jobs = works[0].jobs
     needs = [note for work in works for note in _training_notes(work)]
-    local = storage_root(load_site(word for word in swept[0] if word.startswith("runtime.")).runtime)
-    package = package_of(Path.cwd(), jobs.excludes, results=local)
+    runtime = works[0].config.runtime
+    package = package_of(Path.cwd(), jobs.excludes, results=None if "://" in runtime.storage else storage_root(runtime))
     package.require_at_most(jobs.max_upload_mb)
     access = opened(jobs.address)
     cluster = Cluster.of(access)
     notes = [*access.notes, *needs, *require_versions(cluster, ray_version=importlib.metadata.version("ray"), image=image)]
     for work in works:
         notes += require_room(verb, work.config, cluster)
-    if cluster.is_this_machine and not is_lasting(works[0].config.runtime):
-        works = [work.with_overrides(f"runtime.storage={local}") for work in works]
+    if cluster.is_this_machine and not is_lasting(runtime):
+        local = storage_root(load_site(word for word in swept[0] if word.startswith("runtime.")).runtime)
+        works = [work.with_settings(runtime_storage=str(local)) for work in works]
     notes += storage_notes(works[0].config, cluster)
     names = [file.name for file in package.files]
     own = raymlp_version(package.root, names)
@@ -194,7 +195,7 @@ def prepared(
         title = name if name and len(swept) == 1 else f"{name or work.title}-{digest}"
         decision = decide(digest, title, known, again=again)
         if work.verb == "train" and isinstance(work.config, Config) and work.config.train.name is None and not decision.attach:
-            work = work.with_overrides(f"train.name={decision.run}")
+            work = work.with_settings(train_name=decision.run)
         decided.append(Point(work, digest, decision, tuple(word for word in point if word not in overrides)))
     facts = (
         ("cluster", f"{access.address}: {cluster.summary}"),

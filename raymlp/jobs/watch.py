@@ -37,13 +37,7 @@ def watch(api: Api, name: str, on_log: OnLog | None = None, on_interrupt: Callab
         return job
     log = _Log(api, name, on_log) if on_log is not None else None
     try:
-        while not job.has_ended:
-            try:
-                job = _ended(api, name)
-            except KeyboardInterrupt:
-                with log.silent() if log is not None else nullcontext():
-                    if on_interrupt is None or not on_interrupt():
-                        raise
+        job = _waited_for(api, name, log, on_interrupt)
         if log is not None:
             log.finish()
     finally:
@@ -52,9 +46,19 @@ def watch(api: Api, name: str, on_log: OnLog | None = None, on_interrupt: Callab
     return job
 
 
+def _waited_for(api: Api, name: str, log: _Log | None, on_interrupt: Callable[[], bool] | None) -> Job:
+    while True:
+        try:
+            return _ended(api, name)
+        except KeyboardInterrupt:
+            with log.silent() if log is not None else nullcontext():
+                if on_interrupt is None or not on_interrupt():
+                    raise
+
+
 def result_of(log: str) -> tuple[str, float] | None:
     """The metric that a job ended with, by the last line `result: auc 0.71` of its log."""
-    found = re.findall(r"^result: (\S+) (\S+)$", log, re.MULTILINE)
+    found = re.findall(r"^result: (\S+) (-?[\d.]+(?:e[+-]?\d+)?)$", log, re.MULTILINE)
     return (found[-1][0], float(found[-1][1])) if found else None
 
 

@@ -7,11 +7,11 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymlp.config.jobs import Jobs
-from raymlp.config.loader import load_config, load_jobs, load_site
+from raymlp.config.loader import has_local, load_config, load_jobs, load_site, with_overrides
 from raymlp.config.schema import Config, Site
 from raymlp.core.errors import ConfigError
 from raymlp.core.files import digest_of
@@ -41,7 +41,6 @@ class Work:
     @classmethod
     def of(cls, verb: str, arguments: Sequence[str], overrides: Sequence[str]) -> Work:
         """Compose and validate as the job will, without this machine's conf/local and variables. Raises ConfigError as the verb does."""
-        jobs = load_jobs(overrides)
         kept = tuple(word for word in overrides if not word.lstrip("+").startswith("jobs."))
         config: Config | Site
         with _without(MACHINE):
@@ -50,13 +49,16 @@ class Work:
             elif verb in LOADED:
                 config = load_site(word for word in kept if word.startswith(("runtime.", "registry.")))
             else:
-                config = load_config(overrides=kept, local=False).model_copy(update={"jobs": jobs})
+                config = load_config(overrides=overrides, local=False)
+            jobs = load_jobs(overrides) if has_local() or not isinstance(config, Config) else config.jobs
         return cls(verb, tuple(arguments), kept, config, jobs)
 
-    def with_overrides(self, *words: str) -> Work:
-        """The same work with more overrides, the config being read anew."""
-        again = Work.of(self.verb, self.arguments, (*self.overrides, *words))
-        return Work(again.verb, again.arguments, again.overrides, again.config, self.jobs)
+    def with_settings(self, **values: str) -> Work:
+        """The same work with more settings, by section and key: `runtime_storage` is `runtime.storage`."""
+        settings = {key.replace("_", ".", 1): value for key, value in values.items()}
+        words = tuple(f"{key}={_quoted(value)}" for key, value in settings.items())
+        config = with_overrides(self.config, settings) if isinstance(self.config, Config) else self.config
+        return replace(self, overrides=(*self.overrides, *words), config=config)
 
     @property
     def words(self) -> list[str]:
@@ -131,6 +133,13 @@ def _without(names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def _quoted(value: str) -> str:
+    """A text as Hydra's grammar takes it."""
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII):
+        return value
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
 
 
 def named(name: str) -> str:
