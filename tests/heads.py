@@ -28,24 +28,20 @@ PATIENCE_S = 240.0
 
 @dataclass(frozen=True)
 class Head:
-    """Where the jobs API answers, and the environment of a person who may use it."""
+    """Where the jobs API answers, where the head keeps its files, and the environment of a person who may use it."""
 
     address: str
+    folder: Path
     environment: Mapping[str, str] = field(repr=False)
 
-    def raymlp(self, *words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-        """A command line, to its end."""
-        command = [sys.executable, "-m", "raymlp", *words]
-        env = {**self.environment, "COLUMNS": "200", **variables}
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
-
-    def asked(self, path: str) -> Any:
+    def asked(self, path: str, method: str = "GET") -> Any:
         """JSON from the dashboard."""
-        request = urllib.request.Request(self.address + path, headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"})
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(self.address + path, headers=headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
-    def until(self, name: str, said: str) -> dict[str, Any]:
+    def until(self, name: str, said: str = "") -> dict[str, Any]:
         """The record of a job that has ended, or has written something."""
         for _ in waiting():
             record = dict(self.asked(f"/api/jobs/{name}"))
@@ -80,7 +76,9 @@ def started() -> Iterator[Head]:
     ]  # fmt: skip
     with open(f"{folder}/head.log", "w") as out:
         process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, start_new_session=True)
-    running = Head(f"http://127.0.0.1:{dashboard}", {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"})
+    running = Head(
+        f"http://127.0.0.1:{dashboard}", Path(folder), {**environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    )
     try:
         _wait_for_node(running, process)
         yield running
