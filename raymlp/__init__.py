@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raymlp.config.loader import load_config
     from raymlp.config.schema import Config
     from raymlp.features.custom import CustomStep
+    from raymlp.jobs.submission import submit
     from raymlp.life import run
     from raymlp.pipeline import (
         config_of,
@@ -53,6 +54,7 @@ _HOMES = {
     "load_config": "raymlp.config.loader",
     "ray_session": "raymlp.runtime.session",
     "run": "raymlp.life",
+    "submit": "raymlp.jobs.submission",
     **dict.fromkeys(
         (
             "config_of",
@@ -102,6 +104,7 @@ __all__ = [
     "retrain",
     "rollout",
     "run",
+    "submit",
     "trace",
     "train",
     "tune",

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from raymlp.config.runtime import Runtime
+from tests.heads import Head, started
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -30,9 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("xdist_group"):
             continue
         room = item.path.relative_to(ROOT / "tests").parts[0]
-        if room == "test_jobs.py":
+        needs = item.fixturenames  # type: ignore[attr-defined]
+        if "head" in needs:
             item.add_marker(pytest.mark.xdist_group("jobs"))
-        elif item.get_closest_marker("ray") or "ray_runtime" in getattr(item, "fixturenames", ()):
+        elif item.get_closest_marker("ray") or "ray_runtime" in needs:
             item.add_marker(pytest.mark.xdist_group("serving" if room == "serve" or room.startswith("test_") else "training"))
 
 
@@ -46,6 +48,13 @@ def ray_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     runtime = Runtime(storage=str(tmp_path_factory.mktemp("storage")), num_cpus=4, object_store_mb=400)
     with ray_session(runtime):
         yield runtime
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A Ray head with a token, in processes of its own."""
+    with started() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ LIGHT = {
     "raymlp": {"ray", "torch", "pyarrow", "mlflow", "hydra", "pydantic"},
     "raymlp.cli": {"ray", "torch", "pyarrow", "mlflow", "hydra"},
     "raymlp.config.loader": {"ray", "torch", "pyarrow", "pandas", "mlflow"},
+    "raymlp.jobs.submission": {"ray", "torch", "pyarrow", "pandas", "mlflow"},
     "raymlp.core.metrics": {"ray", "torch", "pyarrow", "pandas"},
     "raymlp.pipeline": {"ray", "torch", "mlflow", "lightning"},
     "raymlp.evaluate.gate": {"ray", "torch", "mlflow"},

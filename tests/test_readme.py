@@ -44,6 +44,8 @@ def test_every_command_exists_and_its_overrides_compose(command: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
+    if words == ["ray", "job", "submit"]:  # named, not run
+        return
     if words[:3] == ["ray", "job", "submit"]:
         script = words[words.index("python") + 1]
         assert (ROOT / script).is_file()

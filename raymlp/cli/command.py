@@ -36,10 +36,12 @@ experiment = typer.Typer(help="Versions compared on a running endpoint: A/B, A/B
 shadow = typer.Typer(help="A version that answers copies of requests, unseen.", no_args_is_help=True)
 app.add_typer(experiment, name="experiment")
 app.add_typer(shadow, name="shadow")
+jobs = typer.Typer(help="Jobs on a cluster: what runs there, logs, stop, wait.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
 KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys: serve.keys_file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def run_command(words: Iterable[str]) -> int:
         return error.exit_code
     except Terminated:
         complain("Terminated.")
-        return 143
+        return TERMINATED
     except typer.Exit as stop:
         return stop.exit_code
     except Exception as error:
@@ -102,12 +104,14 @@ def config_from(overrides: list[str] | None, verbose: bool) -> Config:
 def running(config: Config | Site) -> Iterator[Story]:
     """The steps on the screen, warnings in raymlp.log; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
     from raymlp.core.files import make_folder
+    from raymlp.runtime.job import require_job_can_run
     from raymlp.runtime.progress import Story
     from raymlp.runtime.session import storage_root
 
+    require_job_can_run(config.runtime)
     place = None if config.runtime.verbose else make_folder(storage_root(config.runtime)) / "raymlp.log"
     logging.basicConfig(filename=place, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield Story()
     finally:
@@ -128,7 +132,7 @@ class Terminated(SystemExit):
     """SIGTERM: what Ctrl-C is, with an exit code of its own."""
 
 
-def _terminate(*_: Any) -> None:
+def terminate(*_: Any) -> None:
     raise Terminated
 
 

@@ -22,6 +22,16 @@ def show_done(places: dict[str, str]) -> None:
     show_table(Console(highlight=False), "done", places.items())
 
 
+def show_result(metric: str, value: float) -> None:
+    """In a job, a line by which whoever submitted it finds the result in its log (`raymlp.jobs.watch.result_of`)."""
+    from rich.console import Console
+
+    from raymlp.runtime.job import ray_job
+
+    if ray_job() is not None:
+        Console(highlight=False).print(f"result: {metric} {value!r}", markup=False, soft_wrap=True)
+
+
 def show_run(config: Config, summary: RunSummary, story: Story) -> None:
     """The last screen of `run`."""
     console = story.console

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from raymlp.cli.command import Overrides, Verbose, app, config_from, placed, running
-from raymlp.cli.screens import show_columns, show_done, show_trials
+from raymlp.cli.screens import show_columns, show_done, show_result, show_trials
 
 
 @app.command()
@@ -19,6 +19,7 @@ def train(overrides: Overrides = None, verbose: Verbose = False) -> None:
     with running(config) as story:
         model = pipeline.train(config, story=story)
     show_done({"bundle": str(model.bundle), "MLflow run": model.run_id})
+    show_result(config.problem.main_metric, model.metrics[config.problem.main_metric])
 
 
 @app.command()
@@ -37,6 +38,7 @@ def crossvalidate(overrides: Overrides = None, verbose: Verbose = False) -> None
     ]
     show_columns(("", *folds, "mean ± deviation", "out of fold"), rows)
     show_done({"predictions": str(result.predictions), "MLflow run": result.run_id})
+    show_result(config.problem.main_metric, result.metrics[config.problem.main_metric].mean)
 
 
 @app.command()
@@ -119,3 +121,4 @@ def tune(
             "go on": f"the same command with tune.study={result.study}",
         }
     )
+    show_result(result.metric, result.score)

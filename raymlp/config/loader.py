@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from raymlp.config.jobs import Jobs
 from raymlp.config.schema import Config, Site
 from raymlp.core.errors import ConfigError, nearest
 
@@ -33,11 +34,20 @@ def choices(group: str) -> list[str]:
     return sorted({path.stem for folder in conf_folders() for path in (folder / group).glob("*.yaml")})
 
 
+def has_local() -> bool:
+    """Whether this machine has settings of its own, `conf/local/default.yaml`."""
+    return any((folder / "local" / "default.yaml").is_file() for folder in conf_folders())
+
+
 def load_config(
-    experiment: str | None = None, overrides: Iterable[str] = (), *, base: Mapping[str, Mapping[str, Any]] | None = None
+    experiment: str | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    base: Mapping[str, Mapping[str, Any]] | None = None,
+    local: bool = True,
 ) -> Config:
     """Compose and validate the config of an experiment. `base` has whole sections, as a recorded config has them, which stand where
-    the overrides choose no group for them, nor an experiment.
+    the overrides choose no group for them, nor an experiment. `local` is whether `conf/local`, this machine's own, counts.
 
     `overrides` are Hydra overrides (`train.epochs=3`, `model=mlp`). A key that the YAML does not mention can be set
     without `+`, as long as the schema knows it. `overlay=PATH` lays a YAML file over what the groups give, as the `best.yaml` of a
@@ -48,7 +58,7 @@ def load_config(
     words = list(overrides)
     if experiment is not None:
         words.insert(0, f"experiment={experiment}")
-    return build_config(_compose(words, base or {}))
+    return build_config(_compose(words, base or {}, local=local))
 
 
 def load_site(overrides: Iterable[str] = ()) -> Site:
@@ -63,6 +73,16 @@ def load_site(overrides: Iterable[str] = ()) -> Site:
         return Site.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, values) for item in error.errors())) from None
+
+
+def load_jobs(overrides: Iterable[str] = ()) -> Jobs:
+    """How verbs run as jobs, whatever else the overrides say. Raises ConfigError as `load_config`."""
+    values = {"jobs": _compose(list(overrides)).get("jobs") or {}}
+    _refuse_credentials(values)
+    try:
+        return Jobs.model_validate(values["jobs"])
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain({**item, "loc": ("jobs", *item["loc"])}, values) for item in error.errors())) from None
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
@@ -117,7 +137,7 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _compose(words: Sequence[str], base: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def _compose(words: Sequence[str], base: Mapping[str, Mapping[str, Any]] | None = None, *, local: bool = True) -> dict[str, Any]:
     """Hydra's composition over both folders. Its public `compose` needs the root config in the first folder, and a global."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -144,6 +164,8 @@ def _compose(words: Sequence[str], base: Mapping[str, Mapping[str, Any]] | None 
     overlays = [_overlay(word.removeprefix(OVERLAY)) for word in words if word.startswith(OVERLAY)]
     keys = [word for word in opened if word.startswith("++")]
     overrides = ["hydra.job.name=raymlp", *(word for word in opened if word not in keys)]
+    if not local and has_local():
+        overrides.append("~local")
     try:
         loader = ConfigLoaderImpl(places)
         tree = loader.load_configuration(ROOT, overrides, run_mode=RunMode.RUN)

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from raymlp.config.data import Data
 from raymlp.config.evaluate import Evaluate
 from raymlp.config.features import Features
+from raymlp.config.jobs import Jobs
 from raymlp.config.model import TASKS, Mlp, Model, tasks_of
 from raymlp.config.monitor import Monitor
 from raymlp.config.predict import Predict
@@ -64,6 +65,8 @@ class Config(Section):
     """Live traffic for `raymlp run`."""
     runtime: Runtime = Runtime()
     """Where Ray runs and where results go."""
+    jobs: Jobs = Jobs()
+    """How verbs run as jobs on a cluster."""
 
     @model_validator(mode="after")
     def _images_are_checked(self) -> Self:

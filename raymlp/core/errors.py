@@ -8,6 +8,7 @@
     |-- BundleError (1)       a bundle is incomplete, tampered with, or of another format
     |-- TrainingError (1)     the training run failed
     |-- RegistryError (1)     a model, version or alias is missing
+    |-- JobError (1)          a cluster's jobs cannot be reached, or a job is not there
     |-- ServingError (1)      the endpoint could not be started or reached
     |   |-- VersionAway       a version that stands apart does not answer (the endpoint answers 503)
     |   `-- VersionRefused    a version does not load, or does not answer a sample
@@ -57,6 +58,10 @@ class TrainingError(RaymlpError):
 
 class RegistryError(RaymlpError):
     """The registry has no such model, version or alias."""
+
+
+class JobError(RaymlpError):
+    """A cluster's jobs API cannot be reached or used, or it has no such job."""
 
 
 class ServingError(RaymlpError):

@@ -19,6 +19,7 @@ from raymlp.config.registry import Registry
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError
 from raymlp.core.files import make_folder
+from raymlp.runtime.job import COMMIT, ray_job
 from raymlp.runtime.session import storage_root
 
 QUIET = {
@@ -173,8 +174,12 @@ def _experiment(mlflow: Any, name: str, registry: Registry, runtime: Runtime) ->
 
 
 def code_version() -> dict[str, str]:
-    """Version of raymlp, and the commit of the working folder where it is a git checkout."""
+    """Version of raymlp, and the commit of the working folder where it is a git checkout; in a job that of the folder that was uploaded,
+    beside the job's id."""
     tags = {"raymlp.version": __version__, "raymlp.python": platform.python_version()}
+    if job := ray_job():
+        commit = job.metadata.get(COMMIT)
+        return {**tags, "raymlp.submission": job.id, **({"raymlp.commit": commit} if commit else {})}
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
         dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()

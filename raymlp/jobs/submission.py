@@ -1,0 +1,223 @@
+"""From a verb and its overrides to jobs: everything that can be checked here and now is checked, then they start."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import raymlp
+from raymlp.config.jobs import Jobs
+from raymlp.config.loader import load_site
+from raymlp.config.schema import Config
+from raymlp.config.sweep import points
+from raymlp.core.errors import ConfigError, JobError
+from raymlp.jobs.access import opened
+from raymlp.jobs.api import Api, Job
+from raymlp.jobs.cluster import TRAINS, Cluster, is_lasting, raymlp_version, require_room, require_versions, storage_notes
+from raymlp.jobs.package import MB, Package, package_of
+from raymlp.jobs.watch import POLL_S, OnLog, result_of, watch
+from raymlp.jobs.work import Decision, Work, decide, named
+from raymlp.runtime.job import CODE, COMMIT, RUN, VERB, VERSION, WORK
+from raymlp.runtime.session import storage_root
+from raymlp.runtime.tracking import code_version
+
+WIDTH = "140"
+"""Columns of what a job prints: its log is no terminal."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended: its exit code, 143 when it was stopped, and the metric that it ended with."""
+
+    id: str
+    status: str
+    code: int
+    seconds: float
+    metric: tuple[str, float] | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One job to be: its work, and what was decided about it. `swept` are the overrides that tell it from its neighbours."""
+
+    work: Work
+    digest: str
+    decision: Decision
+    swept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Jobs that may start. `facts` and `notes` are for people."""
+
+    api: Api
+    jobs: Jobs
+    package: Package
+    image: str | None
+    points: tuple[Point, ...]
+    facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    def start(self, point: Point) -> Decision:
+        """Start the job, or take the one that is there. Of two that start the same job at once, one takes the other's."""
+        work, decision = point.work, point.decision
+        if decision.attach:
+            return decision
+        metadata = {VERB: work.verb, WORK: point.digest, CODE: self.package.digest, RUN: decision.run, VERSION: raymlp.__version__}
+        if commit := code_version().get("raymlp.commit"):
+            metadata[COMMIT] = commit
+        with tempfile.TemporaryDirectory() as folder:
+            archive = self.package.write(Path(folder) / "code.zip")
+            try:
+                self.api.submit(
+                    decision.id,
+                    entrypoint=work.entrypoint,
+                    metadata=metadata,
+                    runtime_env=_runtime_env(archive, self.jobs, self.image),
+                    cpus=self.jobs.driver_cpus,
+                )
+            except JobError:
+                other = next((job for job in self.api.jobs() if job.id == decision.id), None)
+                if other is None or other.metadata.get(WORK) != point.digest:
+                    raise
+                return replace(decision, attach=True, reason="was started by somebody else just now")
+        return decision
+
+    def wait(self, name: str, on_log: OnLog | None = None, on_interrupt: Callable[[], bool] | None = None) -> Ended:
+        """What became of a job. At Ctrl-C as `watch`."""
+        return ended(self.api, watch(self.api, name, on_log, on_interrupt))
+
+    def race(
+        self, on_start: Callable[[Point, Decision], None], on_interrupt: Callable[[], bool] | None = None
+    ) -> Iterator[tuple[Point, Ended]]:
+        """Start all jobs, `jobs.at_once` side by side, and give each as it ends. When `on_interrupt` has answered Ctrl-C by stopping them,
+        no others start."""
+        waiting, running = list(self.points), dict[str, list[Point]]()
+        while waiting or running:
+            while waiting and len(running) < self.jobs.at_once:
+                point = waiting.pop(0)
+                decision = self.start(point)
+                on_start(point, decision)
+                running.setdefault(decision.id, []).append(point)
+            try:
+                time.sleep(POLL_S)
+                over = [job for job in self.api.jobs() if job.id in running and job.has_ended]
+            except KeyboardInterrupt:
+                if on_interrupt is None or not on_interrupt():
+                    raise
+                waiting, over = [], []
+            for job in over:
+                yield from ((point, ended(self.api, job)) for point in running.pop(job.id))
+
+
+def ended(api: Api, job: Job) -> Ended:
+    """What became of a job that has ended."""
+    assert job.code is not None
+    try:
+        metric = result_of(api.log(job.id)) if job.code == 0 else None
+    except JobError:
+        metric = None
+    return Ended(job.id, job.status, job.code, job.seconds, metric, job.problem)
+
+
+def submit(
+    verb: str,
+    overrides: Sequence[str] = (),
+    *,
+    arguments: Sequence[str] = (),
+    name: str | None = None,
+    image: str | None = None,
+    again: bool = False,
+    wait: bool = True,
+) -> list[Ended] | list[str]:
+    """Run a verb as a job on a cluster, one a point where the overrides sweep, and give what became of each; `wait=False` gives the ids.
+
+    `arguments` are the verb's own, before the overrides. The same work is not done twice: a job that does it, or has done it, is taken,
+    unless `again`. Raises ConfigError as the verb itself does, and when the cluster may not be talked to or has no room; JobError when it
+    does not answer.
+
+        raymlp.submit("train", ["experiment=flights", "model=mlp,tabm"])
+    """
+    submission = prepared(verb, overrides, arguments=arguments, name=name, image=image, again=again)
+    if not wait:
+        return [submission.start(point).id for point in submission.points]
+    order = {id(point): place for place, point in enumerate(submission.points)}
+    results = sorted(submission.race(lambda *_: None), key=lambda pair: order[id(pair[0])])
+    return [result for _, result in results]
+
+
+def prepared(
+    verb: str,
+    overrides: Sequence[str] = (),
+    *,
+    arguments: Sequence[str] = (),
+    name: str | None = None,
+    image: str | None = None,
+    again: bool = False,
+) -> Submission:
+    """Everything that can be checked before a job starts. Raises as `submit`; nothing was sent but questions."""
+    if name is not None:
+        named(name)
+    swept = points(overrides)
+    works = [Work.of(verb, arguments, point) for point in swept]
+    jobs = works[0].jobs
+    needs = [note for work in works for note in _training_notes(work)]
+    runtime = works[0].config.runtime
+    package = package_of(Path.cwd(), jobs.excludes, results=None if "://" in runtime.storage else storage_root(runtime))
+    package.require_at_most(jobs.max_upload_mb)
+    access = opened(jobs.address)
+    cluster = Cluster.of(access)
+    notes = [*access.notes, *needs, *require_versions(cluster, ray_version=importlib.metadata.version("ray"), image=image)]
+    for work in works:
+        notes += require_room(verb, work.config, cluster)
+    if cluster.is_this_machine and not is_lasting(runtime):
+        local = storage_root(load_site(word for word in swept[0] if word.startswith("runtime.")).runtime)
+        works = [work.with_settings(runtime_storage=str(local)) for work in works]
+    notes += storage_notes(works[0].config, cluster)
+    names = [file.name for file in package.files]
+    own = raymlp_version(package.root, names)
+    if own not in (None, raymlp.__version__):
+        raise ConfigError(
+            f"{package.root} holds raymlp {own}, and this is {raymlp.__version__} of {Path(raymlp.__file__).parent}; expected the same, "
+            "since this one checks what that one runs. Run the folder's own: python -m raymlp submit ..."
+        )
+    api = Api(access)
+    known = api.jobs()
+    decided = []
+    for work, point in zip(works, swept, strict=True):
+        digest = work.digest(package.digest, image)
+        title = name if name and len(swept) == 1 else f"{name or work.title}-{digest}"
+        decision = decide(digest, title, known, again=again)
+        if work.verb == "train" and isinstance(work.config, Config) and work.config.train.name is None and not decision.attach:
+            work = work.with_settings(train_name=decision.run)
+        decided.append(Point(work, digest, decision, tuple(word for word in point if word not in overrides)))
+    facts = (
+        ("cluster", f"{access.address}: {cluster.summary}"),
+        ("uploads", f"{len(package.files):,} files, {package.size / MB:,.1f} MB of {package.root}, code {package.digest[:10]}"),
+        ("raymlp", f"{own}, which uploads" if own else f"the cluster's own; it has to be {raymlp.__version__}"),
+    )
+    return Submission(api, jobs, package, image, tuple(decided), facts, tuple(dict.fromkeys(notes)))
+
+
+def _training_notes(work: Work) -> list[str]:
+    """What this machine lacks for training, which the nodes have to have. Raises ConfigError for what cannot be trained together."""
+    from raymlp.train.support import refusals
+
+    if work.verb not in TRAINS or not isinstance(work.config, Config):
+        return []
+    lines = refusals(work.config)
+    missing = [line for line in lines if "pip install" in line or "compiler" in line]
+    if found := [line for line in lines if line not in missing]:
+        raise ConfigError("\n".join(found))
+    return [f"here, and so perhaps on the nodes: {line}" for line in missing]
+
+
+def _runtime_env(archive: Path, jobs: Jobs, image: str | None) -> dict[str, Any]:
+    variables = {"COLUMNS": WIDTH, **jobs.env, "RAY_JOB_STOP_WAIT_TIME_S": str(jobs.stop_wait_s)}
+    return {"working_dir": str(archive), "env_vars": variables, **jobs.runtime_env, **({"image_uri": image} if image else {})}
