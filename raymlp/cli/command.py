@@ -36,6 +36,8 @@ experiment = typer.Typer(help="Versions compared on a running endpoint: A/B, A/B
 shadow = typer.Typer(help="A version that answers copies of requests, unseen.", no_args_is_help=True)
 app.add_typer(experiment, name="experiment")
 app.add_typer(shadow, name="shadow")
+cluster = typer.Typer(help="A Ray cluster on this machine, with folder, ports and token of its own.", no_args_is_help=True)
+app.add_typer(cluster, name="cluster")
 KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys: serve.keys_file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]

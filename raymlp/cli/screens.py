@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 SHOWN_TRIALS = 30
 
 
-def show_done(places: dict[str, str]) -> None:
+def show_done(places: dict[str, str], *, title: str = "done") -> None:
     from rich.console import Console
 
-    show_table(Console(highlight=False), "done", places.items())
+    show_table(Console(highlight=False), title, places.items())
 
 
 def show_run(config: Config, summary: RunSummary, story: Story) -> None:
