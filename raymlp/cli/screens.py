@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from raymlp.config.schema import Config
     from raymlp.core.records import RunSummary, TuneResult
     from raymlp.data.rules import BrokenRule
-    from raymlp.doctor import Finding
+    from raymlp.runtime.findings import Finding
     from raymlp.runtime.progress import Story
 
 SHOWN_TRIALS = 30

@@ -8,7 +8,6 @@ import os
 import secrets
 import subprocess
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from raymlp.core.errors import ConfigError, RaymlpError
 from raymlp.runtime.cluster.certificates import make_certificate
 from raymlp.runtime.cluster.layout import HOST, NODES, PORTS, Cluster, Shape, check_folder, load
 from raymlp.runtime.cluster.processes import belonging, end, program, words
+from raymlp.runtime.exposure import refuses
 from raymlp.runtime.ports import free_ports, port_is_free
 
 START_S = 150.0
@@ -130,7 +130,7 @@ def health(cluster: Cluster) -> Health:
         gcs=nodes is not None,
         agent=_answers(f"http://{HOST}:{cluster.ports['agent']}/api/local_raylet_healthz"),
         scales=any(words(pid)[2:3] and words(pid)[2].endswith(AUTOSCALER) for pid in running),
-        guarded=_refuses(f"{cluster.dashboard}/api/version"),
+        guarded=refuses(f"{cluster.dashboard}/api/version") is True,
         nodes=tuple(_told(nodes)) if nodes else (),
     )
 
@@ -212,17 +212,6 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=ASK_S) as answer:  # noqa: S310 (our own address)
             return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _refuses(url: str) -> bool:
-    """Whether it answers 401 to who has no token."""
-    try:
-        with urllib.request.urlopen(url, timeout=ASK_S):  # noqa: S310 (our own address)
-            return False
-    except urllib.error.HTTPError as error:
-        return error.code == 401
     except OSError:
         return False
 
