@@ -52,7 +52,7 @@ def drive(cluster: Cluster, module: str, *given: object, **environment: str) -> 
         env=driver_environment(cluster, **environment),
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE_S,
+        timeout=3.5 * PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-4_000:]
     return json.loads(done.stdout.splitlines()[-1])

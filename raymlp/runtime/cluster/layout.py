@@ -185,6 +185,7 @@ class Cluster:
                 "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "gcs_address": self.address,
                 "launch_multiple": True,
+                "disable_node_updaters": True,  # nothing is installed on a worker: it is this machine
             },
             "available_node_types": {
                 HEAD_TYPE: {"resources": {"CPU": shape.head_cpus}, "node_config": {}, "max_workers": 0},
