@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -118,8 +120,6 @@ def test_each_part_that_is_missing_is_named(changed: dict[str, object], problem:
 
 
 def test_the_certificate_and_its_key_are_their_owners_alone_and_go_together(tmp_path: Path) -> None:
-    import ssl
-
     files = tmp_path / "node.crt", tmp_path / "node.key"
     make_certificate(*files, host="127.0.0.1")
     make_certificate(*files, host="127.0.0.1")  # a new start replaces them
@@ -203,8 +203,6 @@ def test_a_number_that_somebody_else_has_by_now_gets_no_signal(owner: Owner, run
 def test_wrong_words_are_refused_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tempfile.mkdtemp(prefix="rc-", dir="/tmp")
     taken = free_port()
-    import socket
-
     with socket.socket() as server:
         server.bind(("127.0.0.1", taken))
         server.listen()
@@ -242,11 +240,11 @@ def test_a_head_that_cannot_start_is_told_with_its_last_words_and_leaves_nothing
 @pytest.mark.ray
 @pytest.mark.xdist_group("cluster")
 def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """With a worker that says it has a GPU and comes when a task asks for one."""
+    """With a worker that says it has a GPU and comes when a task asks for one, and TLS."""
     place = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
     folder = ["--folder", str(place)]
     try:
-        assert run_command(["cluster", "start", *folder, "--workers", "0:1", "--cpus", "1", "--gpus", "1", "--idle", "1"]) == 0
+        assert run_command(["cluster", "start", *folder, "--workers", "0:1", "--cpus", "1", "--gpus", "1", "--idle", "1", "--tls"]) == 0
         capsys.readouterr()
         cluster = load(place)
         assert cluster
@@ -255,6 +253,7 @@ def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(capsys: pytest.Cap
         assert place.stat().st_mode & 0o777 == 0o700
         said = [Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes() for pid in belonging(cluster.owner)]
         assert not any(token.encode() in one for one in said)
+        assert speaks_tls(cluster.ports["gcs"], cluster.certificate[0])
         with pytest.raises(ConfigError, match=r"processes runs in .*; expected none"):
             start(place, Shape())
         assert not any(listens_everywhere(pid) for pid in belonging(cluster.owner))
@@ -288,6 +287,14 @@ ray.init(logging_level="ERROR", log_to_driver=False)
 task = ray.remote(num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
 print("devices", ray.get(task.remote(), timeout=150), "nodes", sum(node["Alive"] for node in ray.nodes()))
 """
+
+
+def speaks_tls(port: int, certificate: Path) -> bool:
+    """Whether the server there has this certificate."""
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    trusting.set_alpn_protocols(["h2"])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        return trusting.wrap_socket(plain, server_hostname="127.0.0.1").version() is not None
 
 
 def clean() -> dict[str, str]:

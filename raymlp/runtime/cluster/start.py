@@ -25,7 +25,7 @@ from raymlp.runtime.cluster.processes import belonging, end, program, words
 from raymlp.runtime.exposure import refuses
 from raymlp.runtime.ports import free_ports, port_is_free
 
-START_S = 150.0
+START_S = 180.0
 """The head must be up within these seconds, and the workers within as many after it."""
 
 TRIES = 3
