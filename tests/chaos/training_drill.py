@@ -1,6 +1,6 @@
-"""A run on two nodes, of which one loses its power, and the same run left alone: run by `test_node_of_training`.
+"""A run whose node loses its power: run by `test_node_of_training`, which has written a snapshot into the folder.
 
-The folder holds a snapshot. Says what it saw as JSON, in the last line.
+Says what it saw as JSON, in the last line.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 import ray
 
 from raymlp.config.runtime import Runtime
-from raymlp.core.records import Snapshot, TrainedModel
+from raymlp.core.records import Snapshot
 from raymlp.runtime.cluster.layout import load
+from raymlp.runtime.cluster.processes import words
 from raymlp.runtime.session import ray_session
-from raymlp.train.trainer import train
-from tests.chaos.faults import cut_power, raylets
+from raymlp.train.trainer import fit_in_process, train
+from tests.chaos.faults import below, cut_power, raylets
 from tests.train.planted import config_of
-from tests.train.test_trainer import same
 
 AT = 2
 
@@ -30,30 +30,32 @@ def main(folder: Path, place: Path) -> None:
     snapshot = Snapshot(folder / "snapshot", "0" * 64, rows)
     cluster = load(place)
     assert cluster
+    config = config_of(num_workers=1, max_failures=3, cpus_per_worker=1)
+    expected = fit_in_process(config, snapshot.path, lambda _: None)
     heard: list[int] = []
     moments: dict[str, float] = {}
+
+    def at_work() -> str:
+        """The node that has the worker."""
+        titles = {node: [words(pid)[0] for pid in below(raylet)] for node, raylet in raylets(cluster).items()}
+        (node,) = (node for node, found in titles.items() if any(title.startswith("ray::RayTrainWorker") for title in found))
+        return node
 
     def on_epoch(metrics: dict[str, float]) -> None:
         heard.append(int(metrics["epoch"]))
         if heard[-1] == AT and "cut" not in moments:
-            cut_power(cluster, min(raylets(cluster)))
+            cut_power(cluster, at_work())
             moments["cut"] = time.monotonic()
         elif "cut" in moments:
             moments.setdefault("on", time.monotonic())
 
-    def run(name: str, **options: object) -> TrainedModel:
-        config = config_of(num_workers=2, max_failures=3, epochs=5, cpus_per_worker=1)
-        return train(config, snapshot, run_dir=folder / name, run_id="run", **options)  # type: ignore[arg-type]
-
     with ray_session(Runtime(storage=str(folder))):
-        whole = run("whole")
         before = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        cut = run("cut", on_epoch=on_epoch)
+        model = train(config, snapshot, run_dir=folder / "run", run_id="run", on_epoch=on_epoch)
         after = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     seen = {
-        "same": same(whole, cut),
-        "metrics": cut.metrics,
-        "expected": whole.metrics,
+        "metrics": model.metrics,
+        "expected": expected,
         "heard": heard,
         "lost": len(before - after),
         "came": len(after - before),
