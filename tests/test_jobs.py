@@ -21,7 +21,7 @@ import pytest
 from raymlp.runtime.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from raymlp.runtime.cluster.layout import Shape
 from raymlp.runtime.cluster.start import health
 from tests.chaos.faults import job, running, store_away, submit, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 JOB = """
 import pathlib, sys, time
 import ray

@@ -12,7 +12,7 @@ from raymlp.core.trust import TRUSTED
 from raymlp.runtime.cluster.layout import Shape
 from tests.chaos.faults import drive, running
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 
 def test_a_lost_node_costs_an_endpoint_less_than_half_a_percent_of_the_requests(

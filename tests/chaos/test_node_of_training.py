@@ -12,7 +12,7 @@ from raymlp.runtime.cluster.layout import Shape
 from tests.chaos.faults import drive, running
 from tests.train.planted import planted, write_snapshot
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 
 def test_a_run_that_loses_its_node_goes_on_from_its_checkpoint_to_the_same_bits(

@@ -21,6 +21,7 @@ from tests.chaos.faults import ROOT, until
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.xdist_group("cluster"),
     pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and the program ip"),
 ]
 HEAD, FAR = "10.213.77.1", "10.213.77.2"
