@@ -127,7 +127,7 @@ def health(cluster: Cluster) -> Health:
     nodes, running = _ask(cluster, "/nodes?view=summary"), belonging(cluster.owner)
     return Health(
         processes=len(running),
-        gcs=nodes is not None,
+        gcs=nodes is not None and _answers(f"{cluster.dashboard}/api/gcs_healthz"),  # the dashboard alone remembers nodes
         agent=_answers(f"http://{HOST}:{cluster.ports['agent']}/api/local_raylet_healthz"),
         scales=any(words(pid)[2:3] and words(pid)[2].endswith(AUTOSCALER) for pid in running),
         guarded=refuses(f"{cluster.dashboard}/api/version") is True,
@@ -139,7 +139,7 @@ def _told(nodes: dict[str, Any]) -> Iterator[str]:
     for raylet in (node["raylet"] for node in nodes["data"]["summary"]):
         if raylet["state"] == "ALIVE":
             kind = "head" if raylet["isHeadNode"] else f"worker {raylet['nodeId'][-5:]}"
-            offered = raylet["resourcesTotal"]
+            offered = {"CPU": 0.0, **raylet["resourcesTotal"]}
             yield f"{kind}: {', '.join(f'{offered[name]:g} {name}' for name in ('CPU', 'GPU') if name in offered)}"
 
 
