@@ -15,6 +15,7 @@ from small import KEY, NAME, PATH, body, make_bundle, make_config
 
 from raymlp.config.runtime import Runtime
 from raymlp.core.records import Version
+from raymlp.doctor import doctor
 from raymlp.runtime.cluster.layout import load
 from raymlp.runtime.ports import free_port
 from raymlp.runtime.session import ray_session
@@ -22,6 +23,7 @@ from raymlp.serve.deploy import deploy, status, undeploy
 from tests.chaos.faults import below, cut_power, raylets, until
 
 PER_S = 80.0
+EXPOSED = ("authentication", "dashboard", "token file", "TLS between nodes", "metrics port")
 
 
 def main(folder: Path, place: Path) -> None:
@@ -39,6 +41,7 @@ def main(folder: Path, place: Path) -> None:
 
     with ray_session(config.runtime):
         endpoint = deploy(config, Version("1", str(bundle)))
+        findings = [one for one in doctor(config) if one.what.endswith(EXPOSED)]
         before = pids()
         nodes = {node: before & set(below(raylet)) for node, raylet in raylets(cluster).items()}
         with Load(endpoint.url, lambda n: post(PATH, body(n), KEY), connections=4, per_second=PER_S) as load_:
@@ -50,7 +53,8 @@ def main(folder: Path, place: Path) -> None:
             until(lambda: time.monotonic() > cut + 20, "twenty seconds after the cut")
         undeploy(NAME)
     spread = sorted(len(found) for found in nodes.values())
-    sys.stdout.write(f"{json.dumps({'spread': spread, 'whole_s': whole_s, **told(load_.sent)})}\n")
+    exposed = [(one.what.partition(": ")[2], one.level, one.found) for one in findings]
+    sys.stdout.write(f"{json.dumps({'spread': spread, 'whole_s': whole_s, 'exposed': exposed, **told(load_.sent)})}\n")
 
 
 if __name__ == "__main__":

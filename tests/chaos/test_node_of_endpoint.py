@@ -14,6 +14,9 @@ from tests.chaos.faults import drive, running
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
+EXPOSED = sorted(["authentication", "dashboard", *3 * ["token file", "TLS between nodes", "metrics port"]])
+"""What the doctor says of a head and two workers."""
+
 
 def test_a_lost_node_costs_an_endpoint_less_than_half_a_percent_of_the_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
@@ -24,6 +27,8 @@ def test_a_lost_node_costs_an_endpoint_less_than_half_a_percent_of_the_requests(
         monkeypatch.setenv(name, value)
     with running(Shape(2, 2, worker_cpus=1, head_cpus=0)) as cluster:
         seen = drive(cluster, "serving_drill", tmp_path, cluster.folder, **settings)
+    assert {level for _, level, _ in seen["exposed"]} == {"ok"}, seen["exposed"]
+    assert sorted(what for what, _, _ in seen["exposed"]) == EXPOSED
     assert seen["spread"] == [1, 1], "a replica on each node"
     assert seen["requests"] > 1_000
     assert seen["failed"] < 0.005 * seen["requests"], seen

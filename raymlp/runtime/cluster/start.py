@@ -21,7 +21,7 @@ import yaml
 from raymlp.core.errors import ConfigError, RaymlpError
 from raymlp.runtime.cluster.certificates import make_certificate
 from raymlp.runtime.cluster.layout import HOST, NODES, PORTS, Cluster, Shape, check_folder, load
-from raymlp.runtime.cluster.processes import belonging, end, program, words
+from raymlp.runtime.cluster.processes import PROC, belonging, end, program, words
 from raymlp.runtime.exposure import refuses
 from raymlp.runtime.ports import free_ports, port_is_free
 
@@ -82,6 +82,10 @@ def start(folder: Path, shape: Shape, *, dashboard_port: int | None = None) -> C
     Raises ConfigError when one runs in this folder already, or for a port that is taken, and RaymlpError when it does not get well:
     then nothing of it is left.
     """
+    if not (PROC / "self").exists():
+        raise ConfigError(
+            f"this machine has no {PROC}, by which the cluster's processes are found; expected Linux. Use one, or a container."
+        )
     folder = _private(check_folder(folder))
     with _alone(folder):
         before = load(folder)
