@@ -94,11 +94,12 @@ def draw(found: dict[str, Any], place: Path) -> None:
     waiting = [sum(at < began for began, _ in spans) for at in times]
     running = [sum(began <= at < ended for began, ended in spans) for at in times]
     figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
-    axes.fill_between(times, waiting, step="post", color="#f2c894", label="tasks that wait for a GPU")
-    axes.fill_between(times, running, step="post", color="#9cc4e4", label="tasks that run")
+    both = [one + other for one, other in zip(running, waiting, strict=True)]
+    axes.fill_between(times, running, both, step="post", color="#f2c894", linewidth=0, label="tasks that wait for a GPU")
+    axes.fill_between(times, running, step="post", color="#9cc4e4", linewidth=0, label="tasks that run")
     axes.step(times, [count for _, count in found["workers"]], where="post", color="#1f2d3d", linewidth=1.8, label="workers")
     axes.set_xlabel("seconds since sixteen tasks asked for a GPU each")
-    axes.set_ylabel("count")
+    axes.set_ylabel("tasks, workers")
     axes.set_xlim(0, max(times))
     axes.set_ylim(0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
