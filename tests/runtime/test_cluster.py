@@ -101,6 +101,11 @@ def test_workers_are_the_fewest_and_the_most() -> None:
         Shape(3, 2)
 
 
+def test_a_token_that_is_gone_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="token is gone; expected the cluster's token"):
+        health(cluster_in(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [

@@ -127,7 +127,9 @@ def stop(cluster: Cluster, *, patience_s: float = STOP_S) -> int:
 
 
 def health(cluster: Cluster) -> Health:
-    """Ask it."""
+    """Ask it. Raises ConfigError when its token is gone."""
+    if not cluster.token_file.is_file():
+        raise ConfigError(f"{cluster.token_file} is gone; expected the cluster's token. Stop the cluster and start it anew.")
     nodes, running = _ask(cluster, "/nodes?view=summary"), belonging(cluster.owner)
     return Health(
         processes=len(running),
