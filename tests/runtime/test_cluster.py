@@ -221,6 +221,11 @@ def test_wrong_words_are_refused_before_anything_starts(tmp_path: Path, capsys: 
             assert message in " ".join(capsys.readouterr().err.split())
     assert run_command(["cluster", "start", "--folder", "/proc/nowhere"]) == 2
     assert "cannot be made or written" in capsys.readouterr().err
+    Path(place, "mine").touch()
+    os.chmod(place, 0o755)
+    assert run_command(["cluster", "start", "--folder", place]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert os.stat(place).st_mode & 0o777 == 0o755, "somebody's own folder is left as it is"
     for verb in ("status", "stop", "env"):
         assert run_command(["cluster", verb, "--folder", f"{place}/none"]) == 2
         assert "holds no cluster" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raymlp.core.errors import ConfigError, RaymlpError
+from raymlp.core.files import write_text
 from raymlp.runtime.cluster.processes import MARK, Owner
 
 RECORD, TOKEN, NODES = "cluster.json", "token", "nodes.yaml"
@@ -224,7 +225,7 @@ class Cluster:
 
     def save(self) -> None:
         record = {"mark": self.mark, "shape": asdict(self.shape), "ports": self.ports}
-        (self.folder / RECORD).write_text(json.dumps(record, indent=2))
+        write_text(self.folder / RECORD, json.dumps(record, indent=2))
 
 
 def load(folder: Path) -> Cluster | None:

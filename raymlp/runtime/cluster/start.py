@@ -34,7 +34,7 @@ TRIES = 3
 STOP_S = 15.0
 ASK_S = 5.0
 POLL_S = 0.2
-LOG = "start.log"
+LOG, LOCK = "start.log", ".lock"
 AUTOSCALER = "autoscaler/v2/monitor.py"
 
 
@@ -226,11 +226,13 @@ def _answers(url: str) -> bool:
 
 
 def _private(folder: Path) -> Path:
-    """Make the folder, for its owner alone. Raises ConfigError when it cannot be written or is somebody else's."""
+    """Make the folder, for its owner alone. Raises ConfigError when it cannot be written, or holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (folder / LOCK).exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty; expected a new folder, or one of a cluster. Give another --folder.")
         folder.chmod(0o700)
-        (folder / ".lock").touch(mode=0o600)
+        (folder / LOCK).touch(mode=0o600)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be made or written ({error.strerror}); expected a folder of your own. Give another --folder."
@@ -241,7 +243,7 @@ def _private(folder: Path) -> Path:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One start or stop at a time in a folder. Raises ConfigError for a second one."""
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
