@@ -28,7 +28,7 @@ from raymlp.runtime.ports import free_ports, port_is_free
 START_S = 180.0
 """The head must be up within these seconds, and the workers within as many after it."""
 
-TRIES = 3
+TRIES = 5
 """Ray's raylet gives its agent 15 s to load and ends without it, which a machine that is busy now may need again."""
 
 STOP_S = 15.0
