@@ -15,7 +15,7 @@ from tests.train.planted import planted, write_snapshot
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 
-def test_a_run_that_loses_its_node_goes_on_from_its_checkpoint_to_the_same_bits(
+def test_a_run_that_loses_its_node_goes_on_from_its_checkpoint_to_the_same_metrics(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """The autoscaler brings another node in its place. What one process makes of these rows is what the run makes when nothing breaks."""

@@ -167,7 +167,12 @@ def _start_head(cluster: Cluster) -> None:
             return
         end(cluster.owner, patience_s=STOP_S)
         head.wait()
-        if not ended or not left:
+        if ended and not left:
+            raise RaymlpError(
+                f"Ray's raylet ended {TRIES} times while the head was started; expected it to stay. It gives its agent 15 s to load, which "
+                f"a busy machine may not keep: try again when less runs. Read {cluster.logs / 'raylet.err'}."
+            )
+        if not ended:
             raise RaymlpError(
                 f"Ray's head did not start: {_last_words(cluster)}; expected it within {START_S:g} s. Read {cluster.folder / LOG}."
             )
@@ -178,7 +183,7 @@ def _ended_early(cluster: Cluster, head: subprocess.Popen[bytes]) -> bool:
     seen, deadline = False, time.monotonic() + START_S
     while head.poll() is None:
         if time.monotonic() > deadline:
-            return True
+            head.kill()
         runs = any(program(pid) == "raylet" for pid in belonging(cluster.owner))
         if seen and not runs:
             return True
