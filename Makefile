@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clusters lock wheel clean
+.PHONY: help demo test drills check format bench clusters lock wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,10 @@ demo: $(INSTALLED)  ## Install, then run the main job: late flights, from raw fi
 	$(BIN)/raymlp run experiment=flights
 
 test: $(INSTALLED)  ## Install, then run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+drills: $(INSTALLED)  ## Run the slow tests: processes, disks and nodes are really taken away
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 check: $(INSTALLED)  ## Format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -12,28 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raymlp.config.runtime import Runtime
 from tests.heads import Head, started
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+settings.register_profile("raymlp", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # nothing here is a matter of time
+settings.load_profile("raymlp")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: threads that wait for one another cost minutes
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a Ray session go to one process."""
+    """Tests that share a Ray go to one process; those that start one of their own name a group of their own."""
     for item in items:
-        room = item.path.relative_to(ROOT / "tests").parts[0]
         if item.get_closest_marker("xdist_group"):
-            continue  # starts Ray by itself
-        if room in ("train", "tune"):
-            item.add_marker(pytest.mark.xdist_group("training"))
-        elif "head" in item.fixturenames:  # type: ignore[attr-defined]
+            continue
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        if "head" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("jobs"))
-        elif room == "serve" or item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("serving"))
+        elif item.get_closest_marker("ray") or "ray_runtime" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("serving" if room == "serve" or room.startswith("test_") else "training"))
 
 
 @pytest.fixture(scope="session")

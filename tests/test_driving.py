@@ -257,6 +257,21 @@ def test_aliases_are_followed_and_written_back(place: Place, lease: Lease) -> No
     assert place.tags["2"]["raymlp.rollout"] == "serves"
 
 
+def test_a_message_of_the_registry_has_it_look_before_its_turn(place: Place, lease: Lease) -> None:
+    place.aliases_now = {"champion": "1"}
+    settings = {"serve.rollout.follow_registry_s": 3_600.0}
+    driver = Driver(with_overrides(place.config, settings), lease)
+    driver.look()
+    place.aliases_now["challenger"] = "2"
+    driver.look()
+    assert driver.records.latest() is None
+    driver.look_at_registry()
+    driver.look()
+    course = driver.records.latest()
+    assert course is not None
+    assert (course.challenger, course.state) == ("v2", "running")
+
+
 def test_records_that_are_none_and_older_forms_are_not_taken_for_one(place: Place, tmp_path: Path) -> None:
     records = Records(tmp_path)
     (tmp_path / "0123abc.json").write_text("{}")

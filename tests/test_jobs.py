@@ -13,7 +13,7 @@ import pytest
 from raymlp.jobs.watch import result_of
 from tests.heads import ROOT, Head, waiting
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 EXPERIMENT = """# @package _global_
 problem: {{name: small, task: binary, target: label, positive_class: 'yes'}}
 data: {{source: {{kind: csv, path: {path}}}, split: {{kind: stratified, valid: 0.2, test: 0.2}}}}

@@ -24,7 +24,7 @@ from raymlp.model.predictor import Predictor
 from raymlp.runtime import tracking
 from raymlp.runtime.ports import free_port
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 @dataclass

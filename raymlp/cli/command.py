@@ -140,7 +140,7 @@ def until_interrupted(endpoint: Endpoint) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(
-        f"\n{endpoint.url}/v1/models/{endpoint.name}:predict answers until Ctrl-C. Page: {endpoint.url}/docs", markup=False
+        f"\n{endpoint.url}/v1/models/{endpoint.name}:predict answers until Ctrl-C. Page: {endpoint.url}/", markup=False
     )
     with suppress(KeyboardInterrupt, Terminated):
         signal.pause()

@@ -150,6 +150,11 @@ class Rollout(Section):
     """Seconds between two looks at the registry's aliases, which the endpoint then follows: `challenger` set to a version starts its
     rollout, taken away ends it, `champion` moved by hand has that version served. Null does not look; `raymlp deploy` sets it."""
 
+    webhook: str | None = None
+    """Address at which the tracking server reaches the endpoint, as `https://models.example.com`: `raymlp deploy` has MLflow tell it
+    there of every alias that is moved, so that it need not wait for the next look. Needs `follow_registry_s` (which may then be long),
+    a tracking server, and the same secret in RAYMLP_WEBHOOK_SECRET for this command and for the replicas."""
+
     errors: Errors = Errors()
     """Failed requests."""
 
@@ -164,6 +169,14 @@ class Rollout(Section):
 
     business: Business | None = None
     """A business metric; null has none."""
+
+    @model_validator(mode="after")
+    def _followed(self) -> Self:
+        if self.webhook is not None and self.follow_registry_s is None:
+            raise ValueError("webhook is set and follow_registry_s is null; expected both: what a message misses, a look finds")
+        if self.webhook is not None and not self.webhook.startswith(("https://", "http://")):
+            raise ValueError(f"webhook is {self.webhook}; expected an address that begins with https://")
+        return self
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

@@ -90,6 +90,10 @@ class Driver:
             self._tried("status", self._show)
             self._shown = time.monotonic()
 
+    def look_at_registry(self) -> None:
+        """Look at the aliases in the next look, however recent the last one is."""
+        self._next_poll = 0.0
+
     def _tried(self, what: str, do: Callable[[], object]) -> bool:
         try:
             do()

@@ -17,6 +17,7 @@ from raymlp.pipeline.exclusive import rollout_folder
 from raymlp.runtime.session import storage_root
 from raymlp.serve.counts import NAMESPACE
 from raymlp.serve.rollout.lease import Lease, Lost
+from raymlp.serve.webhook import driver_name
 
 TICK_S = 0.5
 """Seconds between two looks at the orders."""
@@ -32,11 +33,16 @@ class RolloutDriver:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._config = Config.model_validate(settings)
+        self._moved = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def pid(self) -> int:
         """The number of this process."""
         return os.getpid()
+
+    def registry_moved(self) -> None:
+        """An alias was moved: look at the registry now."""
+        self._moved.set()
 
     def _run(self) -> None:
         lease = Lease(rollout_folder(self._config))
@@ -46,7 +52,9 @@ class RolloutDriver:
                     driver = Driver(self._config, lease)
                     while True:
                         driver.look()
-                        time.sleep(TICK_S)
+                        if self._moved.wait(TICK_S):
+                            self._moved.clear()
+                            driver.look_at_registry()
             except Lost as error:
                 log.warning("%s", error)
             except Exception as error:
@@ -67,7 +75,7 @@ def start_driver(config: Config) -> None:
     # Its calls to the replicas come from a thread without an event loop.
     environment = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1", **trust()}
     ray.remote(RolloutDriver).options(
-        name=_name(config.problem.name),
+        name=driver_name(config.problem.name),
         namespace=NAMESPACE,
         lifetime="detached",
         max_restarts=-1,
@@ -90,10 +98,6 @@ def _actor(name: str) -> Any:
     import ray
 
     try:
-        return ray.get_actor(_name(name), namespace=NAMESPACE)
+        return ray.get_actor(driver_name(name), namespace=NAMESPACE)
     except ValueError:
         return None
-
-
-def _name(name: str) -> str:
-    return f"raymlp rollouts of {name}"

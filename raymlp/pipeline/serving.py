@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError
 from raymlp.core.records import Endpoint
 from raymlp.pipeline.driver import label_folder
-from raymlp.pipeline.models import resolve
+from raymlp.pipeline.models import resolve, store_of
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
 
@@ -36,14 +37,32 @@ def deploy(config: Config, model: str | Path = "", *, with_driver: bool = True, 
                 f"serve.rollout.follow_registry_s is set and {model or config.serve.model} is not of the registry; expected NAME@ALIAS. "
                 "Register the bundle, or set follow_registry_s to null."
             )
+        secret = webhook_secret(config) if config.serve.rollout.webhook else ""
         endpoint = serving.deploy(config, version)
         record(config.runtime, "deploy", model=endpoint.name, version=version.label, url=endpoint.url)
         if config.serve.shadow.model:
             set_shadow(config)
         if with_driver:
             start_driver(config)
+        if secret:
+            url = f"{str(config.serve.rollout.webhook).rstrip('/')}/v1/models/{endpoint.name}:registry"
+            store_of(config).tell_of_aliases(endpoint.name, url, secret)
         step.result(f"{endpoint.url} serves {', '.join(endpoint.weights)}")
     return endpoint
+
+
+def webhook_secret(config: Config) -> str:
+    """The secret that MLflow and the endpoint share. Raises ConfigError without one, or without a tracking server, which alone sends."""
+    from raymlp.serve.webhook import SHARED
+
+    if not (config.registry.tracking_uri or "").startswith(("http://", "https://")):
+        raise ConfigError(
+            f"serve.rollout.webhook is set and registry.tracking_uri is {config.registry.tracking_uri}; expected an MLflow server, which "
+            "alone sends messages. Set registry.tracking_uri, or serve.rollout.webhook to null."
+        )
+    if not (secret := os.environ.get(SHARED, "")):
+        raise ConfigError(f"serve.rollout.webhook is set and {SHARED} is not; expected a secret there, and the same for the replicas.")
+    return secret
 
 
 def undeploy(config: Config) -> None:
@@ -51,6 +70,8 @@ def undeploy(config: Config) -> None:
     from raymlp.pipeline.driver_actor import stop_driver
     from raymlp.serve import deploy as serving
 
+    if config.serve.rollout.webhook:
+        store_of(config).tell_no_more(config.problem.name)
     stop_driver(config.problem.name)
     serving.undeploy(config.problem.name)
     record(config.runtime, "undeploy", model=config.problem.name, version="")

@@ -85,6 +85,35 @@ class Store:
         for tag, value in tags.items():
             self._client.set_model_version_tag(name, version, tag, value)
 
+    def tell_of_aliases(self, name: str, url: str, secret: str) -> None:
+        """Have MLflow send a signed message to a URL whenever an alias is moved; another webhook of this model is replaced. Raises
+        RegistryError where the registry offers none: a database without a server, or a server that refuses the address."""
+        from mlflow.exceptions import MlflowException
+
+        self.tell_no_more(name)
+        events = ["model_version_alias.created", "model_version_alias.deleted"]
+        about = f"raymlp: what drives the rollouts of {name} looks at the aliases"
+        try:
+            self._client.create_webhook(_webhook(name), url, events, description=about, secret=secret)
+        except MlflowException as error:
+            raise RegistryError(f"the registry takes no webhook for {url}: {error.message} Set serve.rollout.webhook to null.") from None
+
+    def tell_no_more(self, name: str) -> None:
+        """Remove the model's webhook. Nothing happens when there is none. Raises RegistryError where the registry offers none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            token: str | None = None
+            while True:
+                page = self._client.list_webhooks(page_token=token)
+                for webhook in page:
+                    if webhook.name == _webhook(name):
+                        self._client.delete_webhook(webhook.webhook_id)
+                if not (token := page.token):
+                    return
+        except MlflowException as error:
+            raise RegistryError(f"the registry offers no webhooks: {error.message} Set serve.rollout.webhook to null.") from None
+
     def trained_on(self, name: str, snapshots: Collection[str]) -> tuple[str, ...]:
         """Versions of a model, as `name/version`, whose training run used one of the snapshots (digests); oldest first."""
         versions = self._client.search_model_versions(f"name='{name}'")
@@ -104,6 +133,10 @@ class Store:
                     for file in place.iterdir():
                         (aside / file.name).write_bytes(file.read_bytes())
         return target
+
+
+def _webhook(name: str) -> str:
+    return f"raymlp-{name}"[:62].rstrip("-_")
 
 
 def _as_pyfunc(bundle: Path, folder: Path) -> Path:

@@ -110,15 +110,14 @@ def set_versions(
     check_weights(next(iter(versions)), weights)
     client = serve_client()
     known = application_named(client, name)
-    current = known.deployments[0].user_config
-    loading = known.args["loading"]
+    current, loading = known.deployments[0].user_config, known.args["loading"]
     new = {label: path for label, path in versions.items() if current["versions"].get(label) != path}
     apart = application_names(name, dict(versions)) if current.get("apart") else {}
     for label, path in new.items():
         try_out(name, Version(label, path), loading, beside=not apart)
     if apart:
         _put_apart(client, config, new)
-    changed = known.model_copy(deep=True)
+    changed = application_named(client, name).model_copy(deep=True)  # once more: a shadow may have come or gone while versions were tried
     shadow = changed.deployments[0].user_config.get("shadow")
     changed.deployments[0].user_config = user_config_of(versions, weights, salt, apart=apart, shadow=shadow)
     with fence():

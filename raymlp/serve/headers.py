@@ -19,14 +19,6 @@ SAFE: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 )
-CDN = "https://cdn.jsdelivr.net"
-PAGES = {
-    "/docs": (
-        f"default-src 'none'; script-src {CDN} 'unsafe-inline'; style-src {CDN}; connect-src 'self'; "
-        "img-src https://fastapi.tiangolo.com data:; frame-ancestors 'none'"
-    ).encode()
-}
-"""Content-security-policies of pages that are not ours: FastAPI's, which loads Swagger's scripts."""
 
 
 def guarded(app: ASGIApp, *, header_bytes: int, cors_origins: Sequence[str]) -> ASGIApp:
@@ -39,7 +31,7 @@ def guarded(app: ASGIApp, *, header_bytes: int, cors_origins: Sequence[str]) -> 
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = complete(list(message.get("headers", ())), message["status"], scope["path"])
+                message["headers"] = complete(list(message.get("headers", ())), message["status"])
             await send(message)
 
         if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > header_bytes:
@@ -62,12 +54,12 @@ def guarded(app: ASGIApp, *, header_bytes: int, cors_origins: Sequence[str]) -> 
     )
 
 
-def complete(headers: list[tuple[bytes, bytes]], status: int, path: str) -> list[tuple[bytes, bytes]]:
+def complete(headers: list[tuple[bytes, bytes]], status: int) -> list[tuple[bytes, bytes]]:
     """The headers with those that are missing."""
     present = {name.lower() for name, _ in headers}
     for name, value in SAFE:
         if name not in present:
-            headers.append((name, PAGES.get(path, value) if name == b"content-security-policy" else value))
+            headers.append((name, value))
     if status == 401 and b"www-authenticate" not in present:
         headers.append((b"www-authenticate", b"Bearer"))
     if status in (429, 503) and b"retry-after" not in present:

@@ -39,6 +39,9 @@ ANSWERS: dict[Task, Json] = {
     },
 }
 
+HEARING = ("401", "408", "413", "503")
+"""Refusals of the registry's messages."""
+
 
 def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_key: bool, classes: tuple[str, ...] = ()) -> Json:
     """The OpenAPI 3.1 document of one model's endpoint."""
@@ -103,6 +106,19 @@ def openapi(name: str, contract: Contract, task: Task, *, max_rows: int, needs_k
                 }
             },
             f"/v1/models/{name}:feedback": {"post": feedback},
+            f"/v1/models/{name}:registry": {
+                "post": {
+                    "summary": "Hear from MLflow that an alias was moved",
+                    "description": "A webhook of MLflow, signed with the secret that both hold; keys open nothing here.",
+                    "operationId": "registry",
+                    "tags": ["Endpoint"],
+                    "requestBody": {"required": True, "content": {"application/json": {}}},
+                    "responses": {
+                        "202": {"description": "The registry is looked at, if the alias is one of this model"},
+                        **{status: answer for status, answer in _refusals("Error", needs_key=True).items() if status in HEARING},
+                    },
+                }
+            },
             f"/v1/models/{name}": {
                 "get": _page("Versions, weights and protocols", "Endpoint", security)
                 | {"responses": {**_ok("application/json"), **(_locked("Error") if needs_key else {})}}

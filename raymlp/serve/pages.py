@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,10 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from raymlp.serve.admission import refusal
+from raymlp.serve.body import Unread, read_body
 from raymlp.serve.form import form_page
 from raymlp.serve.formats.open_inference import error_body
 from raymlp.serve.formats.pages import inference_pages
+from raymlp.serve.keys import Refusal
 from raymlp.serve.openapi import openapi
+from raymlp.serve.webhook import check_signature, concerns, tell_driver
 
 if TYPE_CHECKING:
     from raymlp.serve.app import ModelServer
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 
 def pages(server: ModelServer) -> FastAPI:
     """Everything but predictions."""
-    app = FastAPI(title=server.name, redoc_url=None)
+    app = FastAPI(title=server.name, docs_url=None, redoc_url=None)
 
     def document() -> dict[str, Any]:
         state, fallback = server.state, server.answering.fallback
@@ -66,6 +70,21 @@ def pages(server: ModelServer) -> FastAPI:
         status, body = await server.hearing.answer(request.scope["headers"], request.receive)
         return Response(body, status, media_type="application/json")
 
+    async def registry(request: HttpRequest) -> Response:
+        if request.path_params["name"] != server.name:
+            raise HTTPException(404)
+        given = dict(request.scope["headers"])
+        try:
+            body = await read_body(given, request.receive, server.admission.access.limits)
+            check_signature(given, body)
+        except Unread as unread:
+            return Response(refusal("body", unread.found, unread.expected), unread.status, media_type="application/json")
+        except Refusal as refused:
+            return Response(refusal(refused.field, refused.found, refused.expected), refused.status, media_type="application/json")
+        if concerns(body, server.name) and not await asyncio.to_thread(tell_driver, server.name):
+            return Response(refusal("rollouts", "nothing drives them", "raymlp deploy"), 503, media_type="application/json")
+        return Response(status_code=202)
+
     async def refuse(request: HttpRequest, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         asked, expected = f"{request.method} {request.url.path[:100]}", f"POST /v1/models/{server.name}:predict, or a page of /openapi.json"
@@ -77,6 +96,7 @@ def pages(server: ModelServer) -> FastAPI:
     for path, page in (own | inference_pages(server)).items():
         app.add_route(path, page, methods=["GET"], include_in_schema=False)
     app.add_route("/v1/models/{name}:feedback", feedback, methods=["POST"], include_in_schema=False)
+    app.add_route("/v1/models/{name}:registry", registry, methods=["POST"], include_in_schema=False)
     app.add_exception_handler(HTTPException, refuse)
     setattr(app, "openapi", document)  # noqa: B010
     return app

@@ -24,8 +24,8 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
     replica cannot load it after all.
     """
     client = serve_client()
-    changed = application_named(client, name).model_copy(deep=True)
-    wanted = dict(changed.deployments[0].user_config)
+    known = application_named(client, name)
+    wanted = known.deployments[0].user_config
     if shadow is not None:
         if shadow["label"] == wanted["champion"]:
             raise ServingError(f"{shadow['label']} is the champion of {name}; expected another version as its shadow.")
@@ -34,8 +34,9 @@ def set_shadow(name: str, shadow: dict[str, Any] | None) -> None:
         if wanted.get("apart"):
             raise ServingError(f"the versions of {name} stand apart; expected serve.placement=together for a shadow. Deploy it so.")
         if wanted["versions"].get(shadow["label"]) != shadow["path"]:
-            try_out(name, Version(shadow["label"], shadow["path"]), changed.args["loading"])
-    changed.deployments[0].user_config = {**wanted, "shadow": shadow, "revision": uuid.uuid4().hex}
+            try_out(name, Version(shadow["label"], shadow["path"]), known.args["loading"])
+    changed = application_named(client, name).model_copy(deep=True)  # once more: weights may have changed while it was tried
+    changed.deployments[0].user_config = {**changed.deployments[0].user_config, "shadow": shadow, "revision": uuid.uuid4().hex}
     apply(client, changed)
     reports = wait_for_revision(client, changed)
     if shadow is not None:

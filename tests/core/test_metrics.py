@@ -181,7 +181,7 @@ def test_a_margin_is_absolute_or_a_share(name: str, reference: float, expected: 
     assert metrics.margin(name, 0.02, reference) == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1, allow_nan=False)), min_size=2, max_size=60))
 def test_auc_turns_around_when_scores_do_and_ignores_their_scale(rows: list[tuple[bool, float]]) -> None:
     y = np.array([float(positive) for positive, _ in rows])

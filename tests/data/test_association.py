@@ -73,7 +73,7 @@ def test_an_interval_is_two_standard_errors_wide() -> None:
     assert (answer.mean, answer.low, answer.high) == pytest.approx((0.2, 0.2 - 1.96 * error, 0.2 + 1.96 * error))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(0, 400), max_size=4), seed=st.integers(0, 20))
 def test_parts_in_any_grouping_give_what_one_pass_gives(cuts: list[int], seed: int) -> None:
     table = table_of(400, seed)

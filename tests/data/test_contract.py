@@ -66,7 +66,7 @@ def test_a_missing_field_and_a_row_that_is_no_object_are_refused() -> None:
         check([1, 2], "row")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -154,7 +154,7 @@ def test_a_pattern_is_matched_as_a_whole_in_batches_and_in_requests() -> None:
             one({"flight": text}, "row")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet="ab|1\n é", max_size=6), st.sampled_from(["a|b", "(a|b)+1?", ".", "\\s*", "[^a]+", "(?i)A"]))
 def test_batches_and_requests_agree_on_every_text(text: str, pattern: str) -> None:
     contract = Contract(columns={"x": ColumnContract(type="string", pattern=pattern)})

@@ -30,7 +30,7 @@ def rank_error(digest: Digest, values: NDArray[np.float64]) -> float:
     return float(np.abs(np.searchsorted(np.sort(values), found) / len(values) - shares).max())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=80, unique=True), st.floats(0, 1), st.integers(1, 5))
 def test_distinct_values_give_hazens_quantiles_however_they_came(values: list[float], share: float, parts: int) -> None:
     expected = np.quantile(values, share, method="hazen")

@@ -63,7 +63,7 @@ def test_many_rows_are_within_one_percent() -> None:
     assert of(values).up_to(points) == pytest.approx(np.linspace(0.001, 0.999, 97), abs=0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-100, 100).map(lambda value: round(value, 1)), min_size=1, max_size=300))
 def test_shares_rise_from_zero_to_one_and_below_is_never_more(values: list[float]) -> None:
     found = of(values)

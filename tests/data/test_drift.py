@@ -102,7 +102,7 @@ def test_holm_keeps_the_order_and_never_lowers_a_p_value(values: list[float]) ->
     assert (np.diff(np.array(corrected)[order]) >= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.none() | st.floats(-5, 5), min_size=1, max_size=200),
     st.lists(st.none() | st.floats(-5, 5), min_size=1, max_size=200),

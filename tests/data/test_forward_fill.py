@@ -79,7 +79,7 @@ def by_pandas(frame: pd.DataFrame, by: list[str], gap: timedelta | None) -> pd.D
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rows=st.lists(row, min_size=1, max_size=20),
     cuts=st.lists(st.integers(1, 19), max_size=3),

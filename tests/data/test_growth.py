@@ -163,7 +163,6 @@ SPLITS_THAT_GROW = [
 
 @settings(
     max_examples=20,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -517,7 +516,7 @@ def test_a_file_is_read_anew_where_the_rest_does_not_stand_alone(tmp_path: Path,
     assert (part.piece, mark["bytes"]) == ((), len(before + after))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=6), min_size=2, max_size=12),
     cuts=st.sets(st.integers(1, 11), max_size=3),

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -97,7 +97,6 @@ NUMBER = st.floats(-1e300, 1e300) | st.floats(-1e6, 1e6)
 MOMENT = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)).map(lambda moment: moment.replace(tzinfo=UTC))
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -46,7 +46,7 @@ def test_timestamps_are_seconds_in_utc() -> None:
     assert to_float(pa.chunked_array([pa.array([moment], pa.timestamp("ns", tz="UTC"))]))[0] == moment.timestamp()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.none(), floats), max_size=60), st.integers(0, 60))
 def test_merging_parts_gives_the_profile_of_the_whole(values: list[float | None], cut: int) -> None:
     whole = Profile().update(pa.table({"x": pa.array(values, pa.float64())})).columns["x"]

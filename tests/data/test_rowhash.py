@@ -26,7 +26,7 @@ def table_of(rows: list[tuple[Any, ...]]) -> pa.Table:
     return pa.table([pa.array([row[i] for row in rows], kind) for i, kind in enumerate(TYPES)], names=list("abcd"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ROWS)
 def test_rows_have_one_hash_exactly_when_they_are_equal(rows: list[tuple[Any, ...]]) -> None:
     hashes = row_hashes(table_of(rows)).tolist()
@@ -35,7 +35,7 @@ def test_rows_have_one_hash_exactly_when_they_are_equal(rows: list[tuple[Any, ..
     assert len(set(hashes)) == len(set(rows))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ROWS, st.randoms())
 def test_a_rows_hash_does_not_depend_on_the_rows_beside_it(rows: list[tuple[Any, ...]], random: Any) -> None:
     before = dict(zip(rows, row_hashes(table_of(rows)).tolist(), strict=True))

@@ -36,7 +36,7 @@ def test_rows_that_repeat_a_key_are_found_across_parts_and_nulls_may_repeat(tmp_
     assert found.tolist() == ["", "", "", "", "id repeats an earlier row", "a + b repeat an earlier row", ""]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("xyz")), min_size=1, max_size=40))
 def test_repeats_are_those_of_pandas(tmp_path: Path, rows: list[tuple[int, str]]) -> None:
     contract = Contract(columns={"n": ColumnContract(type="int"), "k": ColumnContract(type="string")}, unique_keys=(("n", "k"),))

@@ -50,7 +50,7 @@ def test_latin_1_and_windows_text_is_read_when_set_also_compressed(tmp_path: Pat
 
 
 @given(st.lists(st.text(st.characters(codec="utf-16", exclude_characters=',"\r\n?\0'), min_size=1), min_size=1, max_size=8))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_reads_the_same_from_utf_16_as_from_utf_8(tmp_path: Path, values: list[str]) -> None:
     text = "id,name\n" + "".join(f"{i},x{value}x\n" for i, value in enumerate(values))
     (tmp_path / "a.csv").write_bytes(text.encode("utf-16"))
@@ -260,7 +260,7 @@ def test_what_is_no_parquet_is_named(tmp_path: Path, content: bytes, words: str)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_parquet_with_a_changed_byte_is_read_or_refused_by_name(tmp_path: Path, place: int, change: int) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"x": list(range(300)), "k": [f"v{i % 7}" for i in range(300)]})

@@ -79,7 +79,7 @@ def test_json_lines_and_arrays_give_the_same_rows(tmp_path: Path, name: str) -> 
     ),
     st.booleans(),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_json_of_any_values_comes_back_as_json_loads_gives_it(tmp_path: Path, values: list[dict[str, Any]], as_array: bool) -> None:
     values = [{**value, "t": f"x{value['t']}"} for value in values]
     text = json.dumps(values) if as_array else "\n".join(json.dumps(value) for value in values)

@@ -65,7 +65,7 @@ def test_moments_are_compared_as_utc(tmp_path: Path, table: pa.Table) -> None:
 
 
 @given(st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), st.integers(-5, 205), st.sampled_from(["in", "not in"]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_where_chooses_the_rows_that_python_would(tmp_path: Path, table: pa.Table, operator: Any, bound: int, membership: Any) -> None:
     import operator as op
 

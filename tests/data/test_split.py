@@ -56,7 +56,7 @@ def test_stratified_is_shuffled_within_a_class() -> None:
     assert 20 < np.sum(codes[:100] == 1) < 80
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from("abcdef"), min_size=30, max_size=200), st.integers(0, 5), st.sampled_from([0.0, 0.15, 0.45]))
 def test_a_class_is_in_every_split_as_far_as_its_rows_go(labels: list[str], seed: int, test: float) -> None:
     keys = np.array(labels)
@@ -90,7 +90,7 @@ def test_a_known_key_has_a_known_hash_so_that_splits_outlive_releases() -> None:
     assert key_hashes([["a", "ab"], ["bc", "c"]], seed=0)[0] != key_hashes([["a", "ab"], ["bc", "c"]], seed=0)[1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=4), min_size=1, max_size=40), st.lists(st.text(max_size=4), max_size=40), st.randoms())
 def test_a_key_keeps_its_hash_when_rows_come_and_in_any_order(names: list[str], more: list[str], random: Any) -> None:
     before = dict(zip(names, hashes(names), strict=True))
@@ -165,7 +165,7 @@ def keys_for(rule: Any, labels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 6), st.integers(0, 3), st.integers(100, 300))
 def test_each_row_outside_test_validates_once_and_test_stays_the_same(rule: Any, k: int, seed: int, rows: int) -> None:
     labels = np.random.default_rng(seed).choice(list("abc"), rows)
@@ -214,7 +214,7 @@ def test_time_folds_keep_the_gap_of_scikit_learn() -> None:
         assert np.sum(codes == PURGED) == 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 40), min_size=12, max_size=80), st.integers(2, 4))
 def test_time_folds_never_train_on_the_future_nor_part_a_moment(offsets: list[int], k: int) -> None:
     keys = hours(*offsets)

@@ -91,7 +91,7 @@ OPEN = Contract(columns={"a": ColumnContract(type="float"), "n": ColumnContract(
 PLANS: list[FeaturePlan] = []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.lists(row, min_size=1, max_size=4))
 def test_batch_and_row_agree_on_odd_rows(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     if not PLANS:

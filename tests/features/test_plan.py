@@ -71,7 +71,7 @@ odd_row = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("scaling", PLANS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=st.lists(odd_row, min_size=1, max_size=4))
 def test_batch_and_single_row_agree_on_odd_rows(scaling: str, rows: list[dict[str, Any]]) -> None:
     plan, run = PLANS[scaling], PLANS[scaling].row_executor()

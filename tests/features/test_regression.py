@@ -155,7 +155,7 @@ odd = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_
 PLANS: dict[str, FeaturePlan] = {}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=st.lists(st.fixed_dictionaries({"a": odd, "b": odd, "c": odd}), min_size=1, max_size=4))
 def test_batch_and_row_agree_to_the_last_bit_on_odd_rows(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     if not PLANS:

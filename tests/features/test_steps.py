@@ -365,7 +365,7 @@ OPEN = Contract(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.lists(odd_row, min_size=1, max_size=4))
 def test_batch_and_single_row_agree_on_odd_rows(name: str, rows: list[dict[str, Any]], plans: dict[str, FeaturePlan]) -> None:
     plan = plans[name]

@@ -166,7 +166,7 @@ odd_text = st.none() | st.text(st.characters(codec="utf-8"), max_size=30) | st.l
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.fixed_dictionaries({"title": odd_text, "body": odd_text, "x": st.floats(-5, 5)}), min_size=1, max_size=3))
 def test_batch_and_single_row_give_the_same_ids(name: str, rows: list[dict[str, Any]], plans: dict[str, FeaturePlan]) -> None:
     plan = FeaturePlan.from_json(plans[name].model_dump_json())

@@ -107,7 +107,7 @@ def test_equal_weights_give_the_logits_of_gpt_2() -> None:
         torch.testing.assert_close(net.logits(tokens), reference(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(2, PIECES + 1), max_size=6), st.integers(0, 8), st.lists(st.integers(2, PIECES + 1), max_size=8))
 def test_neither_padding_nor_other_rows_change_a_text(text: list[int], filled: int, other: list[int]) -> None:
     net = net_of()

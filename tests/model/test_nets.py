@@ -119,7 +119,7 @@ def test_tabm_is_that_of_its_authors(sharing: Any, numbers: Any) -> None:
 numbers = st.floats(-30, 30, width=32)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5))
 def test_members_are_averaged_by_their_probabilities(values: list[tuple[float, float]]) -> None:
     outputs = torch.tensor([values])

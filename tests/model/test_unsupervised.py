@@ -169,7 +169,7 @@ def test_fewer_different_rows_than_clusters_are_a_clear_error() -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 200))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_sample_is_spread_over_all_blocks(sizes: list[int], most: int) -> None:
     total = sum(sizes)
     numbers = np.arange(total, dtype=np.float32)

@@ -66,7 +66,7 @@ def test_a_kept_column_with_the_name_of_an_answer_is_refused() -> None:
 
 
 @given(st.sets(st.integers(0, 59)), st.sets(st.integers(0, 59)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_that_fail_are_told_from_all_others_in_their_order(fails: set[int], nans: set[int]) -> None:
     rows = pa.table({"x": range(60)})
 

@@ -172,6 +172,7 @@ def test_what_another_process_published_meanwhile_is_not_deleted(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_job_goes_on_after_its_driver_was_killed(ray_runtime: Runtime, bundle: Path, source: Path, tmp_path: Path) -> None:
     import ray
 

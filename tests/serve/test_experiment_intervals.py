@@ -93,7 +93,7 @@ def test_two_sides_without_a_failure_are_known_to_be_alike() -> None:
 
 
 @given(st.integers(0, 400), st.integers(1, 400))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_rate_lies_within_its_interval(hits: int, more: int) -> None:
     trials = hits + more - 1 or 1
     low, high = rate_interval(hits, trials, alpha=0.05)
@@ -112,7 +112,7 @@ def test_a_paired_effect_is_the_mean_difference_with_the_sequences_radius() -> N
 
 
 @given(st.integers(1, 3_000), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rank_bounds_hold_the_expected_rank_and_are_wider_than_at_one_look(rows: int, quantile: float) -> None:
     fewest, most = rank_bounds(rows, quantile, alpha=0.05)
     assert 0 <= fewest <= quantile * rows <= most <= rows

@@ -35,7 +35,7 @@ from raymlp.serve.deploy import deploy, set_versions, status, undeploy
 from raymlp.serve.routing import Routes
 from tests.certificates import make_certificate
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROW = dict.fromkeys(COLUMNS, 0.5)
 LIMIT_S = 90.0
 

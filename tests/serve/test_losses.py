@@ -27,7 +27,7 @@ from raymlp.serve.log import read_log
 from tests.serve.bundles import json_rows, make_bundle, make_config
 from tests.serve.test_endpoint import Place
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 WRITE_S = 2.0
 """For a look every .2 s and one write, on a machine that is busy."""
 SECRETS = ("rml-environment-secret-1", "rml-environment-secret-2")

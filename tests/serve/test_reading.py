@@ -61,7 +61,7 @@ def nearly(one: Evidence, other: Evidence) -> None:
         assert vars(found) == pytest.approx(vars(expected))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_in_any_order_and_with_looks_in_between_it_is_the_same_as_all_at_once(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlp.config.rollout import Rollout
@@ -101,7 +101,6 @@ def test_the_champion_is_no_challenger_and_a_plan_has_an_end() -> None:
 VERBS = st.lists(st.sampled_from(["pause", "resume", "promote", "abort", "set", "advance", "rollback", "hold"]), max_size=8)
 
 
-@settings(deadline=None)
 @given(VERBS)
 def test_any_history_survives_json_and_its_weights_are_shares(verbs: list[str]) -> None:
     course = start()

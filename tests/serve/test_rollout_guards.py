@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlp.config.rollout import Business, Distribution, Errors, Latency
@@ -29,7 +29,6 @@ def failing(weight: float, champion: tuple[int, int], challenger: tuple[int, int
 # ---------------------------------------------------------------------- histograms
 
 
-@settings(deadline=None)
 @given(LATENCIES, st.floats(0.01, 1))
 def test_a_quantile_lies_in_its_bin(values: list[float], quantile: float) -> None:
     found = Histogram.of(values)
@@ -38,7 +37,6 @@ def test_a_quantile_lies_in_its_bin(values: list[float], quantile: float) -> Non
     assert found.total == len(values)
 
 
-@settings(deadline=None)
 @given(LATENCIES, LATENCIES, st.integers(-400, 600))
 def test_histograms_add_up(one: list[float], other: list[float], place: int) -> None:
     both = Histogram.merged([Histogram.of(one), Histogram(), Histogram.of(other)])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlp.config.rollout import Business, Distribution, Quality, Rollout
@@ -194,7 +194,6 @@ STEPS = st.lists(
 LOSS = st.builds(Paired, st.integers(0, 30_000), st.floats(-5, 5), st.floats(0, 10), st.floats(0, 5))
 
 
-@settings(deadline=None)
 @given(STEPS, LOSS, st.sampled_from([0.1, 0.5, 1.0]), st.floats(0, 4_000))
 def test_whatever_the_facts_there_is_one_of_five_answers_with_a_reason(
     steps: list[Step], loss: Paired, weight: float, seconds: float

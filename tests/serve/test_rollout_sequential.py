@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raymlp.serve.rollout.sequential import Outcome, bet, bets_since, from_any_step, mean_above, mean_of, radius, rate_above, rate_below
@@ -158,7 +158,6 @@ def test_radius_shrinks_with_rows_and_is_infinite_without() -> None:
     assert radius(0, 1.0, alpha=0.05, target_rows=2_000) == math.inf
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-700, 700), min_size=1, max_size=8))
 def test_mean_of_logarithms(values: list[float]) -> None:
     largest = max(values)

@@ -29,7 +29,7 @@ from raymlp.serve.routing import misrouted
 from raymlp.serve.shadowing import set_shadow, shadow_of
 from tests.serve.bundles import json_rows, make_bundle, make_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 KEY = "a-key"
 ROWS = json_rows(60)
 

@@ -64,7 +64,7 @@ def test_what_says_that_a_value_was_missing_and_what_nobody_can_change_stays() -
     assert "b_missing" in NAMES
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.floats(0.01, 2), st.integers(1, 40), st.integers(1, 5), st.floats(0.05, 1))
 def test_pgd_stays_within_its_bounds_whatever_the_rows(rows: int, epsilon: float, pixels: int, steps: int, share: float) -> None:
     before = batch(rows)

@@ -141,7 +141,7 @@ def test_smote_keeps_numbers_that_are_flags_and_takes_tables_of_flags_and_of_lon
     assert np.bincount(resampled("smote", [0] * 50 + [1]).target.astype(int)).tolist() == [50, 50]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from(["undersample", "oversample"]),
     first=st.lists(st.integers(0, 2), min_size=1, max_size=300),

@@ -26,7 +26,7 @@ BRANCHES: dict[str, Any] = {
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_draw_has_the_keys_whose_conditions_hold_and_values_of_their_domains(seed: int) -> None:
     space = {**BRANCHES, "train.batch_size": Integer(low=3, high=700, log=True), "train.learning_rate": LogUniform(low=1e-4, high=1e-1)}
     draw = sampled(space, np.random.default_rng(seed))

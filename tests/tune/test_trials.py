@@ -42,7 +42,7 @@ def test_a_trial_that_no_other_beats_is_in_the_pareto_set() -> None:
     assert [trial.number for trial in ranked(trials, "auc")] == [3, 0, 4, 1, 2, 5]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_every_trial_outside_the_pareto_set_is_beaten_by_one_inside(pairs: list[tuple[int, int]]) -> None:
     trials = [ended(i, {}, float(a), latency_ms=float(b)) for i, (a, b) in enumerate(pairs)]
