@@ -119,7 +119,7 @@ def test_words_that_a_shell_would_change_arrive_as_they_are() -> None:
     assert shell(CORPUS) == CORPUS
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12), max_size=4))
 def test_any_words_arrive_as_they_are(words: list[str]) -> None:
     assert shell(words) == words

@@ -61,7 +61,6 @@ def test_a_run_that_is_stopped_stays_stopped_when_its_record_fails(caplog: pytes
         pass
 
 
-@pytest.mark.slow
 def test_processes_that_begin_together_share_a_new_database(tmp_path: Path) -> None:
     code = """
 import sys
