@@ -31,9 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("xdist_group"):
             continue
         room = item.path.relative_to(ROOT / "tests").parts[0]
-        if "head" in getattr(item, "fixturenames", ()):
+        needs = item.fixturenames  # type: ignore[attr-defined]
+        if "head" in needs:
             item.add_marker(pytest.mark.xdist_group("jobs"))
-        elif item.get_closest_marker("ray") or "ray_runtime" in getattr(item, "fixturenames", ()):
+        elif item.get_closest_marker("ray") or "ray_runtime" in needs:
             item.add_marker(pytest.mark.xdist_group("serving" if room == "serve" or room.startswith("test_") else "training"))
 
 
