@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from raymlp import __version__
 from raymlp.config.registry import Registry
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError
-from raymlp.core.files import make_folder
+from raymlp.core.files import Place, make_folder
 from raymlp.runtime.job import COMMIT, ray_job
 from raymlp.runtime.session import storage_root
 
@@ -27,6 +28,7 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -69,9 +71,12 @@ class Run:
         """Keep a small text as an artifact."""
         self._mlflow.log_text(self.id, text, name)
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file as an artifact."""
-        self._mlflow.log_artifact(self.id, str(path), folder)
+    def file(self, path: Place) -> None:
+        """Keep a file as an artifact; in a store, one of text."""
+        if isinstance(path, Path):
+            self._mlflow.log_artifact(self.id, str(path))
+        else:
+            self.text(path.read_text(), path.name)
 
     def tag(self, name: str, value: str) -> None:
         self._mlflow.set_tag(self.id, name, value)
@@ -153,13 +158,15 @@ class Recorded:
 
 def recorded(run_id: str, *, registry: Registry, runtime: Runtime) -> Recorded:
     """A run as it was recorded. Raises RegistryError when the store does not have it."""
-    from mlflow.artifacts import load_text
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     existing(run_id, registry=registry, runtime=runtime)
     found = client(registry, runtime).get_run(run_id)
     try:
-        text = str(load_text(f"{found.info.artifact_uri}/config.yaml"))
+        with tempfile.TemporaryDirectory() as folder:
+            where = {"dst_path": folder, "tracking_uri": tracking_uri(registry, runtime)}
+            text = Path(download_artifacts(artifact_uri=f"{found.info.artifact_uri}/config.yaml", **where)).read_text()
     except (MlflowException, OSError):
         text = ""
     return Recorded(run_id, found.info.status, datetime.fromtimestamp(found.info.start_time / 1000, UTC), dict(found.data.tags), text)
@@ -169,7 +176,8 @@ def _experiment(mlflow: Any, name: str, registry: Registry, runtime: Runtime) ->
     found = mlflow.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    place = None if registry.tracking_uri else (storage_root(runtime) / "mlartifacts" / name).as_uri()
+    root = storage_root(runtime)
+    place = (root / "mlartifacts" / name).as_uri() if isinstance(root, Path) and not registry.tracking_uri else None
     return str(mlflow.create_experiment(name, artifact_location=place))
 
 
