@@ -178,7 +178,8 @@ def prepared(
     jobs = works[0].jobs
     needs = [note for work in works for note in _training_notes(work)]
     runtime = works[0].config.runtime
-    package = package_of(Path.cwd(), jobs.excludes, results=None if "://" in runtime.storage else storage_root(runtime))
+    results = storage_root(runtime)
+    package = package_of(Path.cwd(), jobs.excludes, results=results if isinstance(results, Path) else None)
     package.require_at_most(jobs.max_upload_mb)
     access = opened(jobs.address)
     cluster = Cluster.of(access)
