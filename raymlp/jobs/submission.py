@@ -20,7 +20,7 @@ from raymlp.jobs.access import opened
 from raymlp.jobs.api import Api, Job
 from raymlp.jobs.cluster import TRAINS, Cluster, is_lasting, raymlp_version, require_room, require_versions, storage_notes
 from raymlp.jobs.package import MB, Package, package_of
-from raymlp.jobs.watch import POLL_S, OnLog, result_of, watch
+from raymlp.jobs.watch import PATIENCE_S, POLL_S, OnLog, result_of, watch
 from raymlp.jobs.work import Decision, Work, decide, named
 from raymlp.runtime.job import CODE, COMMIT, RUN, VERB, VERSION, WORK
 from raymlp.runtime.session import storage_root
@@ -100,7 +100,7 @@ class Submission:
     ) -> Iterator[tuple[Point, Ended]]:
         """Start all jobs, `jobs.at_once` side by side, and give each as it ends. When `on_interrupt` has answered Ctrl-C by stopping them,
         no others start."""
-        waiting, running = list(self.points), dict[str, list[Point]]()
+        waiting, running, answered = list(self.points), dict[str, list[Point]](), time.monotonic()
         while waiting or running:
             while waiting and len(running) < self.jobs.at_once:
                 point = waiting.pop(0)
@@ -110,6 +110,11 @@ class Submission:
             try:
                 time.sleep(POLL_S)
                 over = [job for job in self.api.jobs() if job.id in running and job.has_ended]
+                answered = time.monotonic()
+            except JobError:
+                over = []
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise
             except KeyboardInterrupt:
                 if on_interrupt is None or not on_interrupt():
                     raise
@@ -173,7 +178,8 @@ def prepared(
     jobs = works[0].jobs
     needs = [note for work in works for note in _training_notes(work)]
     runtime = works[0].config.runtime
-    package = package_of(Path.cwd(), jobs.excludes, results=None if "://" in runtime.storage else storage_root(runtime))
+    results = storage_root(runtime)
+    package = package_of(Path.cwd(), jobs.excludes, results=results if isinstance(results, Path) else None)
     package.require_at_most(jobs.max_upload_mb)
     access = opened(jobs.address)
     cluster = Cluster.of(access)
