@@ -146,6 +146,8 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
             "evaluate.baselines=[rule]",
             "replay.rows_per_window=1200",
             "replay.max_retrains=1",
+            "replay.drill=false",
+            "evaluate.gate.tolerance=0.02",
             "serve.rollout.min_requests=50",
         ]
         record, said = submitted(f"http://127.0.0.1:{dashboard}", folders["laptop"], settings, head, worker)
@@ -196,7 +198,7 @@ def test_the_whole_life_of_a_model_happens_on_nodes_that_cannot_read_each_others
     assert lived.record == {"status": "SUCCEEDED", "exit": 0}, lived.said[-4000:]
     steps = [line.split()[1] for line in lived.said.splitlines() if line.startswith("ok ")]
     assert steps[:5] == ["prepare", "train", "evaluate", "register", "deploy"]
-    assert {"live", "monitor", "retrain", "compare", "rollout", "sabotage"} <= set(steps)
+    assert {"live", "monitor", "retrain", "compare", "rollout"} <= set(steps)
 
 
 def test_all_that_others_read_is_in_the_bucket(lived: Lived) -> None:
