@@ -13,17 +13,19 @@ import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from raymlp import __version__
 from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError
 from raymlp.core.files import Place, make_folder
-from raymlp.runtime import memory
+from raymlp.runtime import exposure, memory
+from raymlp.runtime.exposure import Exposure
+from raymlp.runtime.findings import Finding, Level
 from raymlp.runtime.front import check_certificate
 from raymlp.runtime.ingress import SWITCH, haproxy_binary
 from raymlp.runtime.ports import REPLICA_PORTS, ephemeral_ports, port_is_free
@@ -31,7 +33,6 @@ from raymlp.runtime.session import storage_root
 from raymlp.runtime.store import StorePlace, place_of, require_conditions
 from raymlp.runtime.tracking import tracking_uri
 
-Level = Literal["ok", "warn", "fail"]
 FILES = 4_096
 """Open files that a process may have: HAProxy holds two for each connection."""
 
@@ -39,17 +40,6 @@ SHARED_MEMORY = 0.3
 """Share of a node's memory that Ray's object store takes and wants in /dev/shm."""
 
 ASK_S = 20.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was looked at, how it is, what was found and expected, and what to do unless it is `ok`."""
-
-    what: str
-    level: Level
-    found: str
-    expected: str
-    do: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,8 @@ class Node:
     storage: str
     """Empty when the storage can be written and shows the driver's file; else what went wrong."""
 
+    exposure: Exposure = field(default_factory=Exposure)
+
 
 def doctor(config: Config) -> list[Finding]:
     """All findings. Reads, but for one file in the storage that is removed again; starts no Ray and deploys nothing."""
@@ -76,8 +68,8 @@ def doctor(config: Config) -> list[Finding]:
     return sorted(found, key=lambda one: ("fail", "warn", "ok").index(one.level))
 
 
-def look(token: str, folder: str, *, is_head: bool) -> Node:
-    """Ask the machine this runs on. `token` is the name of a file that lies in the storage `folder`."""
+def look(token: str, folder: str, *, is_head: bool, metrics_port: int = 0, dashboard: str = "") -> Node:
+    """Ask the machine this runs on. `token` is the name of a file that lies in the storage `folder`; port and address are its Ray's."""
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0  # noqa: S108 (looked at, not written)
     binary = haproxy_binary()
     return Node(
@@ -91,6 +83,7 @@ def look(token: str, folder: str, *, is_head: bool) -> Node:
         memory=memory.total(),
         cpus=os.cpu_count() or 1,
         storage=_storage_of(place_of(folder), token),
+        exposure=exposure.look(metrics_port=metrics_port, dashboard=dashboard),
     )
 
 
@@ -227,9 +220,12 @@ def _cluster(config: Config, address: str) -> Iterator[Finding]:
         alive = [node for node in ray.nodes() if node["Alive"]]
         yield Finding("cluster", "ok", f"{address}, {len(alive)} nodes", "a cluster that answers")
         pending = [_asked(node, token, folder) for node in alive]
+        machines = len({node["NodeManagerAddress"] for node in alive})
         for node, answer in zip(alive, pending, strict=True):
             try:
-                yield from judge(ray.get(answer, timeout=ASK_S), driver, config)
+                seen = ray.get(answer, timeout=ASK_S)
+                yield from judge(seen, driver, config)
+                yield from exposure.judge(seen.exposure, seen.name, machines=machines)
             except Exception as error:
                 cause = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
                 expected = f"an answer within {ASK_S:g} s from a process that can import raymlp"
@@ -240,11 +236,14 @@ def _cluster(config: Config, address: str) -> Iterator[Finding]:
 
 def _asked(node: dict[str, Any], token: str, folder: str) -> Any:
     import ray
+    from ray._private.worker import get_dashboard_url
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     is_head = "node:__internal_head__" in node["Resources"]
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(look).remote(token, folder, is_head=is_head)
+    dashboard = get_dashboard_url() or "" if is_head else ""
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(look)
+    return task.remote(token, folder, is_head=is_head, metrics_port=node["MetricsExportPort"], dashboard=dashboard)
 
 
 def _serve(config: Config) -> Iterator[Finding]:

@@ -50,22 +50,23 @@ def test_jobs_of_the_same_code_have_runs_of_their_own_and_one_that_is_stopped_sa
     submit(head, project, "good", *settings)
     submit(head, project, "wrong", "jobs/train.py", "experiment=small", "train.epoch=1")
     submit(head, project, "nowhere", "jobs/train.py", "experiment=small")
-    for name, said in {"wrong": "train.epoch is not a setting", "nowhere": "a folder inside the job's unpacked code"}.items():
-        record = head.until(name)
-        assert (record["status"], record["driver_exit_code"]) == ("FAILED", 2)
-        assert said in head.log(name)
-    assert head.until("good")["status"] == "SUCCEEDED", head.log("good")[-3000:]
-    assert result_of(head.log("good"))
-    (bundle,) = tmp_path.glob("runs/*/bundle")
-
+    name, runs = tmp_path / "runs" / "names" / "small" / "long", tmp_path / "runs"
     for _ in waiting():
-        if stopped := [place.parents[1] for place in tmp_path.glob("runs/*/checkpoints/checkpoint_*") if place.parents[1] != bundle.parent]:
+        if name.exists() and list((runs / name.read_text().strip()).glob("checkpoints/checkpoint_*")):
             break
     head.asked("/api/jobs/long/stop", method="POST")
     assert head.until("long")["status"] == "STOPPED"
     assert "Terminated." in head.log("long")
-    assert not (stopped[0] / "bundle").exists()
-    assert (tmp_path / "runs" / "names" / "small" / "long").read_text().strip() == stopped[0].name
+    stopped = runs / name.read_text().strip()
+    assert not (stopped / "bundle").exists()
+
+    for job, said in {"wrong": "train.epoch is not a setting", "nowhere": "a folder inside the job's unpacked code"}.items():
+        record = head.until(job)
+        assert (record["status"], record["driver_exit_code"]) == ("FAILED", 2)
+        assert said in head.log(job)
+    assert head.until("good")["status"] == "SUCCEEDED", head.log("good")[-3000:]
+    assert result_of(head.log("good"))
+    assert {place.parent for place in runs.glob("*/bundle")} | {stopped} == set(runs.glob("[0-9a-f]*[0-9a-f]"))
 
     alive = head.asked("/api/v0/actors?detail=1&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")["data"]["result"]["result"]
     assert {actor["class_name"] for actor in alive} <= {"_AutoscalingCoordinatorActor"}  # Ray Data's own, one a cluster

@@ -13,7 +13,8 @@ import raymlp.cli.serving
 import raymlp.cli.rollouts
 import raymlp.cli.access
 import raymlp.cli.trials
-import raymlp.cli.jobs  # noqa: F401
+import raymlp.cli.jobs
+import raymlp.cli.clusters  # noqa: F401
 
 # isort: on
 from raymlp.cli.command import Terminated, app, job, main, run_command

@@ -38,6 +38,8 @@ app.add_typer(experiment, name="experiment")
 app.add_typer(shadow, name="shadow")
 jobs = typer.Typer(help="Jobs on a cluster: what runs there, logs, stop, wait.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
+cluster = typer.Typer(help="A Ray cluster on this machine, with folder, ports and token of its own.", no_args_is_help=True)
+app.add_typer(cluster, name="cluster")
 KeysFile = Annotated[Path, typer.Option("--file", help="The file of keys: serve.keys_file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Hydra overrides: experiment=flights train.epochs=3")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the output of Ray, Lightning, DeepSpeed and MLflow.")]

@@ -110,6 +110,8 @@ def wait_for_jobs(words: Ids) -> None:
     ids, overrides = _ids(words)
     api = _api(overrides)
     results = [ended(api, watch(api, name)) for name in ids]
+    for result in results:
+        _say(result.problem or result.last)
     _show_ended(results, [result.id for result in results], "job")
     raise typer.Exit(next((result.code for result in results if result.code), 0))
 
@@ -162,8 +164,8 @@ def _swept(submission: Submission) -> int:
     with _told_when_left(submission.api, started) as stop:
         for point, result in submission.race(on_start, stop):
             results[point.swept] = result
-            _say(f"{result.id} {result.status.lower()} after {result.seconds:,.0f} s  ({len(results)} of {len(submission.points)})")
-            _say(result.problem)
+            _say(f"{len(results)} of {len(submission.points)}: {result.id} {result.status.lower()} after {result.seconds:,.0f} s")
+            _say(result.problem or result.last)
     rows = [point.swept for point in submission.points if point.swept in results]
     _show_ended([results[swept] for swept in rows], [" ".join(swept) for swept in rows], "point")
     if missing := len(submission.points) - len(rows):
@@ -222,7 +224,7 @@ def _wants_stop() -> bool:
 
 def _tell(decision: Decision, point: Point) -> None:
     """The id on stdout, where scripts read it; what is new about it beside that."""
-    _say(f"{' '.join(point.swept)}  {decision.reason}".strip() if decision.reason != "new" or point.swept else "")
+    _say("  ".join(words for words in (" ".join(point.swept), decision.reason) if words))
     typer.echo(decision.id)
 
 

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from raymlp.config.schema import Config
     from raymlp.core.records import RunSummary, TuneResult
     from raymlp.data.rules import BrokenRule
-    from raymlp.doctor import Finding
+    from raymlp.runtime.findings import Finding
     from raymlp.runtime.progress import Story
 
 SHOWN_TRIALS = 30
 
 
-def show_done(places: dict[str, str]) -> None:
+def show_done(places: dict[str, str], *, title: str = "done") -> None:
     from rich.console import Console
 
-    show_table(Console(highlight=False), "done", places.items())
+    show_table(Console(highlight=False), title, places.items())
 
 
 def show_result(metric: str, value: float) -> None:

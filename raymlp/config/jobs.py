@@ -40,8 +40,11 @@ def _known(keys: dict[str, Any]) -> dict[str, Any]:
         if key in ELSEWHERE:
             raise ValueError(f"runtime_env holds {key}; expected it elsewhere. Use {ELSEWHERE[key]}")
         if key not in RUNTIME_ENV:
-            hint = nearest(key, [*RUNTIME_ENV, *ELSEWHERE]) or f" Known are {', '.join(RUNTIME_ENV)}"
-            raise ValueError(f"runtime_env holds {key}, which Ray does not know and would leave out in silence.{hint}")
+            hint = nearest(key, [*RUNTIME_ENV, *ELSEWHERE]).strip()
+            raise ValueError(
+                f"runtime_env holds {key}{f' ({hint})' if hint else ''}, which Ray does not know and would leave out in silence; expected "
+                f"one of {', '.join(RUNTIME_ENV)}"
+            )
     return keys
 
 

@@ -32,13 +32,15 @@ WIDTH = "140"
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that has ended: its exit code, 143 when it was stopped, and the metric that it ended with."""
+    """A job that has ended: its exit code, 143 when it was stopped, the metric that it ended with, and what it said last where it failed.
+    `problem` is what the cluster says of a job that never came to run."""
 
     id: str
     status: str
     code: int
     seconds: float
     metric: tuple[str, float] | None
+    last: str = ""
     problem: str = ""
 
 
@@ -120,10 +122,12 @@ def ended(api: Api, job: Job) -> Ended:
     """What became of a job that has ended."""
     assert job.code is not None
     try:
-        metric = result_of(api.log(job.id)) if job.code == 0 else None
+        log = api.log(job.id)
     except JobError:
-        metric = None
-    return Ended(job.id, job.status, job.code, job.seconds, metric, job.problem)
+        log = ""
+    words = [line for line in log.splitlines() if line.strip()]
+    last = words[-1].strip() if words and job.status == "FAILED" else ""
+    return Ended(job.id, job.status, job.code, job.seconds, result_of(log) if job.code == 0 else None, last, job.problem)
 
 
 def submit(

@@ -103,7 +103,7 @@ def decide(work: str, name: str, jobs: Iterable[Job], *, again: bool = False) ->
     """
     attempts = {attempt: job for job in jobs if (attempt := _attempt(job.id, name))}
     if not attempts:
-        return Decision(name, False, name, "new")
+        return Decision(name, False, name, "")
     last = max(attempts)
     job = attempts[last]
     if job.metadata.get(WORK) != work:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
+import logging
 import os
 import platform
+import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +27,7 @@ from raymlp.core.files import Place, make_folder
 from raymlp.runtime.job import COMMIT, ray_job
 from raymlp.runtime.session import storage_root
 
+log = logging.getLogger(__name__)
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -45,12 +50,21 @@ def client(registry: Registry, runtime: Runtime) -> Any:
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri(registry, runtime)
-    if uri.startswith("sqlite:"):
-        make_folder(storage_root(runtime))
     try:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with _one_at_a_time(make_folder(storage_root(runtime))) if uri.startswith("sqlite:") else nullcontext():
+            found = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            found.get_experiment_by_name("Default")  # makes the tables where there are none
+            return found
     except MlflowException as error:
         raise RegistryError(f"the tracking store {uri} cannot be used: {error.message}. Set registry.tracking_uri.") from None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of several processes that open a new database at once, one makes its tables: MLflow breaks when two do."""
+    with (folder / "mlflow.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Run:
@@ -65,7 +79,8 @@ class Run:
 
         now = int(time.time() * 1000)
         finite = {name: float(value) for name, value in values.items() if value == value and abs(value) != float("inf")}
-        self._mlflow.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in finite.items()])
+        with whole():
+            self._mlflow.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in finite.items()])
 
     def text(self, text: str, name: str) -> None:
         """Keep a small text as an artifact."""
@@ -79,7 +94,8 @@ class Run:
             self.text(path.read_text(), path.name)
 
     def tag(self, name: str, value: str) -> None:
-        self._mlflow.set_tag(self.id, name, value)
+        with whole():
+            self._mlflow.set_tag(self.id, name, value)
 
     def last_step(self, metric: str) -> int:
         """The last step that a metric was logged at; -1 when it never was."""
@@ -87,10 +103,33 @@ class Run:
 
     def reopen(self) -> None:
         """Mark the run as running again."""
-        self._mlflow.update_run(self.id, status="RUNNING")
+        with whole():
+            self._mlflow.update_run(self.id, status="RUNNING")
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        self._mlflow.set_terminated(self.id, status)
+        with whole():
+            self._mlflow.set_terminated(self.id, status)
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """A signal that comes inside is delivered at the end: a write that is broken off in the middle leaves its database locked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda late, _: came.append(late))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 @contextmanager
@@ -126,7 +165,10 @@ def _ended(run: Run) -> Iterator[None]:
         run.end("FAILED")
         raise
     except BaseException:
-        run.end("KILLED")
+        try:
+            run.end("KILLED")
+        except Exception as error:
+            log.warning("run %s was stopped and could not be marked as killed: %s", run.id, error)
         raise
     run.end("FINISHED")
 

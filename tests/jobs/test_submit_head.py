@@ -17,7 +17,7 @@ from raymlp.jobs.watch import watch
 from tests.heads import Head
 from tests.jobs.test_submit_work import CORPUS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 STOP_S = 30
 SAVES = """
 import pathlib, select, signal, sys
