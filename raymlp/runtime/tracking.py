@@ -24,6 +24,7 @@ from raymlp.config.registry import Registry
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError
 from raymlp.core.files import Place, make_folder
+from raymlp.runtime.copies import own_folder
 from raymlp.runtime.job import COMMIT, ray_job
 from raymlp.runtime.session import storage_root
 
@@ -51,7 +52,7 @@ def client(registry: Registry, runtime: Runtime) -> Any:
 
     uri = tracking_uri(registry, runtime)
     try:
-        with _one_at_a_time(make_folder(storage_root(runtime))) if uri.startswith("sqlite:") else nullcontext():
+        with _one_at_a_time(make_folder(own_folder(storage_root(runtime)))) if uri.startswith("sqlite:") else nullcontext():
             found = MlflowClient(tracking_uri=uri, registry_uri=uri)
             found.get_experiment_by_name("Default")  # makes the tables where there are none
             return found
