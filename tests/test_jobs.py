@@ -18,7 +18,7 @@ EXPERIMENT = """# @package _global_
 problem: {{name: small, task: binary, target: label, positive_class: 'yes'}}
 data: {{source: {{kind: csv, path: {path}}}, split: {{kind: stratified, valid: 0.2, test: 0.2}}}}
 model: {{hidden: [8]}}
-train: {{batch_size: 64, epochs: 2}}
+train: {{batch_size: 64, epochs: 1}}
 """
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raymlp.jobs.submission import Ended, Point, Submission
     from raymlp.jobs.work import Decision
 
-AT_HOME = ("init", "plan", "submit", "jobs", "keys", "audit")
+AT_HOME = ("init", "plan", "submit", "jobs", "cluster", "keys", "audit")
 """Verbs that stay on the machine where they are given."""
 LISTED = 20
 Ids = Annotated[list[str], typer.Argument(metavar="ID... [jobs.address=URL]", help="Ids that raymlp jobs list shows.", show_default=False)]

@@ -29,7 +29,7 @@ def show_result(metric: str, value: float) -> None:
     from raymlp.runtime.job import ray_job
 
     if ray_job() is not None:
-        Console(highlight=False).print(f"result: {metric} {value!r}", markup=False, soft_wrap=True)
+        Console(highlight=False).print(f"result: {metric} {float(value)!r}", markup=False, soft_wrap=True)
 
 
 def show_run(config: Config, summary: RunSummary, story: Story) -> None:

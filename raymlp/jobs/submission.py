@@ -20,7 +20,7 @@ from raymlp.jobs.access import opened
 from raymlp.jobs.api import Api, Job
 from raymlp.jobs.cluster import TRAINS, Cluster, is_lasting, raymlp_version, require_room, require_versions, storage_notes
 from raymlp.jobs.package import MB, Package, package_of
-from raymlp.jobs.watch import POLL_S, OnLog, result_of, watch
+from raymlp.jobs.watch import PATIENCE_S, POLL_S, OnLog, result_of, watch
 from raymlp.jobs.work import Decision, Work, decide, named
 from raymlp.runtime.job import CODE, COMMIT, RUN, VERB, VERSION, WORK
 from raymlp.runtime.session import storage_root
@@ -100,7 +100,7 @@ class Submission:
     ) -> Iterator[tuple[Point, Ended]]:
         """Start all jobs, `jobs.at_once` side by side, and give each as it ends. When `on_interrupt` has answered Ctrl-C by stopping them,
         no others start."""
-        waiting, running = list(self.points), dict[str, list[Point]]()
+        waiting, running, answered = list(self.points), dict[str, list[Point]](), time.monotonic()
         while waiting or running:
             while waiting and len(running) < self.jobs.at_once:
                 point = waiting.pop(0)
@@ -110,6 +110,11 @@ class Submission:
             try:
                 time.sleep(POLL_S)
                 over = [job for job in self.api.jobs() if job.id in running and job.has_ended]
+                answered = time.monotonic()
+            except JobError:
+                over = []
+                if time.monotonic() - answered > PATIENCE_S:
+                    raise
             except KeyboardInterrupt:
                 if on_interrupt is None or not on_interrupt():
                     raise

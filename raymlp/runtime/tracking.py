@@ -52,7 +52,7 @@ def client(registry: Registry, runtime: Runtime) -> Any:
 
     uri = tracking_uri(registry, runtime)
     try:
-        with _one_at_a_time(make_folder(own_folder(storage_root(runtime)))) if uri.startswith("sqlite:") else nullcontext():
+        with _one_at_a_time(own_folder(storage_root(runtime))) if uri.startswith("sqlite:") else nullcontext():
             found = MlflowClient(tracking_uri=uri, registry_uri=uri)
             found.get_experiment_by_name("Default")  # makes the tables where there are none
             return found
@@ -63,6 +63,7 @@ def client(registry: Registry, runtime: Runtime) -> Any:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Of several processes that open a new database at once, one makes its tables: MLflow breaks when two do."""
+    make_folder(folder)
     with (folder / "mlflow.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

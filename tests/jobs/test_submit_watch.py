@@ -163,6 +163,9 @@ class Racing(Scripted):
         self.most = 0
 
     def jobs(self) -> list[Job]:
+        self.looks.append("RUNNING")
+        if len(self.looks) % 3 == 0:
+            raise JobError("away for a moment")
         self.most = max(self.most, sum(age < 2 for age in self.ages.values()))
         self.ages = {name: age + 1 for name, age in self.ages.items()}
         return [Job(name, "FAILED" if age > 2 else "RUNNING", "", int(name) if age > 2 else None) for name, age in self.ages.items()]
