@@ -1,4 +1,4 @@
-"""What the verbs say and do where `runtime.storage` is an address: plan, doctor, registry, retention of what is another's."""
+"""What plan, doctor and registry say and do where `runtime.storage` is an address."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ def runs(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     filesystem.delete_dir_contents("lake")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_that_was_cut_off_goes_on_to_the_model_of_one_that_was_not(
     ray_runtime: Runtime, snapshots: Snapshots, runs: StorePlace, tmp_path: Path
