@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from raymlp import __version__
 from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError
+from raymlp.core.files import Place, make_folder
 from raymlp.runtime import exposure, memory
 from raymlp.runtime.exposure import Exposure
 from raymlp.runtime.findings import Finding, Level
@@ -29,6 +30,7 @@ from raymlp.runtime.front import check_certificate
 from raymlp.runtime.ingress import SWITCH, haproxy_binary
 from raymlp.runtime.ports import REPLICA_PORTS, ephemeral_ports, port_is_free
 from raymlp.runtime.session import storage_root
+from raymlp.runtime.store import StorePlace, place_of, require_conditions
 from raymlp.runtime.tracking import tracking_uri
 
 FILES = 4_096
@@ -80,13 +82,15 @@ def look(token: str, folder: str, *, is_head: bool, metrics_port: int = 0, dashb
         shared_memory=shared,
         memory=memory.total(),
         cpus=os.cpu_count() or 1,
-        storage=_storage_of(Path(folder), token),
+        storage=_storage_of(place_of(folder), token),
         exposure=exposure.look(metrics_port=metrics_port, dashboard=dashboard),
     )
 
 
-def _storage_of(folder: Path, token: str) -> str:
+def _storage_of(folder: Place, token: str) -> str:
     try:
+        if isinstance(folder, StorePlace):
+            require_conditions(folder / token)
         mine = folder / f"{token}.{uuid.uuid4().hex}"
         mine.write_text("")
         mine.unlink()
@@ -94,6 +98,8 @@ def _storage_of(folder: Path, token: str) -> str:
             return f"{folder} does not show a file that the driver wrote there"
     except OSError as error:
         return f"{folder}: {error.strerror}"
+    except RaymlpError as error:
+        return str(error)
     return ""
 
 
@@ -111,8 +117,8 @@ def judge(node: Node, driver: Node, config: Config) -> Iterator[Finding]:
         f"{where}storage",
         "fail" if node.storage else "ok",
         node.storage or str(storage_root(config.runtime)),
-        "a folder that every node can write and sees alike",
-        "Set runtime.storage to a folder that all nodes share" if node.storage else "",
+        "a place that every node can write and sees alike",
+        "Set runtime.storage to a folder that all nodes share, or to an object store" if node.storage else "",
     )
     few = node.files < FILES
     yield Finding(
@@ -258,13 +264,13 @@ def _serve(config: Config) -> Iterator[Finding]:
 def _token(config: Config) -> Iterator[str]:
     """The name of a file that lies in the storage while the block runs. A storage that cannot be written is found by `look`."""
     path = storage_root(config.runtime) / f".doctor-{uuid.uuid4().hex}"
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError, RaymlpError):
+        make_folder(path.parent)
         path.write_text("")
     try:
         yield path.name
     finally:
-        with suppress(OSError):
+        with suppress(OSError, RaymlpError):
             path.unlink()
 
 

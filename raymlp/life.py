@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import secrets
 import time
-import uuid
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raymlp import pipeline
 from raymlp.config.loader import with_overrides
@@ -31,6 +29,8 @@ from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.core.files import make_folder
 from raymlp.core.records import Endpoint, MonitorReport, RunSummary, Snapshot
 from raymlp.data.contract import Contract
+from raymlp.data.hours import write_table
+from raymlp.runtime.copies import own_folder
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import ray_session, storage_root
 
@@ -96,19 +96,20 @@ def run(config: Config, *, story: Story | None = None, on_ready: Callable[[Endpo
         "prediction log": str(endpoint.log),
     }
     if key and config.serve.keep:
-        places["API key"] = str(root / "api-key")
+        places["API key"] = str(own_folder(root) / "api-key")
     return RunSummary(tuple(story.steps), places, tuple(life.happened), evaluation.gate)
 
 
 @contextmanager
 def _api_key(config: Config) -> Iterator[str | None]:
-    """The first key of the environment; without one, a key made for this run and kept in the storage folder (mode 600)."""
+    """The first key of the environment; without one, a key made for this run and kept in the storage folder, or on this machine where
+    that is an object store (mode 600)."""
     given = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
     if config.serve.auth == "none" or given:
         yield given[0] if given else None
         return
     key = secrets.token_urlsafe(32)
-    file = make_folder(storage_root(config.runtime)) / "api-key"
+    file = make_folder(own_folder(storage_root(config.runtime))) / "api-key"
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as out:
         out.write(key)
@@ -279,7 +280,4 @@ def _await_log(config: Config, ids: set[str]) -> None:
 
 def _file_labels(config: Config, ids: list[str], answers: pa.ChunkedArray) -> None:
     folder = make_folder(pipeline.label_folder(config))
-    table = pa.table({"prediction_id": ids, "label": answers})
-    aside = folder / f".{uuid.uuid4().hex}"
-    pq.write_table(table, aside)
-    aside.rename(folder / f"{time.time_ns()}.parquet")
+    write_table(pa.table({"prediction_id": ids, "label": answers}), folder / f"{time.time_ns()}.parquet")

@@ -8,16 +8,18 @@ from pathlib import Path
 from raymlp.config.loader import build_config
 from raymlp.config.schema import Config, Site
 from raymlp.core.errors import ConfigError, RegistryError
+from raymlp.core.files import Place
 from raymlp.core.records import Registration, Station
 from raymlp.data import origin
 from raymlp.data.place import snapshot_root
 from raymlp.model.bundle import Bundle, load_bundle
 from raymlp.registry.store import REFERENCE, Store
 from raymlp.runtime.session import storage_root
+from raymlp.runtime.store import MANIFEST, place_of
 from raymlp.runtime.tracking import Recorded, code_version, recorded, tracking_uri
 
 
-def recorded_bundle(reference: str, site: Site) -> Path:
+def recorded_bundle(reference: str, site: Site) -> Place:
     """The bundle behind a folder, `NAME@ALIAS`, `NAME/VERSION` or a run's id. Raises RegistryError when there is none."""
     found = _found(reference, site)
     return found.bundle if isinstance(found, Registration) else found
@@ -73,13 +75,13 @@ def _run_stations(bundle: Bundle, run: Recorded | None, site: Site) -> Iterator[
     yield Station("config", f"{lines} lines, seed {run.tags.get('raymlp.seed', '?')}", state, "the run's beside the bundle's")  # type: ignore[arg-type]
 
 
-def _found(reference: str, site: Site) -> Registration | Path:
-    if Path(reference).is_dir():
-        return Path(reference)
+def _found(reference: str, site: Site) -> Registration | Place:
+    if "://" in reference or Path(reference).is_dir():
+        return place_of(reference)
     if REFERENCE.match(reference):
         return Store(site.registry, site.runtime).get(reference)
     bundle = storage_root(site.runtime) / "runs" / reference / "bundle"
-    if bundle.is_dir():
+    if (bundle / MANIFEST).is_file():
         return bundle
     run = recorded(reference, registry=site.registry, runtime=site.runtime)
     raise RegistryError(f"run {run.id} ({run.status.lower()}) has no bundle at {bundle}; expected one that ended with a model.")

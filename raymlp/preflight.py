@@ -17,7 +17,10 @@ from raymlp.config.unsupervised import IsolationForest, KMeans
 from raymlp.core.errors import ConfigError, RaymlpError, nearest
 from raymlp.core.records import PlanReport
 from raymlp.data.place import require_store, snapshot_root
+from raymlp.runtime.copies import VARIABLE as CACHE
+from raymlp.runtime.copies import cache_folder, own_folder
 from raymlp.runtime.session import storage_root
+from raymlp.runtime.store import StorePlace, require_conditions
 from raymlp.train.choice import foretold
 from raymlp.train.support import refusals, unused
 
@@ -127,8 +130,12 @@ def _existing(path: Path) -> Path:
 
 def _storage(config: Config, problem: Say) -> dict[str, str]:
     root = storage_root(config.runtime)
-    if not os.access(_existing(root), os.W_OK):
-        problem(f"{root} cannot be written; expected a writable place. Set runtime.storage.")
+    require_store(root)
+    if isinstance(root, StorePlace):
+        require_conditions(root)
+    for folder in (own_folder(root), *((cache_folder(),) if isinstance(root, StorePlace) else ())):
+        if not os.access(_existing(folder), os.W_OK):
+            problem(f"{folder} cannot be written; expected a writable place. Set runtime.storage or {CACHE}.")
     place = snapshot_root(config.runtime)
     require_store(place)
     return {"storage": str(root)} | ({"snapshots": str(place)} if config.runtime.snapshots else {})

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from raymlp.config.loader import with_overrides
+from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError, ServingError, VersionRefused
 from raymlp.pipeline.driver import Driver
 from raymlp.pipeline.exclusive import rollout_folder
+from raymlp.pipeline.rollouts import rollout_status
 from raymlp.runtime.audit import audit_file, entries
 from raymlp.serve import deploy as serving
 from raymlp.serve.rollout import orders
 from raymlp.serve.rollout.course import Course, Records
-from raymlp.serve.rollout.lease import Lease, Lost
+from raymlp.serve.rollout.lease import Lease, Lost, lease_of
 from raymlp.serve.rollout.orders import Order
 from tests.test_rollout import SETTINGS, Model, Place, place, shares
 
@@ -296,3 +298,35 @@ def test_beside_a_record_that_cannot_be_read_nothing_is_begun(place: Place, leas
     assert list(driver._troubles) == ["record"]
     torn.unlink()
     assert look(driver).state == "running", "the alias challenger is there"
+
+
+@pytest.fixture
+def in_store(bucket: Any, place: Place) -> Iterator[Place]:
+    """The endpoint with its results in a bucket."""
+    pytest.importorskip("obstore")
+    filesystem, query = bucket
+    place.config = place.config.model_copy(update={"runtime": Runtime(storage=f"s3://lake/results?{query}")})
+    yield place
+    filesystem.delete_dir_contents("lake")
+
+
+def test_with_results_in_a_store_it_goes_the_same_way_until_another_takes_over(in_store: Place) -> None:
+    lease = lease_of(rollout_folder(in_store.config))
+    assert lease.take()
+    driver = Driver(in_store.config, lease)
+    assert asked(driver, "start", reason="v2 is new").done
+    for _ in in_store.traffic():
+        course = look(driver)
+        if course.settled:
+            break
+    assert (course.state, course.shares, course.settled) == ("promoted", (0.1, 0.5, 1.0), True)
+    assert course.history[0].by == "ann@laptop"
+    assert in_store.aliases_now == {"champion": "2", "previous": "1"}
+    told = [entry["what"] for entry in entries(audit_file(in_store.config.runtime))]
+    assert told == ["rollout start", "rollout advance", "rollout advance", "promote"]
+    status = rollout_status(in_store.config)
+    assert (status.course, status.is_driven, status.driver) == (course, True, lease.holder())
+    lease.release()
+    with lease_of(rollout_folder(in_store.config)).held(), pytest.raises(Lost):
+        driver.keep(course)
+    assert not rollout_status(in_store.config).is_driven

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from raymlp import pipeline
@@ -20,10 +19,13 @@ from raymlp.config.rollout import Rollout
 from raymlp.config.runtime import Runtime
 from raymlp.config.schema import Config
 from raymlp.config.serve import Log
+from raymlp.core.files import make_folder
 from raymlp.core.records import Registration
 from raymlp.data.contract import ColumnContract, Contract
+from raymlp.data.hours import write_table
 from raymlp.data.target import Target
 from raymlp.serve import deploy as serving
+from raymlp.serve.application import log_folder
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.rollout.course import Course
 from raymlp.serve.routing import Routes, misrouted
@@ -99,7 +101,7 @@ class Place:
     def traffic(self, chunks: int = 40, rows: int = 500) -> Iterator[None]:
         """Requests as the last weights say, and their answers."""
         rng = np.random.default_rng(0)
-        log = PredictionLog(Path(self.config.runtime.storage) / "predictions" / "flights", Log(max_rows=10**6))
+        log = PredictionLog(log_folder(self.config, "flights"), Log(max_rows=10**6))
         for label in self.models:
             log.know(label, CONTRACT)
         for chunk in range(chunks):
@@ -119,9 +121,8 @@ class Place:
                 ids.append(name)
                 answers.append(float(rng.random() < 1 / (1 + np.exp(-4 * (x - 0.5)))))
             log.flush()
-            folder = pipeline.label_folder(self.config)
-            folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table({"prediction_id": ids, "label": answers}), folder / f"{chunk}.parquet")
+            folder = make_folder(pipeline.label_folder(self.config))
+            write_table(pa.table({"prediction_id": ids, "label": answers}), folder / f"{chunk}.parquet")
             yield
 
 

@@ -106,12 +106,13 @@ def config_from(overrides: list[str] | None, verbose: bool) -> Config:
 def running(config: Config | Site) -> Iterator[Story]:
     """The steps on the screen, warnings in raymlp.log; SIGTERM ends a command as Ctrl-C does, so that what it started is stopped."""
     from raymlp.core.files import make_folder
+    from raymlp.runtime.copies import own_folder
     from raymlp.runtime.job import require_job_can_run
     from raymlp.runtime.progress import Story
     from raymlp.runtime.session import storage_root
 
     require_job_can_run(config.runtime)
-    place = None if config.runtime.verbose else make_folder(storage_root(config.runtime)) / "raymlp.log"
+    place = None if config.runtime.verbose else make_folder(own_folder(storage_root(config.runtime))) / "raymlp.log"
     logging.basicConfig(filename=place, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     before = signal.signal(signal.SIGTERM, terminate)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from raymlp.cli.screens import show_done, show_findings, show_run
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False
+    bundle: Annotated[str, typer.Argument(help="A bundle: its folder or address.")], overrides: Overrides = None, verbose: Verbose = False
 ) -> None:
     """Judge a bundle beside the baselines; exit code 3 when the gate refuses it."""
     from raymlp import pipeline
@@ -27,7 +26,7 @@ def evaluate(
 
 @app.command()
 def register(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")], overrides: Overrides = None, verbose: Verbose = False
+    bundle: Annotated[str, typer.Argument(help="A bundle: its folder or address.")], overrides: Overrides = None, verbose: Verbose = False
 ) -> None:
     """Add a bundle to the registry: as the champion where there is none, else as the challenger."""
     from raymlp import pipeline

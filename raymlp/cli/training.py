@@ -54,7 +54,7 @@ def find(
     with running(config) as story:
         found = pipeline.find(config, what, story=story)
     show_columns(found.titles, found.rows)
-    show_done({"suggestion": found.best, **{file.suffix.removeprefix("."): str(file) for file in found.files}})
+    show_done({"suggestion": found.best, **{file.name.rpartition(".")[2]: str(file) for file in found.files}})
 
 
 @app.command()

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from raymlp.config.section import Section
 
-STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+CONDITIONAL = ("s3", "gs", "gcs", "abfs", "abfss", "file")
+"""Stores that write a file on condition that it is as it was: what claims and the audit log rest on."""
+STORES = (*CONDITIONAL, "hdfs", "viewfs")
 SECRETS = {"sig", "client_secret"}
 """Parts of an address that open a store to whoever reads it."""
 
@@ -18,7 +20,8 @@ class Runtime(Section):
     """The machine side of a run."""
 
     storage: str = "artifacts"
-    """Folder of runs, bundles, logs, the MLflow database and, without `snapshots`, snapshots. On a cluster: one that all nodes share."""
+    """Folder of runs, bundles, logs, records and, without `snapshots`, snapshots, and of the MLflow database. On a cluster: one that all
+    nodes share, or an address in an object store: `s3://`, `gs://`, `abfs://`, as for `snapshots`; then set registry.tracking_uri."""
 
     snapshots: str | None = None
     """Folder of snapshots, or an address in an object store: `s3://`, `gs://`, `abfs://`, `hdfs://`; null is `snapshots` under
@@ -39,15 +42,18 @@ class Runtime(Section):
 
     @model_validator(mode="after")
     def _addresses(self) -> Self:
-        if "://" in self.storage:
-            raise ValueError(f"storage is {self.storage}; expected a folder. Snapshots alone go to an object store: set snapshots")
-        if self.snapshots is None or "://" not in self.snapshots:
-            return self
-        address = urlsplit(self.snapshots)
-        if address.scheme not in STORES:
-            raise ValueError(
-                f"snapshots begins with {address.scheme}://; expected a folder or {', '.join(f'{name}://' for name in STORES)}"
-            )
-        if address.password is not None or SECRETS & set(parse_qs(address.query)):
-            raise ValueError("snapshots holds a key or a signature; expected an address alone. Give credentials in the environment")
+        for name, place, known in (("storage", self.storage, CONDITIONAL), ("snapshots", self.snapshots, STORES)):
+            if place is None or "://" not in place:
+                continue
+            address = urlsplit(place)
+            if address.scheme not in known:
+                schemes = ", ".join(f"{scheme}://" for scheme in known)
+                raise ValueError(f"{name} begins with {address.scheme}://; expected a folder or {schemes}")
+            if address.password is not None or SECRETS & set(parse_qs(address.query)):
+                raise ValueError(f"{name} holds a key or a signature; expected an address alone. Give credentials in the environment")
         return self
+
+    @property
+    def is_in_store(self) -> bool:
+        """Whether results go to an object store."""
+        return "://" in self.storage and not self.storage.startswith("file://")

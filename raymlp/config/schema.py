@@ -33,6 +33,20 @@ class Site(Section):
     runtime: Runtime = Runtime()
     """Where Ray runs and where results go."""
 
+    @model_validator(mode="after")
+    def _has_a_tracking_store(self) -> Self:
+        require_tracking(self.registry, self.runtime)
+        return self
+
+
+def require_tracking(registry: Registry, runtime: Runtime) -> None:
+    """Raise ValueError when nothing could hold runs and versions: a database file cannot lie in an object store."""
+    if runtime.is_in_store and registry.tracking_uri is None:
+        raise ValueError(
+            f"runtime.storage is {runtime.storage}, which cannot hold the MLflow database; expected a tracking server beside it. "
+            "Set registry.tracking_uri"
+        )
+
 
 class Config(Section):
     """Everything that can be set. Built by `load_config`; pass stages the section they need."""
@@ -67,6 +81,11 @@ class Config(Section):
     """Where Ray runs and where results go."""
     jobs: Jobs = Jobs()
     """How verbs run as jobs on a cluster."""
+
+    @model_validator(mode="after")
+    def _has_a_tracking_store(self) -> Self:
+        require_tracking(self.registry, self.runtime)
+        return self
 
     @model_validator(mode="after")
     def _images_are_checked(self) -> Self:

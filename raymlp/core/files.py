@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from raymlp.core.errors import RaymlpError
 
 
 class Place(Protocol):
-    """A folder or file of a snapshot: the part of `pathlib.Path` that object stores have as well (`raymlp.data.place`)."""
+    """A folder or file: the part of `pathlib.Path` that object stores have as well (`raymlp.runtime.store`)."""
 
     @property
     def name(self) -> str: ...
@@ -34,8 +34,12 @@ class Place(Protocol):
     def open(self, mode: Literal["rb"]) -> Any: ...
     def read_text(self) -> str: ...
     def write_text(self, data: str, /) -> int: ...
-    def unlink(self) -> None: ...
+    def unlink(self, missing_ok: bool = False) -> None: ...
     def replace(self, target: Any, /) -> Any: ...
+    def stat(self) -> Any: ...
+
+
+Somewhere = TypeVar("Somewhere", bound=Place)
 
 
 def sha256_file(path: Place) -> str:
@@ -67,8 +71,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o666) -> Path:
-    """Write a file so that a reader sees the old text or the new one, never a part. `mode` has its permissions, less the umask."""
+def write_text(path: Somewhere, text: str, *, mode: int = 0o666) -> Somewhere:
+    """Write a file so that a reader sees the old text or the new one, never a part. `mode` has its permissions, less the umask, where
+    there are such."""
+    if not isinstance(path, Path):
+        path.write_text(text)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     aside.touch(mode=mode)
@@ -97,8 +105,10 @@ def published(target: Path) -> Iterator[Path]:
         raise
 
 
-def make_folder(path: Path) -> Path:
-    """Create a folder and its parents; raise RaymlpError that names the first place that refuses."""
+def make_folder(path: Somewhere) -> Somewhere:
+    """Create a folder and its parents, where there are folders; raise RaymlpError that names the first place that refuses."""
+    if not isinstance(path, Path):
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

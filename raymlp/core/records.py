@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from raymlp.core.files import Place
@@ -54,14 +53,14 @@ class DataReport:
     """The page that shows what a snapshot holds."""
 
     snapshot: Snapshot
-    report: Path
+    report: Place
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A finished training run: the bundle on disk and its metrics on the validation split."""
+    """A finished training run: where its bundle is, and its metrics on the validation split."""
 
-    bundle: Path
+    bundle: Place
     metrics: Mapping[str, float]
     run_id: str
 
@@ -97,7 +96,7 @@ class CrossValidation:
     models: tuple[TrainedModel, ...]
     metrics: Mapping[str, Spread]
     out_of_fold: Mapping[str, float]
-    predictions: Path
+    predictions: Place
     run_id: str
 
 
@@ -108,7 +107,7 @@ class Found:
     best: str
     titles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -124,16 +123,16 @@ class Evaluation:
     baselines: Mapping[str, Mapping[str, Interval]]
     slices: tuple[Mapping[str, Any], ...]
     gate: Decision
-    report: Path
+    report: Place
 
 
 @dataclass(frozen=True)
 class Registration:
-    """One version in the registry. `bundle` is a local path to the registered files."""
+    """One version in the registry. `bundle` is where all nodes find the registered files."""
 
     name: str
     version: str
-    bundle: Path
+    bundle: Place
     aliases: tuple[str, ...] = ()
 
 
@@ -152,7 +151,7 @@ class Endpoint:
     name: str
     url: str
     weights: Mapping[str, float]
-    log: Path
+    log: Place
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ class MonitorReport:
     rows: int
     labelled: int
     findings: tuple[Finding, ...]
-    report: Path | None = None
+    report: Place | None = None
 
     @property
     def alerts(self) -> tuple[Finding, ...]:
@@ -217,8 +216,8 @@ class TuneResult:
     trials: tuple[Mapping[str, Any], ...]
     pareto: tuple[int, ...]
     study: str
-    overlay: Path
-    report: Path
+    overlay: Place
+    report: Place
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class RolloutResult:
     requests: int
     challenger_requests: int
     shares: tuple[float, ...]
-    record: Path
+    record: Place
 
 
 @dataclass(frozen=True)

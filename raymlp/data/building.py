@@ -25,7 +25,7 @@ from raymlp.data.division import Cut, quarantine_repeats, split_keys, training_p
 from raymlp.data.door import anonymity, verdict
 from raymlp.data.forward_fill import forward_fill, with_fills
 from raymlp.data.growth import Identity, Move, Reading, linked_by, take_rest, take_training
-from raymlp.data.place import MANIFEST, remove, split_files
+from raymlp.data.place import split_files
 from raymlp.data.profile import Profile
 from raymlp.data.quality import Evidence, Finding, counted, sampled, upheld
 from raymlp.data.rules import hold_as_a_whole, hold_freshness, newest, newest_of, repeat_reasons, repeats
@@ -34,6 +34,7 @@ from raymlp.data.staging import Shape, given_contract, shape_of, stage_all, stag
 from raymlp.data.suppression import Sieve, Suppressed
 from raymlp.data.target import Target
 from raymlp.data.tasks import begun, each_part
+from raymlp.runtime.store import MANIFEST, remove
 
 FORMAT = 3
 """Of what is written; a snapshot of another one is made anew."""

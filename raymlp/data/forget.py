@@ -8,12 +8,9 @@ earlier, are not reached.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,24 +24,14 @@ from raymlp.data import parquet
 from raymlp.data.association import Association, Outline
 from raymlp.data.contract import Contract
 from raymlp.data.door import is_kept
-from raymlp.data.hours import log_files
-from raymlp.data.place import (
-    MANIFEST,
-    StorePlace,
-    files_in,
-    manifest_of,
-    recover,
-    replacing,
-    snapshots_in,
-    split_files,
-    take_over,
-    write_whole,
-)
+from raymlp.data.hours import log_files, write_table
+from raymlp.data.place import manifest_of, recover, replacing, snapshots_in, split_files
 from raymlp.data.privacy import PrivacyKey, environment_key, needs_key, routing_key_hider, single
 from raymlp.data.profile import Profile, to_text
 from raymlp.data.snapshot import load_contract
 from raymlp.data.split import SPLITS
 from raymlp.data.suppression import Suppressed, applied
+from raymlp.runtime.store import MANIFEST, StorePlace, files_in, take_over, write_whole
 
 INPUT = "in."
 """Prefix of the inputs' columns in the prediction log."""
@@ -117,7 +104,9 @@ def person(folder: Place, column: str, value: str, rules: Mapping[str, Rule]) ->
     return Wanted(column, not any(blurred), value in tokens, frozenset({value, *tokens}), frozenset({value, routing_key_hider(key)(value)}))
 
 
-def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, shadows: Path | None = None, dry_run: bool = False) -> Forgotten:
+def forget(
+    wanted: Wanted, *, snapshots: Place, log: Place, labels: Place, shadows: Place | None = None, dry_run: bool = False
+) -> Forgotten:
     """Remove what is wanted from every snapshot under `snapshots`, from the prediction log, the labels of those predictions and what a
     shadow answered beside them (`shadows`); a person is put on the list of those whom `prepare` leaves out.
 
@@ -145,7 +134,7 @@ def forget(wanted: Wanted, *, snapshots: Place, log: Path, labels: Path, shadows
             counts[path.name] = rows
             digests |= seen
     log_rows, ids = _in_log(log, wanted, notes, dry_run=dry_run)
-    for file in sorted(shadows.glob("[!.]*.parquet")) if shadows is not None else ():
+    for file in log_files(shadows) if shadows is not None else ():
         table = parquet.read(file)
         gone = pc.or_(_logged(table, wanted), pc.is_in(table.column("prediction_id"), value_set=pa.array(sorted(ids), pa.string())))
         if pc.any(gone).as_py() and not dry_run:
@@ -259,7 +248,7 @@ def _noted(manifest: dict[str, Any], aside: Place, wanted: Wanted, rows: int, ch
 # ---------------------------------------------------------------------- the prediction log and the labels
 
 
-def _in_log(folder: Path, wanted: Wanted, notes: list[str], *, dry_run: bool) -> tuple[int, set[str]]:
+def _in_log(folder: Place, wanted: Wanted, notes: list[str], *, dry_run: bool) -> tuple[int, set[str]]:
     """Rows removed from the log, and the predictions they belong to."""
     removed, ids = 0, set[str]()
     named = 0
@@ -288,7 +277,7 @@ def _logged(table: pa.Table, wanted: Wanted) -> pa.ChunkedArray:
     return pc.or_(gone, wanted.rows(table.column(name))) if wanted.by_input and name in table.column_names else gone
 
 
-def _in_labels(folder: Path, ids: set[str], *, dry_run: bool) -> int:
+def _in_labels(folder: Place, ids: set[str], *, dry_run: bool) -> int:
     removed = 0
     wanted = pa.array(sorted(ids), pa.string())
     for file in sorted(folder.glob("[!.]*.parquet")) if ids else ():
@@ -317,16 +306,12 @@ def _rewrite(file: Place, place: Place, column: str, test: Callable[[pa.ChunkedA
     writer.close()
 
 
-def _replace(file: Path, table: pa.Table) -> None:
+def _replace(file: Place, table: pa.Table) -> None:
     """The file with other rows, at once; without rows it goes."""
-    if not table.num_rows:
+    if table.num_rows:
+        write_table(table, file)
+    else:
         file.unlink()
-        return
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    writer = parquet.Writer(aside)
-    writer.write(table)
-    writer.close()
-    os.replace(aside, file)
 
 
 def _as_texts(forms: frozenset[str], kind: pa.DataType) -> pa.Array:

@@ -27,10 +27,11 @@ from raymlp.data.contract import ColumnContract, Contract
 from raymlp.data.contract_batch import check_table
 from raymlp.data.division import Cut, Tally, checked
 from raymlp.data.door import is_kept
-from raymlp.data.place import MANIFEST, snapshots_in, take_over
+from raymlp.data.place import snapshots_in
 from raymlp.data.profile import Profile
 from raymlp.data.split import SPLITS, is_lasting
 from raymlp.data.suppression import Suppressed, applied
+from raymlp.runtime.store import MANIFEST, take_over
 
 PROFILE = "profile.json"
 QUARANTINE = "quarantine"

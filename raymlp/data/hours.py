@@ -7,17 +7,18 @@ names tell which file is newer, in whatever folder. Files that lie beside the fo
 
 from __future__ import annotations
 
-import os
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymlp.core.files import make_folder
+from raymlp.core.files import Place, Somewhere, make_folder
+from raymlp.runtime.store import write_bytes
 
 FORMAT = "%Y-%m-%dT%H"
+END = ".parquet"
 
 
 def hour_of(seconds: float) -> str:
@@ -25,23 +26,31 @@ def hour_of(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime(FORMAT)
 
 
-def log_files(folder: Path, *, since: datetime | None = None) -> list[Path]:
+def log_files(folder: Somewhere, *, since: datetime | None = None) -> list[Somewhere]:
     """Finished files in the order in which they were written; those of hours that ended before `since` are left out."""
     first = since.astimezone(UTC).strftime(FORMAT) if since is not None else ""
-    hours = [hour for hour in folder.glob("[!.]*") if hour.name >= first and hour.is_dir()]
-    files = [*folder.glob("[!.]*.parquet"), *(file for hour in hours for file in hour.glob("[!.]*.parquet"))]
+    below = list(folder.glob("[!.]*"))
+    hours = [hour for hour in below if hour.name >= first and not hour.name.endswith(END)]
+    files = [*(file for file in below if file.name.endswith(END)), *(file for hour in hours for file in hour.glob(f"[!.]*{END}"))]
     return sorted(files, key=lambda file: file.name)
 
 
-def write_new(table: pa.Table, folder: Path, *, writer: str) -> Path:
-    """A file of its own in the folder, whole or not there. Raises OSError."""
-    make_folder(folder)
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{writer}-{uuid.uuid4().hex[:8]}.parquet"
-    aside = folder / f".{name}"
-    try:
-        pq.write_table(table, aside)
-        os.replace(aside, folder / name)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    return folder / name
+def write_new(table: pa.Table, folder: Somewhere, *, writer: str) -> Somewhere:
+    """A file of its own in the folder, whole or not there. Raises OSError, or DataError in a store."""
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{writer}-{uuid.uuid4().hex[:8]}{END}"
+    place = make_folder(folder) / name
+    write_table(table, place)
+    return place
+
+
+def write_table(table: pa.Table, place: Place) -> None:
+    """A Parquet file, whole or not there, in the place of one that is. Held in memory. Raises as `write_new`."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(place, sink.getvalue())
+
+
+def read_table(place: Place, columns: Callable[[str], bool] = lambda name: True) -> pa.Table:
+    """The columns of a Parquet file whose names fit."""
+    with place.open("rb") as source, pq.ParquetFile(source, pre_buffer=True) as file:
+        return file.read([name for name in file.schema_arrow.names if columns(name)])

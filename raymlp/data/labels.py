@@ -6,20 +6,19 @@ rows; without it an answer is the first row's.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raymlp.core.errors import DataError
+from raymlp.core.files import Place
+from raymlp.data.hours import read_table
 
 
-def read_labels(folder: Path) -> pa.Table | None:
+def read_labels(folder: Place) -> pa.Table | None:
     """All columns of all files, null where a file does not have one; None without files.
 
     Raises DataError when a column is text in one file and a number in another."""
-    tables = [pq.read_table(path) for path in sorted(folder.glob("[!.]*.parquet"))]
+    tables = [read_table(path) for path in sorted(folder.glob("[!.]*.parquet"))]
     try:
         return pa.concat_tables(tables, promote_options="permissive") if tables else None
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:

@@ -11,8 +11,9 @@ from raymlp.core.errors import DataError
 from raymlp.core.files import Place, sha256_file
 from raymlp.core.records import Snapshot, Station
 from raymlp.data import sources
-from raymlp.data.place import MANIFEST, snapshots_in
+from raymlp.data.place import snapshots_in
 from raymlp.data.snapshot import open_snapshot
+from raymlp.runtime.store import MANIFEST
 
 
 def with_digest(folder: Place, digest: str) -> Snapshot | None:

@@ -25,7 +25,7 @@ from raymlp.config.privacy import Privacy
 from raymlp.core.errors import DataError
 from raymlp.core.files import Place
 from raymlp.core.secret import environment_secret
-from raymlp.data.place import StorePlace, asking, place_of, writing
+from raymlp.runtime.store import StorePlace, asking, place_of, writing
 
 KEY_VARIABLE = "RAYMLP_SNAPSHOT_KEY"
 ENCRYPTED = b"PARE"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raymlp.config.monitor import Monitor
 from raymlp.config.problem import Problem
 from raymlp.core.errors import DataError
-from raymlp.core.files import Place, write_text
+from raymlp.core.files import Place, Somewhere, write_text
 from raymlp.core.records import Finding, Snapshot
 from raymlp.data import parquet
 from raymlp.data import profile_svg as svg
@@ -73,7 +73,7 @@ class Seen:
         return self.association.strength(name) if name in self.association.tables else float("nan")
 
 
-def write_page(snapshot: Snapshot, problem: Problem, settings: Monitor, *, folder: Path) -> Path:
+def write_page(snapshot: Snapshot, problem: Problem, settings: Monitor, *, folder: Somewhere) -> Somewhere:
     """Write `profile.html` to `folder`; `settings` hold the thresholds of drift. Raises DataError when the snapshot lacks a part."""
     seen = read(snapshot, problem, settings)
     ordered = sorted(seen.train.columns, key=lambda name: (name != problem.answer, -np.nan_to_num(seen.strength(name), nan=-1.0), name))

@@ -21,9 +21,9 @@ from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import Place, digest_of, to_json
 from raymlp.data.casting import ARROW, read_column
 from raymlp.data.contract import ColumnContract, Contract
-from raymlp.data.place import write_whole
 from raymlp.data.privacy import KEY_VARIABLE, Mac, environment_key, given_key
 from raymlp.data.profile import column_type
+from raymlp.runtime.store import write_whole
 
 LIST = "suppressed.json"
 SALT = "suppressed.salt"

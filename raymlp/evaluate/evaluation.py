@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from raymlp.config.evaluate import Evaluate
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
 from raymlp.core.clustering import own
+from raymlp.core.files import Place
 from raymlp.core.language import TOKENS, on_common_tokens
 from raymlp.core.metrics import METRICS, flags, paired_gain, resample_all
 from raymlp.core.records import Decision, Evaluation, Interval, Snapshot, Task
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 
-def evaluate(config: Config, snapshot: Snapshot, bundle: Path, *, report_dir: Path) -> Evaluation:
+def evaluate(config: Config, snapshot: Snapshot, bundle: Place, *, report_dir: Place) -> Evaluation:
     """Metrics with intervals for the model and the baselines, slices, the gate's verdict, and a report in `report_dir`.
 
     Judged on the test split, or on the validation split where there is none. Holds the split and the baselines' training
@@ -64,7 +64,7 @@ def evaluate(config: Config, snapshot: Snapshot, bundle: Path, *, report_dir: Pa
     )  # fmt: skip
 
 
-def compare_models(config: Config, champion: Path, challenger: Path, table: pa.Table) -> tuple[Decision, Interval]:
+def compare_models(config: Config, champion: str | Place, challenger: str | Place, table: pa.Table) -> tuple[Decision, Interval]:
     """Whether the challenger may replace the champion, and its paired gain in the main metric, positive is better.
 
     Both score the same rows of `table`, which holds the inputs of both and the target. Classes are the challenger's; the

@@ -7,14 +7,13 @@ split: scores are a little kinder than those on a test split.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from raymlp.config.problem import Problem
 from raymlp.config.schema import Config
-from raymlp.core.files import make_folder
+from raymlp.core.files import Place, make_folder
 from raymlp.core.metrics import score
 from raymlp.core.records import CrossValidation, Snapshot, Spread, TrainedModel
 from raymlp.data.parquet import Writer, key_of
@@ -25,7 +24,7 @@ from raymlp.model.predictor import Predictor
 VALUE, PROBABILITY = "prediction", "probability"
 
 
-def judge(config: Config, models: Sequence[TrainedModel], snapshots: Sequence[Snapshot], *, folder: Path, run_id: str) -> CrossValidation:
+def judge(config: Config, models: Sequence[TrainedModel], snapshots: Sequence[Snapshot], *, folder: Place, run_id: str) -> CrossValidation:
     """Score the model of each fold on the fold, and leave the predictions in `folder/out-of-fold.parquet`, encrypted as snapshots are."""
     pairs = enumerate(zip(models, snapshots, strict=True))
     table = joined([predictions_of(model.bundle, snapshot, config.problem, fold=fold) for fold, (model, snapshot) in pairs])
@@ -36,7 +35,7 @@ def judge(config: Config, models: Sequence[TrainedModel], snapshots: Sequence[Sn
     return CrossValidation(tuple(models), metrics, out_of_fold_scores(table, config.problem), folder / "out-of-fold.parquet", run_id)
 
 
-def predictions_of(bundle: Path, snapshot: Snapshot, problem: Problem, *, fold: int) -> pa.Table:
+def predictions_of(bundle: Place, snapshot: Snapshot, problem: Problem, *, fold: int) -> pa.Table:
     """The validation rows of a fold that have an answer: `fold`, the columns that name a row, the answer as it is in the snapshot, and
     `prediction` (regression), `probability` of the positive class, or `probability_CLASS` for each class. Held in memory."""
     predictor = Predictor.load(bundle)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymlp.config.problem import Problem
-from raymlp.core.files import to_json, write_text
+from raymlp.core.files import Place, to_json, write_text
 from raymlp.core.metrics import HIGHER_IS_BETTER, METRICS, gain
 from raymlp.core.records import Evaluation, as_plain
 from raymlp.evaluate.curves import confusion
@@ -37,7 +37,7 @@ class Scored:
 
 
 def write_report(
-    evaluation: Evaluation, problem: Problem, scored: Scored, *, facts: Mapping[str, str], reasons: Mapping[str, str], folder: Path
+    evaluation: Evaluation, problem: Problem, scored: Scored, *, facts: Mapping[str, str], reasons: Mapping[str, str], folder: Place
 ) -> Evaluation:
     """Write `evaluation.html` and `evaluation.json` to `folder`; the evaluation that names the page."""
     from raymlp.runtime.page import render

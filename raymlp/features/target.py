@@ -19,10 +19,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.data import parquet
-from raymlp.data.place import place_of
 from raymlp.data.target import Target
 from raymlp.features.ids import IdStep
 from raymlp.features.steps import Lookup
+from raymlp.runtime.store import place_of
 
 BATCH_ROWS = 65_536
 Floats = NDArray[np.float64]

@@ -125,7 +125,8 @@ def storage_notes(config: Config | Site, cluster: Cluster) -> list[str]:
             f"runtime.storage is the relative folder {config.runtime.storage}: the job takes RAYMLP_STORAGE of its node, and does not run "
             "without one"
         )
-    services = {"registry.tracking_uri": config.registry.tracking_uri, "runtime.snapshots": config.runtime.snapshots}
+    places = {"runtime.storage": config.runtime.storage, "runtime.snapshots": config.runtime.snapshots}
+    services = {"registry.tracking_uri": config.registry.tracking_uri, **places}
     for key, service in services.items():
         host, port = _service(service or "")
         if host in ("localhost", "127.0.0.1", "::1") and not cluster.is_this_machine:

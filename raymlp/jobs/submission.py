@@ -174,7 +174,8 @@ def prepared(
     works = [Work.of(verb, arguments, point) for point in swept]
     notes = [note for work in works for note in _training_notes(work)]
     jobs, runtime = works[0].jobs, works[0].config.runtime
-    package = package_of(Path.cwd(), jobs.excludes, results=None if "://" in runtime.storage else storage_root(runtime))
+    results = storage_root(runtime)
+    package = package_of(Path.cwd(), jobs.excludes, results=results if isinstance(results, Path) else None)
     package.require_at_most(jobs.max_upload_mb)
     own = _own_raymlp(package)
     access = opened(jobs.address)

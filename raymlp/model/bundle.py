@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from raymlp.core.errors import BundleError
-from raymlp.core.files import digest_of, published, sha256_file, to_json
+from raymlp.core.files import Place, Somewhere, digest_of, sha256_file, to_json
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
 from raymlp.model.calibration import Calibration
 from raymlp.model.scorer import Scorer, load_scorer
+from raymlp.runtime.copies import filled, local_copy
+from raymlp.runtime.store import MANIFEST, place_of
 
 FORMAT = 2
-MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
 
 
@@ -51,8 +52,8 @@ class Bundle:
     digest: str = ""
 
 
-def save_bundle(bundle: Bundle, folder: Path) -> Path:
-    """Write a bundle to a folder that does not exist yet; seen only when it is complete."""
+def save_bundle(bundle: Bundle, folder: Somewhere) -> Somewhere:
+    """Write a bundle to a folder that does not exist yet, on a disk or in a store; seen only when it is complete."""
     if folder.exists():
         raise BundleError(f"{folder} exists; expected a new place for the bundle.")
     texts = {
@@ -65,7 +66,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
         "card.md": card(bundle),
         ENVIRONMENT: to_json(dict(bundle.environment)),
     }
-    with published(folder) as aside:
+    with filled(folder) as aside:
         for name, text in texts.items():
             (aside / name).write_text(text)
         bundle.scorer.save(aside)
@@ -81,6 +82,15 @@ def save_bundle(bundle: Bundle, folder: Path) -> Path:
         }
         (aside / MANIFEST).write_text(to_json(manifest))
     return folder
+
+
+def local(bundle: str | Place) -> Path:
+    """The folder of a bundle on this machine: itself, or a verified copy of one in a store. Raises BundleError when there is none."""
+    place = place_of(bundle)
+    try:
+        return local_copy(place, check=verify)
+    except FileNotFoundError as error:
+        raise BundleError(f"{place} is no bundle: {MANIFEST} cannot be read ({error}).") from None
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -106,10 +116,10 @@ def verify(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_bundle(folder: str | Path, *, with_scorer: bool = True) -> Bundle:
-    """Read and verify a bundle. Runs no code from it. Raises BundleError when it is not whole. Without its scorer it takes little memory
-    and scores nothing."""
-    folder = Path(folder)
+def load_bundle(bundle: str | Place, *, with_scorer: bool = True) -> Bundle:
+    """Read and verify a bundle in a folder or a store. Runs no code from it. Raises BundleError when it is not whole. Without its scorer
+    it takes little memory and scores nothing."""
+    folder = local(bundle)
     manifest = verify(folder)
     profiles = json.loads((folder / "profile.json").read_text())
     plan = FeaturePlan.from_json((folder / "plan.json").read_text())

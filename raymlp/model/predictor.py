@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raymlp.core.errors import DataError, RequestError
+from raymlp.core.files import Place
 from raymlp.core.language import losses, told
 from raymlp.core.records import Task, has_classes
 from raymlp.data.contract import ColumnContract, Contract
@@ -99,7 +99,7 @@ class Predictor:
         self._row = bundle.plan.row_executor()
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Place) -> Self:
         """Load a verified bundle. Raises BundleError, and ConfigError when its privacy rules need a key that is not there."""
         return cls(load_bundle(path))
 

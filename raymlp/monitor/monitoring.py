@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from raymlp.config.monitor import Monitor
+from raymlp.core.files import Place
 from raymlp.core.metrics import DEFAULT_METRIC
 from raymlp.core.records import Finding, MonitorReport
 from raymlp.data.contract import ColumnContract, Contract
@@ -36,7 +36,7 @@ ANSWERED = 200
 
 
 def monitor(
-    bundle: Bundle | Path, log: pa.Table, labels: pa.Table | None, settings: Monitor, *, window: str, report_dir: Path
+    bundle: Bundle | Place, log: pa.Table, labels: pa.Table | None, settings: Monitor, *, window: str, report_dir: Place
 ) -> MonitorReport:
     """Findings of one window, written to `report_dir` as `monitoring.html` and `monitoring.json`.
 
@@ -45,7 +45,7 @@ def monitor(
     target column, and may hold `row` for requests of several rows; without it a label belongs to a request's first row.
     Nothing is sent: see `alerts.notify`. Raises BundleError when `bundle` is a folder that is not whole.
     """
-    bundle = load_bundle(bundle) if isinstance(bundle, Path) else bundle
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     answered = log.filter(pc.equal(log.column("status"), ANSWERED))
     live = Profile().update(live_inputs(answered, bundle.contract))
     predicted = Profile().update(live_predictions(answered, bundle))

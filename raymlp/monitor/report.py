@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raymlp.config.monitor import Monitor
-from raymlp.core.files import to_json, write_text
+from raymlp.core.files import Place, to_json, write_text
 from raymlp.core.records import Finding, MonitorReport, as_plain
 from raymlp.data.distribution import Distribution
 from raymlp.data.profile import ColumnProfile, Profile
@@ -36,7 +36,7 @@ class Window:
     settings: Monitor
 
 
-def write_report(report: MonitorReport, seen: Window, *, folder: Path) -> MonitorReport:
+def write_report(report: MonitorReport, seen: Window, *, folder: Place) -> MonitorReport:
     """Write `monitoring.html` and `monitoring.json` to `folder`; the report that names the page."""
     report = replace(report, report=folder / "monitoring.html")
     page = render(

@@ -11,13 +11,12 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlp.config.rollout import Rollout
 from raymlp.config.schema import Config
 from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
-from raymlp.core.files import make_folder, write_text
+from raymlp.core.files import Place, make_folder, write_text
 from raymlp.core.records import Decision, Version
 from raymlp.pipeline.exclusive import refuse_beside_experiment, rollout_folder
 from raymlp.pipeline.models import as_version, store_of
@@ -26,7 +25,7 @@ from raymlp.serve.rollout import orders
 from raymlp.serve.rollout.course import Course, Records
 from raymlp.serve.rollout.drive import BY, Drive, World
 from raymlp.serve.rollout.facts import Evidence
-from raymlp.serve.rollout.lease import Lease, Lost
+from raymlp.serve.rollout.lease import Lease, Lost, StoreLease
 from raymlp.serve.rollout.orders import Answer, Order
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ REGISTRY = "the registry"
 log = logging.getLogger(__name__)
 
 
-def label_folder(config: Config) -> Path:
+def label_folder(config: Config) -> Place:
     """Where true answers are put, as Parquet with `prediction_id` and `label`; a business metric may have files of its own. The endpoint
     puts there what clients send back."""
     from raymlp.serve.application import label_folder
@@ -55,7 +54,7 @@ class Driver:
     """Everything that happens to the rollouts of an endpoint, a look at a time. It holds the lease: what it writes and the weights it sends
     pass the fence. Nothing is remembered that is not on storage, so that the next process goes on."""
 
-    def __init__(self, config: Config, lease: Lease) -> None:
+    def __init__(self, config: Config, lease: Lease | StoreLease) -> None:
         self.config, self.lease, self.name = config, lease, config.problem.name
         self.records = Records(make_folder(rollout_folder(config)))
         self.current: Drive | None = None

@@ -16,7 +16,7 @@ from raymlp.pipeline.driver import Driver
 from raymlp.pipeline.exclusive import rollout_folder
 from raymlp.runtime.session import storage_root
 from raymlp.serve.counts import NAMESPACE
-from raymlp.serve.rollout.lease import Lease, Lost
+from raymlp.serve.rollout.lease import Lost, lease_of
 from raymlp.serve.webhook import driver_name
 
 TICK_S = 0.5
@@ -45,7 +45,7 @@ class RolloutDriver:
         self._moved.set()
 
     def _run(self) -> None:
-        lease = Lease(rollout_folder(self._config))
+        lease = lease_of(rollout_folder(self._config))
         while True:
             try:
                 if lease.take():

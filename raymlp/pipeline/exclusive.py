@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
+from raymlp.core.files import Place
 from raymlp.runtime.session import storage_root
 from raymlp.serve.experiment.record import Record
 from raymlp.serve.rollout.course import Course, Records
 
 
-def experiment_folder(config: Config) -> Path:
+def experiment_folder(config: Config) -> Place:
     """Where the records of the problem's experiments are, `SALT.json` each."""
     return storage_root(config.runtime) / "experiments" / config.problem.name
 
 
-def rollout_folder(config: Config) -> Path:
+def rollout_folder(config: Config) -> Place:
     """Where the records of the problem's rollouts lie, and the orders for them."""
     return storage_root(config.runtime) / "rollouts" / config.problem.name
 

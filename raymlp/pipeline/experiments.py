@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from raymlp.config.experiment import Quality
 from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
-from raymlp.core.files import make_folder, write_text
+from raymlp.core.files import Place, make_folder, write_text
 from raymlp.core.records import Version
 from raymlp.pipeline.exclusive import experiment_folder, open_experiment, records, refuse_beside_experiment, refuse_beside_rollout
 from raymlp.pipeline.models import as_version, store_of
@@ -132,7 +131,7 @@ def stop_experiment(config: Config, *, reason: str = "") -> Record:
     return record
 
 
-def report_experiment(config: Config) -> Path:
+def report_experiment(config: Config) -> Place:
     """Write the page of the running experiment, or of the newest; where it is."""
     from raymlp.serve.experiment.report import write_report
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from raymlp.config.loader import load_config, load_site
 from raymlp.config.schema import Config
 from raymlp.core.errors import GateRefused
+from raymlp.core.files import Place
 from raymlp.core.records import (
     BatchPrediction,
     Decision,
@@ -22,13 +23,14 @@ from raymlp.pipeline.data import prepare
 from raymlp.runtime.audit import record
 from raymlp.runtime.progress import SilentStory, Story
 from raymlp.runtime.session import storage_root
+from raymlp.runtime.store import place_of
 
 if TYPE_CHECKING:
     from raymlp.model.predictor import Predictor
     from raymlp.registry.store import Store
 
 
-def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = None, story: Story | None = None) -> Evaluation:
+def evaluate(config: Config, bundle: str | Place, *, snapshot: Snapshot | None = None, story: Story | None = None) -> Evaluation:
     """Judge a bundle beside the baselines on the same rows; report and metrics join the run that made it."""
     from raymlp.evaluate import evaluation
     from raymlp.model.bundle import load_bundle
@@ -37,8 +39,9 @@ def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = 
     snapshot = snapshot or prepare(config, story=story)
     with (story or SilentStory()).step("evaluate") as step:
         step.say("baselines and intervals")
-        run_id = load_bundle(bundle).run_id
-        result = evaluation.evaluate(config, snapshot, Path(bundle), report_dir=storage_root(config.runtime) / "runs" / run_id)
+        place = place_of(bundle)
+        run_id = load_bundle(place).run_id
+        result = evaluation.evaluate(config, snapshot, place, report_dir=storage_root(config.runtime) / "runs" / run_id)
         run = existing(run_id, registry=config.registry, runtime=config.runtime)
         run.metrics({f"evaluation_{name}": interval.value for name, interval in result.metrics.items()})
         run.file(result.report)
@@ -50,7 +53,7 @@ def evaluate(config: Config, bundle: str | Path, *, snapshot: Snapshot | None = 
     return result
 
 
-def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | None = None, story: Story | None = None) -> Registration:
+def register(config: Config, bundle: str | Place, *, aliases: tuple[str, ...] | None = None, story: Story | None = None) -> Registration:
     """Add a bundle to the registry as a new version. Its aliases are those given, or else what promotion says:
     `champion` where there is none, `challenger` beside one."""
     from raymlp.model.bundle import load_bundle
@@ -60,7 +63,7 @@ def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | N
     with (story or SilentStory()).step("register") as step:
         store, name = store_of(config), config.problem.name
         run = existing(load_bundle(bundle).run_id, registry=config.registry, runtime=config.runtime)
-        registration = store.register(name, Path(bundle), run=run)
+        registration = store.register(name, place_of(bundle), run=run)
         version = registration.version
         changes = promotion.decide("register", version, store.aliases(name))[1] if aliases is None else dict.fromkeys(aliases, version)
         store.set_aliases(name, changes)
@@ -70,13 +73,19 @@ def register(config: Config, bundle: str | Path, *, aliases: tuple[str, ...] | N
     return registration
 
 
-def resolve(config: Config, model: str | Path = "") -> Version:
-    """The version behind a bundle path, a registry reference, or nothing (the problem's champion)."""
-    reference = str(model) or f"{config.problem.name}@champion"
-    if Path(reference).is_dir():
-        from raymlp.model.bundle import verify
+def is_bundle(model: str | Place) -> bool:
+    """Whether a model is named by a folder or an address, and not by the registry."""
+    return "://" in str(model) or Path(str(model)).is_dir()
 
-        return Version(verify(Path(reference))["digest"][:12], str(Path(reference).resolve()))
+
+def resolve(config: Config, model: str | Place = "") -> Version:
+    """The version behind a bundle's path or address, a registry reference, or nothing (the problem's champion)."""
+    reference = str(model) or f"{config.problem.name}@champion"
+    if is_bundle(reference):
+        from raymlp.model.bundle import local, verify
+
+        place = place_of(reference)
+        return Version(verify(local(place))["digest"][:12], str(place.resolve() if isinstance(place, Path) else place))
     found = store_of(config).get(reference)
     return as_version(found)
 
@@ -86,7 +95,7 @@ def as_version(registration: Registration) -> Version:
     return Version(f"v{registration.version}", str(registration.bundle))
 
 
-def load_predictor(reference: str | Path, *, config: Config | None = None) -> Predictor:
+def load_predictor(reference: str | Place, *, config: Config | None = None) -> Predictor:
     """The predictor of a bundle path or of `models:/name@alias`. A reference is looked up in the registry of `config`,
     or of the default storage folder."""
     from raymlp.config.registry import Registry
@@ -94,13 +103,13 @@ def load_predictor(reference: str | Path, *, config: Config | None = None) -> Pr
     from raymlp.model.predictor import Predictor
     from raymlp.registry.store import Store
 
-    if Path(reference).is_dir():
-        return Predictor.load(reference)
+    if is_bundle(reference):
+        return Predictor.load(str(reference))
     store = store_of(config) if config else Store(Registry(), Runtime())
     return Predictor.load(store.get(str(reference)).bundle)
 
 
-def predict(config: Config, model: str | Path = "", *, story: Story | None = None) -> BatchPrediction:
+def predict(config: Config, model: str | Place = "", *, story: Story | None = None) -> BatchPrediction:
     """Answer every row of `data.source` by a bundle, `NAME@ALIAS` or `NAME/VERSION` (the problem's champion by default), into Parquet files
     at `predict.output`. A job that was cut off goes on when it is given again. `config_of` has the config that suits a model."""
     from raymlp.predict import prediction
@@ -123,7 +132,7 @@ def predict(config: Config, model: str | Path = "", *, story: Story | None = Non
     return result
 
 
-def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
+def config_of(model: str | Place, overrides: Sequence[str] = ()) -> Config:
     """The config to predict with a model: problem, data and model as its bundle records them, where the overrides choose no others, and
     Hydra overrides as `data.source.path=new.csv predict.output=scores`. Raises RegistryError, BundleError or ConfigError."""
     import yaml
@@ -131,8 +140,9 @@ def config_of(model: str | Path, overrides: Sequence[str] = ()) -> Config:
     from raymlp.model.bundle import load_bundle
     from raymlp.registry.store import Store
 
-    if Path(model).is_dir():
-        bundle = Path(model)
+    bundle: Place
+    if is_bundle(model):
+        bundle = place_of(str(model))
     else:
         site = load_site([word for word in overrides if word.startswith(("runtime.", "registry."))])
         bundle = Store(site.registry, site.runtime).get(str(model)).bundle

@@ -17,7 +17,7 @@ from raymlp.runtime.progress import SilentStory, Story
 from raymlp.serve.rollout import orders
 from raymlp.serve.rollout.course import Course, Records
 from raymlp.serve.rollout.drive import BY, drive
-from raymlp.serve.rollout.lease import Lease
+from raymlp.serve.rollout.lease import lease_of
 from raymlp.serve.rollout.orders import Order
 
 TRAFFIC_ROWS = 20_000
@@ -31,7 +31,7 @@ def rollout(config: Config, *, traffic: Iterator[None], story: Story | None = No
     Doubts that only a person can settle (`pause`) end it too: the champion serves alone, and the challenger keeps its alias.
     """
     settings = config.serve.rollout.model_copy(update={"min_step_s": 0.0})
-    with (story or SilentStory()).step("rollout") as step, Lease(rollout_folder(config)).held() as lease:
+    with (story or SilentStory()).step("rollout") as step, lease_of(rollout_folder(config)).held() as lease:
         driver = Driver(config, lease)
 
         def tell(decision: Decision) -> None:
@@ -95,7 +95,7 @@ class RolloutStatus:
 def rollout_status(config: Config) -> RolloutStatus:
     """Where the last rollout is. Needs only the storage."""
     folder = rollout_folder(config)
-    lease = Lease(folder)
+    lease = lease_of(folder)
     try:
         look = dict(json.loads((folder / "look.json").read_text()))
     except (FileNotFoundError, ValueError):
@@ -107,7 +107,7 @@ def order_rollout(config: Config, verb: orders.Verb, *, limit_s: float = 300.0, 
     """Ask the process that drives the rollouts for something (see `orders.Order`) and wait: what came of it, in words. Needs only the
     storage. Raises ServingError when it is refused, or when no process drives."""
     folder = rollout_folder(config)
-    lease = Lease(folder)
+    lease = lease_of(folder)
     if not lease.is_live():
         raise ServingError(
             f"no process drives the rollouts of {config.problem.name} in {folder}; expected an endpoint. raymlp deploy starts one, and "

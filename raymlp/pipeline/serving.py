@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError
+from raymlp.core.files import Place
 from raymlp.core.records import Endpoint
 from raymlp.pipeline.driver import label_folder
 from raymlp.pipeline.models import resolve, store_of
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def deploy(config: Config, model: str | Path = "", *, with_driver: bool = True, story: Story | None = None) -> Endpoint:
+def deploy(config: Config, model: str | Place = "", *, with_driver: bool = True, story: Story | None = None) -> Endpoint:
     """Serve a bundle, or `NAME@ALIAS` from the registry (the problem's champion by default). Needs a Ray session to stay.
 
     `with_driver` starts the process that drives the endpoint's rollouts as well, which takes up one that is open."""

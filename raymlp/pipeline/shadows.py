@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import ServingError
+from raymlp.core.files import Place
 from raymlp.pipeline.models import resolve
 from raymlp.pipeline.serving import prediction_log
 from raymlp.runtime.audit import record
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raymlp.serve.comparison import ShadowReport
 
 
-def set_shadow(config: Config, model: str | Path = "", share: float | None = None) -> str:
+def set_shadow(config: Config, model: str | Place = "", share: float | None = None) -> str:
     """Let a version (`serve.shadow.model` by default) answer copies of a share of the champion's requests, unseen; its label."""
     from raymlp.serve import shadowing
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from raymlp.config.loader import to_yaml, with_overrides
@@ -22,7 +21,7 @@ from raymlp.core.records import (
     TuneResult,
     needs_target,
 )
-from raymlp.data.place import snapshot_root
+from raymlp.data.place import scratch, snapshot_root
 from raymlp.pipeline.data import prepare
 from raymlp.pipeline.models import resolve
 from raymlp.runtime.progress import SilentStory, Story, epoch_row
@@ -156,7 +155,7 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
         ray_session(config.runtime),
         story.step("tune") as step,
         shelf(snapshot.path, config.problem, config.features, distil) as rows,
-        TemporaryDirectory(prefix=".trials-", dir=root, ignore_cleanup_errors=True) as scratch,
+        scratch(root, ".trials") as shared,
     ):
         settings, latency, done = config.tune, LATENCY in config.tune.objectives, [0]
 
@@ -166,7 +165,7 @@ def tune(config: Config, *, story: Story | None = None) -> TuneResult:
 
         def objective(trial: Config, report: Any, resume: Path | None) -> Mapping[str, float]:
             if settings.workers == "as_train":
-                return fit_by_workers(trial, snapshot, report, folder=Path(scratch), latency=latency)
+                return fit_by_workers(trial, snapshot, report, folder=shared, latency=latency)
             return fit_held(trial, snapshot, rows, report, resume, latency=latency)
 
         found = search(config, objective, root=root, snapshot=snapshot.digest, on_trial=on_trial)

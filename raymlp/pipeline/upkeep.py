@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
@@ -91,7 +90,7 @@ def _retrain(config: Config, seen: MonitorReport | None, until: datetime | None,
         model = train(newer, snapshot=snapshot, story=story, title="retrain")
         with story.step("compare") as step:
             champion = resolve(config)
-            gate, gain = compare_models(newer, Path(champion.bundle), model.bundle, read_split(snapshot.path, "valid"))
+            gate, gain = compare_models(newer, champion.bundle, model.bundle, read_split(snapshot.path, "valid"))
             step.result(f"gain in {config.problem.main_metric} over {champion.label} on the newest {snapshot.rows['valid']:,} rows: {gain}")
             step.note(f"gate {gate}")
     if gate.action != "pass":

@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.core.files import Place, make_folder, to_json
 from raymlp.data import parquet
-from raymlp.data.place import StorePlace, place_of, remove, write_whole
+from raymlp.runtime.store import StorePlace, place_of, remove, write_whole
 
 FORMAT = 1
 MANIFEST, FACTS, QUARANTINE = "_manifest.json", "_facts", "_quarantine"

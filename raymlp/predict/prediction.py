@@ -12,7 +12,6 @@ from raymlp.core.errors import ContractError
 from raymlp.core.files import Place, digest_of
 from raymlp.core.records import BatchPrediction, Version
 from raymlp.data import parquet, sources
-from raymlp.data.place import remove
 from raymlp.data.suppression import Suppressed
 from raymlp.model.answers import names_of
 from raymlp.model.bundle import Bundle, load_bundle
@@ -22,6 +21,7 @@ from raymlp.predict.job import DEVICE, Job, Tally, run
 from raymlp.predict.output import FORMAT, QUARANTINE, Output, require_address
 from raymlp.predict.rows import BYTES_ROWS, CHUNK_BYTES, Rows, rows_of, without_target
 from raymlp.runtime.session import ray_session
+from raymlp.runtime.store import remove
 
 JUDGED_FROM = 1_000_000
 """Rows after which the share of bad ones is looked at, before the end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -11,11 +12,13 @@ from typing import Any
 from raymlp.config.registry import Registry
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError
-from raymlp.core.files import published
+from raymlp.core.files import Place
 from raymlp.core.records import Registration
-from raymlp.model.bundle import load_bundle, verify
+from raymlp.model.bundle import load_bundle, local, verify
+from raymlp.runtime.copies import filled
 from raymlp.runtime.session import storage_root
-from raymlp.runtime.tracking import Run, client
+from raymlp.runtime.store import MANIFEST
+from raymlp.runtime.tracking import Run, client, tracking_uri
 
 REFERENCE = re.compile(r"^(?:models:/)?(?P<name>[a-z][a-z0-9_-]*)(?:@(?P<alias>[A-Za-z][A-Za-z0-9_-]*)|/(?P<version>\d+))$")
 
@@ -24,22 +27,23 @@ class Store:
     """The registry behind a tracking store."""
 
     def __init__(self, registry: Registry, runtime: Runtime) -> None:
-        self._client = client(registry, runtime)
+        self._client, self._uri = client(registry, runtime), tracking_uri(registry, runtime)
         self._cache = storage_root(runtime) / "bundles"
 
-    def register(self, name: str, bundle: Path, *, run: Run) -> Registration:
+    def register(self, name: str, bundle: Place, *, run: Run) -> Registration:
         """Add a verified bundle as a new version of `name`, as a pyfunc that MLflow's own tools can load and serve."""
         from mlflow.exceptions import MlflowException
 
-        verify(bundle)
+        folder = local(bundle)
+        verify(folder)
         try:
             if not self._client.search_registered_models(f"name='{name}'"):
                 self._client.create_registered_model(name)
-            with tempfile.TemporaryDirectory() as folder:
-                model = _as_pyfunc(bundle, Path(folder) / "model")
+            with tempfile.TemporaryDirectory() as aside:
+                model = _as_pyfunc(folder, Path(aside) / "model")
                 self._client.log_artifacts(run.id, str(model), "model")
             source = f"{self._client.get_run(run.id).info.artifact_uri}/model"
-            loaded = load_bundle(bundle)
+            loaded = load_bundle(folder)
             spent = {f"raymlp.{name}": f"{loaded.metrics[name]:.6g}" for name in ("epsilon", "delta") if name in loaded.metrics}
             tags = {"raymlp.bundle": loaded.digest, **spent}
             version = self._client.create_model_version(name, source, run_id=run.id, tags=tags).version
@@ -48,9 +52,9 @@ class Store:
         return self.get(f"{name}/{version}")
 
     def get(self, reference: str) -> Registration:
-        """The version behind `name@alias` or `name/version`, its bundle at a local path.
+        """The version behind `name@alias` or `name/version`, its bundle in the storage, where all nodes find it.
 
-        Raises RegistryError when there is none.
+        Raises RegistryError when there is none, or the storage has another bundle in its place.
         """
         from mlflow.exceptions import MlflowException
 
@@ -121,17 +125,23 @@ class Store:
         used = {run: self._client.get_run(run).data.tags.get("raymlp.snapshot") for run in runs}
         return tuple(f"{name}/{number}" for number in sorted(int(item.version) for item in versions if used[item.run_id] in snapshots))
 
-    def _fetch(self, version: Any) -> Path:
-        """The version's bundle under the storage folder, downloaded once."""
-        target: Path = self._cache / version.name / str(version.version)
-        if not target.exists():
+    def _fetch(self, version: Any) -> Place:
+        """The version's bundle in the storage, brought there once."""
+        target: Place = self._cache / version.name / str(version.version)
+        if not (target / MANIFEST).exists():
             from mlflow.artifacts import download_artifacts
 
             with tempfile.TemporaryDirectory() as folder:
-                place = Path(download_artifacts(artifact_uri=f"{version.source}/bundle", dst_path=folder))
-                with published(target) as aside:
+                place = Path(download_artifacts(artifact_uri=f"{version.source}/bundle", dst_path=folder, tracking_uri=self._uri))
+                with filled(target) as aside:
                     for file in place.iterdir():
                         (aside / file.name).write_bytes(file.read_bytes())
+        registered, found = version.tags.get("raymlp.bundle"), json.loads((target / MANIFEST).read_text()).get("digest")
+        if registered not in (None, found):
+            raise RegistryError(
+                f"{target} holds another bundle ({found[:12]}) than version {version.version} of {version.name} ({registered[:12]}), of "
+                "another registry; expected one registry for a storage. Set runtime.storage or registry.tracking_uri."
+            )
         return target
 
 

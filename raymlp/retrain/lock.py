@@ -1,4 +1,4 @@
-"""One retrain at a time, and when the last one ended: a lock file and a stamp beside the results."""
+"""One retrain at a time, and when the last one ended: a lock file, or a claim in an object store, and a stamp beside the results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raymlp.core.errors import RaymlpError
-from raymlp.core.files import make_folder, write_text
+from raymlp.core.files import Place, make_folder, write_text
+from raymlp.runtime.claim import Claim
+from raymlp.runtime.store import StorePlace
 
-LOCK, STAMP = "running", "last.json"
+LOCK, CLAIM, STAMP = "running", "running.json", "last.json"
 
 
-def is_held(folder: Path) -> bool:
+def is_held(folder: Place) -> bool:
     """Whether a retrain that is still alive holds the lock. A lock left by a dead process does not count."""
+    if isinstance(folder, StorePlace):
+        return Claim(folder / CLAIM).is_live()
     try:
         pid = int((folder / LOCK).read_text())
     except (OSError, ValueError):
@@ -30,7 +34,7 @@ def is_held(folder: Path) -> bool:
     return True
 
 
-def seconds_since_last(folder: Path) -> float | None:
+def seconds_since_last(folder: Place) -> float | None:
     """Seconds since the last retrain ended; None if there was none."""
     try:
         return max(0.0, time.time() - float(json.loads((folder / STAMP).read_text())["ended"]))
@@ -39,19 +43,26 @@ def seconds_since_last(folder: Path) -> float | None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Place) -> Iterator[None]:
     """Hold the lock; raise RaymlpError when another retrain does."""
-    make_folder(folder)
-    lock = folder / LOCK
+    refusal = RaymlpError(f"a retrain is running already ({folder / LOCK}); expected none. Wait for it to end.")
+    with Claim(folder / CLAIM).held(refusal) if isinstance(folder, StorePlace) else _locked(folder, refusal):
+        yield
+        write_text(folder / STAMP, json.dumps({"ended": time.time()}))
+
+
+@contextmanager
+def _locked(folder: Place, refusal: RaymlpError) -> Iterator[None]:
+    assert isinstance(folder, Path)
+    lock = make_folder(folder) / LOCK
     if not is_held(folder):
         lock.unlink(missing_ok=True)
     try:
         with lock.open("x") as file:
             file.write(str(os.getpid()))
     except FileExistsError:
-        raise RaymlpError(f"a retrain is running already ({lock}); expected none. Wait for it to end.") from None
+        raise refusal from None
     try:
         yield
-        write_text(folder / STAMP, json.dumps({"ended": time.time()}))
     finally:
         lock.unlink(missing_ok=True)

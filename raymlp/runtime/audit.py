@@ -1,4 +1,5 @@
-"""Who did what to which version: a log that is only added to, one JSON object a line, each with the hash of the one before.
+"""Who did what to which version: a log that is only added to, one JSON object a line, each with the hash of the one before. In an object
+store, where nothing can be added to a file, each line is a file of its own, written on condition that there is none of its number.
 
 A line that is changed, taken out or put in breaks the chain from there on, which `verify` shows. What a chain alone cannot show is
 that lines at its end are gone, or that all of it was written anew: for that a hash that was noted elsewhere is looked for in it.
@@ -21,12 +22,14 @@ from typing import Any
 
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RaymlpError
-from raymlp.core.files import make_folder, to_json
+from raymlp.core.files import Place, make_folder, to_json
 from raymlp.runtime.session import storage_root
+from raymlp.runtime.store import StorePlace
 
 log = logging.getLogger(__name__)
 FIRST = "0" * 64
 """What the first line has in the place of the hash before it."""
+LINE = "{:09d}.json"
 FIELDS = ("number", "time", "who", "what", "model", "version", "details", "before", "hash")
 
 
@@ -38,9 +41,10 @@ class Chain:
     head: str
 
 
-def audit_file(runtime: Runtime) -> Path:
-    """Where the log of a storage folder is."""
-    return storage_root(runtime) / "audit" / "audit.jsonl"
+def audit_file(runtime: Runtime) -> Place:
+    """Where the log of a storage is: a file, or a folder of an object store."""
+    folder = storage_root(runtime) / "audit"
+    return folder / "audit.jsonl" if isinstance(folder, Path) else folder
 
 
 def record(runtime: Runtime, what: str, *, model: str, version: str, **details: Any) -> None:
@@ -49,8 +53,19 @@ def record(runtime: Runtime, what: str, *, model: str, version: str, **details: 
     Raises RaymlpError when it cannot be written: what is not recorded does not count as done.
     """
     file = audit_file(runtime)
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "who": who(),
+        "what": what,
+        "model": model,
+        "version": version,
+        "details": details,
+    }
+    if isinstance(file, StorePlace):
+        _record_in_store(file, entry)
+        return
+    assert isinstance(file, Path)
     make_folder(file.parent)
-    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "who": who(), "what": what, "model": model, "version": version}
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
     except OSError as error:
@@ -59,7 +74,7 @@ def record(runtime: Runtime, what: str, *, model: str, version: str, **details: 
         fcntl.flock(lines, fcntl.LOCK_EX)
         end = _whole(lines, lines.seek(0, os.SEEK_END), file)
         number, before = _last(lines, end, file)
-        line = _sealed(entry | {"details": details, "number": number + 1, "before": before})
+        line = _sealed(entry | {"number": number + 1, "before": before})
         try:
             if lines.write(line) != len(line):
                 raise OSError(None, "the line was cut off")
@@ -69,31 +84,54 @@ def record(runtime: Runtime, what: str, *, model: str, version: str, **details: 
             raise RaymlpError(f"{file} cannot be written ({error.strerror}); expected to record '{what}'. Make room.") from error
 
 
-def entries(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, each after its place in the chain was checked. Raises RaymlpError that names the line and what is wrong."""
-    before, number = FIRST, 0
+def _record_in_store(folder: StorePlace, entry: dict[str, Any]) -> None:
+    """Put a line behind the last; when another process was quicker, behind that one's."""
+    while True:
+        number, before = 0, FIRST
+        if files := _lines_in(folder):
+            number, before = _number_and_hash(files[-1].read_text(), files[-1])
+        try:
+            (folder / LINE.format(number + 1)).write_if(_sealed(entry | {"number": number + 1, "before": before}).decode(), None)
+            return
+        except FileExistsError:
+            continue
+
+
+def _lines_in(folder: StorePlace) -> list[StorePlace]:
+    return sorted(folder.glob("[0-9]*.json"))
+
+
+def _lines(file: Place) -> Iterator[bytes]:
+    """The lines of a log, as they are."""
+    if isinstance(file, StorePlace):
+        yield from (line.read_text().encode() for line in _lines_in(file))
+        return
     try:
-        lines = file.open("rb")
+        with file.open("rb") as lines:
+            yield from lines
     except FileNotFoundError:
         return
-    with lines:
-        for line in lines:
-            number += 1
-            try:
-                entry = json.loads(line)
-                content = {name: entry[name] for name in FIELDS if name != "hash"}
-                whole = line == _sealed(content) and len(entry) == len(FIELDS)
-            except (ValueError, KeyError, TypeError):
-                raise _broken(file, number, "is no entry of the log") from None
-            if entry["before"] != before or entry["number"] != number:
-                raise _broken(file, number, "does not follow the line before it: lines were taken out, put in or moved")
-            if not whole:
-                raise _broken(file, number, "was changed after it was written: its hash does not fit")
-            before = entry["hash"]
-            yield entry
 
 
-def verify(file: Path, *, head: str = "") -> Chain:
+def entries(file: Place) -> Iterator[dict[str, Any]]:
+    """The lines of a log, each after its place in the chain was checked. Raises RaymlpError that names the line and what is wrong."""
+    before = FIRST
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            entry = json.loads(line)
+            content = {name: entry[name] for name in FIELDS if name != "hash"}
+            whole = line == _sealed(content) and len(entry) == len(FIELDS)
+        except (ValueError, KeyError, TypeError):
+            raise _broken(file, number, "is no entry of the log") from None
+        if entry["before"] != before or entry["number"] != number:
+            raise _broken(file, number, "does not follow the line before it: lines were taken out, put in or moved")
+        if not whole:
+            raise _broken(file, number, "was changed after it was written: its hash does not fit")
+        before = entry["hash"]
+        yield entry
+
+
+def verify(file: Place, *, head: str = "") -> Chain:
     """The chain, when every line holds. `head` is a hash noted earlier (its first digits will do), which must still be in it.
 
     Raises RaymlpError as `entries`, and when `head` is not there: lines at the end are gone, or all was written anew.
@@ -139,8 +177,12 @@ def _last(lines: Any, end: int, file: Path) -> tuple[int, str]:
     size = min(end, 1 << 16)
     lines.seek(end - size)
     tail = lines.read(size)
+    return _number_and_hash(tail.rstrip(b"\n").rpartition(b"\n")[2], file)
+
+
+def _number_and_hash(line: str | bytes, file: Place) -> tuple[int, str]:
     try:
-        entry = json.loads(tail.rstrip(b"\n").rpartition(b"\n")[2])
+        entry = json.loads(line)
         return int(entry["number"]), str(entry["hash"])
     except (ValueError, KeyError, TypeError):
         raise RaymlpError(
@@ -148,7 +190,7 @@ def _last(lines: Any, end: int, file: Path) -> tuple[int, str]:
         ) from None
 
 
-def _broken(file: Path, number: int, what: str) -> RaymlpError:
+def _broken(file: Place, number: int, what: str) -> RaymlpError:
     return RaymlpError(f"{file}, line {number:,} {what}. The log cannot be trusted from there on; compare it with a copy.")
 
 

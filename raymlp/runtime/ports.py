@@ -5,8 +5,10 @@ A port of the ephemeral range, found free, can be a client's a moment later. Ray
 
 from __future__ import annotations
 
+import os
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from raymlp.core.errors import RaymlpError
@@ -16,6 +18,9 @@ WORKER_PORTS = range(10_002, 20_000)
 
 REPLICA_PORTS = range(20_000, 30_000)
 """Where replicas listen: between Ray's worker ports and the ports that Linux gives to clients (from 32768)."""
+
+LISTENING = "0A"
+"""The state of a socket that listens, in the kernel's tables."""
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -62,3 +67,19 @@ def port_is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def who_listens(port: int) -> str:
+    """The program that listens at a port and the number of its process; empty where that cannot be told: another user's, no Linux."""
+    sockets = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
+            parts = line.split()
+            if parts[3] == LISTENING and int(parts[1].rpartition(":")[2], 16) == port:
+                sockets.add(f"socket:[{parts[9]}]")
+    for link in Path("/proc").glob("[0-9]*/fd/*") if sockets else ():
+        with suppress(OSError):
+            if os.readlink(link) in sockets:
+                process = link.parents[1]
+                return f"{(process / 'comm').read_text().strip()}, process {process.name}"
+    return ""

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RaymlpError
+from raymlp.core.files import Place
 from raymlp.runtime.ingress import fast_path_environment
+from raymlp.runtime.store import place_of
 
 log = logging.getLogger(__name__)
 QUIET = {
@@ -82,6 +84,7 @@ def quiet(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def storage_root(runtime: Runtime) -> Path:
-    """The absolute folder of results."""
-    return Path(runtime.storage).expanduser().resolve()
+def storage_root(runtime: Runtime) -> Place:
+    """Where results are: an absolute folder, or a place in an object store."""
+    place = place_of(runtime.storage)
+    return place.expanduser().resolve() if isinstance(place, Path) else place

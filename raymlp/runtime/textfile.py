@@ -1,7 +1,7 @@
 """What monitoring and retraining found last, as files for Prometheus.
 
-These are short jobs: nobody could ask them. They leave `metrics/*.prom` under the storage folder, in the format of node_exporter's
-textfile collector, which reads the folder. Each file is replaced whole.
+These are short jobs: nobody could ask them. They leave `metrics/*.prom` under the storage, in the format of node_exporter's
+textfile collector, which reads a folder; from an object store the files have to be fetched for it. Each file is replaced whole.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from raymlp.config.runtime import Runtime
-from raymlp.core.files import write_text
+from raymlp.core.files import Place, write_text
 from raymlp.core.records import MonitorReport
 from raymlp.runtime.session import storage_root
 
@@ -37,7 +36,7 @@ class MonitorMetrics:
         self.labelled = Gauge("raymlp_monitor_labelled_rows", "Predictions whose answer has come", ["problem"], registry=self.registry)
         self.time = Gauge("raymlp_monitor_timestamp_seconds", "When monitoring last ended", ["problem"], registry=self.registry)
 
-    def write(self, runtime: Runtime, problem: str, report: MonitorReport) -> Path:
+    def write(self, runtime: Runtime, problem: str, report: MonitorReport) -> Place:
         """Leave the file of the problem; gives back its path."""
         for finding in report.findings:
             labels = (problem, finding.kind, finding.name, finding.statistic)
@@ -60,7 +59,7 @@ class RetrainMetrics:
         )
         self.time = Gauge("raymlp_retrain_timestamp_seconds", "When a retrain last ended", ["problem"], registry=self.registry)
 
-    def write(self, runtime: Runtime, problem: str, outcome: Outcome) -> Path:
+    def write(self, runtime: Runtime, problem: str, outcome: Outcome) -> Place:
         """Leave the file of the problem; gives back its path."""
         for name in OUTCOMES:
             self.outcome.labels(problem, name).set(name == outcome)
@@ -78,5 +77,5 @@ def failure_is_told(runtime: Runtime, problem: str) -> Iterator[None]:
         raise
 
 
-def _write(runtime: Runtime, name: str, registry: CollectorRegistry) -> Path:
+def _write(runtime: Runtime, name: str, registry: CollectorRegistry) -> Place:
     return write_text(storage_root(runtime) / "metrics" / f"{name}.prom", generate_latest(registry).decode())

@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,8 @@ from raymlp import __version__
 from raymlp.config.registry import Registry
 from raymlp.config.runtime import Runtime
 from raymlp.core.errors import RegistryError
-from raymlp.core.files import make_folder
+from raymlp.core.files import Place, make_folder
+from raymlp.runtime.copies import own_folder
 from raymlp.runtime.job import COMMIT, ray_job
 from raymlp.runtime.session import storage_root
 
@@ -32,6 +34,7 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -49,7 +52,7 @@ def client(registry: Registry, runtime: Runtime) -> Any:
 
     uri = tracking_uri(registry, runtime)
     try:
-        with _one_at_a_time(make_folder(storage_root(runtime))) if uri.startswith("sqlite:") else nullcontext():
+        with _one_at_a_time(own_folder(storage_root(runtime))) if uri.startswith("sqlite:") else nullcontext():
             found = MlflowClient(tracking_uri=uri, registry_uri=uri)
             found.get_experiment_by_name("Default")  # makes the tables where there are none
             return found
@@ -60,6 +63,7 @@ def client(registry: Registry, runtime: Runtime) -> Any:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Of several processes that open a new database at once, one makes its tables: MLflow breaks when two do."""
+    make_folder(folder)
     with (folder / "mlflow.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -84,9 +88,12 @@ class Run:
         """Keep a small text as an artifact."""
         self._mlflow.log_text(self.id, text, name)
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file as an artifact."""
-        self._mlflow.log_artifact(self.id, str(path), folder)
+    def file(self, path: Place) -> None:
+        """Keep a file as an artifact; in a store, one of text."""
+        if isinstance(path, Path):
+            self._mlflow.log_artifact(self.id, str(path))
+        else:
+            self.text(path.read_text(), path.name)
 
     def tag(self, name: str, value: str) -> None:
         with whole():
@@ -195,13 +202,15 @@ class Recorded:
 
 def recorded(run_id: str, *, registry: Registry, runtime: Runtime) -> Recorded:
     """A run as it was recorded. Raises RegistryError when the store does not have it."""
-    from mlflow.artifacts import load_text
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     existing(run_id, registry=registry, runtime=runtime)
     found = client(registry, runtime).get_run(run_id)
     try:
-        text = str(load_text(f"{found.info.artifact_uri}/config.yaml"))
+        with tempfile.TemporaryDirectory() as folder:
+            where = {"dst_path": folder, "tracking_uri": tracking_uri(registry, runtime)}
+            text = Path(download_artifacts(artifact_uri=f"{found.info.artifact_uri}/config.yaml", **where)).read_text()
     except (MlflowException, OSError):
         text = ""
     return Recorded(run_id, found.info.status, datetime.fromtimestamp(found.info.start_time / 1000, UTC), dict(found.data.tags), text)
@@ -211,7 +220,8 @@ def _experiment(mlflow: Any, name: str, registry: Registry, runtime: Runtime) ->
     found = mlflow.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    place = None if registry.tracking_uri else (storage_root(runtime) / "mlartifacts" / name).as_uri()
+    root = storage_root(runtime)
+    place = (root / "mlartifacts" / name).as_uri() if isinstance(root, Path) and not registry.tracking_uri else None
     return str(mlflow.create_experiment(name, artifact_location=place))
 
 

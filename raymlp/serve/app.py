@@ -21,7 +21,9 @@ from raymlp.config.access import Access
 from raymlp.config.serve import Log
 from raymlp.core.errors import RaymlpError, ServingError
 from raymlp.data.contract import Contract
+from raymlp.runtime.copies import own_folder
 from raymlp.runtime.memory import available
+from raymlp.runtime.store import place_of
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import DEPLOYMENT
@@ -67,10 +69,10 @@ class ModelServer(InferenceService):
         self.replica = serve.get_replica_context().replica_id.unique_id
         self._loading = {"device": "cpu", **settings.get("loading", {})}
         self._node = socket.gethostname()
-        self.log = PredictionLog(Path(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
+        self.log = PredictionLog(place_of(settings["log_folder"]), Log.model_validate(settings["log"]), writer=self.replica)
         self.metrics = ReplicaMetrics(self.name, self.replica)
         fallback = Fallback.read(settings["fallback"]) if settings["fallback"] else None
-        self.shadow = Shadow(PredictionLog(Path(settings["shadow_folder"]), self.log.settings, writer=self.replica))
+        self.shadow = Shadow(PredictionLog(place_of(settings["shadow_folder"]), self.log.settings, writer=self.replica))
         self.answering = Answering(
             self.admission,
             self.log,
@@ -83,7 +85,7 @@ class ModelServer(InferenceService):
         self.protocols = tuple(settings["protocols"])
         self.hearing = Hearing(
             self.admission,
-            Path(settings["label_folder"]),
+            place_of(settings["label_folder"]),
             rule=settings["label_rule"],
             max_rows=self.answering.max_rows,
             writer=self.replica,
@@ -92,7 +94,7 @@ class ModelServer(InferenceService):
         self.state: State | None = None
         self._wanted: dict[str, Any] = {}
         self._problem = ""
-        self._guard = Guard(self.log.folder / ".challengers")
+        self._guard = Guard(own_folder(self.log.folder) / ".challengers")
         self._changing = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
         self._others: list[asyncio.Task[None]] = []

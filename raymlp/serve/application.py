@@ -12,6 +12,7 @@ from raymlp.config.access import Access
 from raymlp.config.privacy import Rule
 from raymlp.config.schema import Config
 from raymlp.config.serve import Serve
+from raymlp.core.files import Place
 from raymlp.runtime.session import storage_root
 from raymlp.serve.apart import application_name
 from raymlp.serve.fallback import Fallback
@@ -147,22 +148,22 @@ def user_config_of(
     }
 
 
-def log_folder(config: Config, name: str) -> Path:
+def log_folder(config: Config, name: str) -> Place:
     """Where an endpoint's replicas write their prediction log."""
     return storage_root(config.runtime) / "predictions" / name
 
 
-def shadow_folder(config: Config, name: str) -> Path:
+def shadow_folder(config: Config, name: str) -> Place:
     """Where an endpoint's replicas write what their shadow answered."""
     return storage_root(config.runtime) / "shadows" / name
 
 
-def graphs_folder(config: Config) -> Path:
+def graphs_folder(config: Config) -> Place:
     """Where the graphs of nets for ONNX Runtime lie, one folder a bundle."""
     return storage_root(config.runtime) / "graphs"
 
 
-def label_folder(config: Config, name: str) -> Path:
+def label_folder(config: Config, name: str) -> Place:
     """Where replicas write the true answers that clients send back, and where others may put theirs."""
     return storage_root(config.runtime) / "labels" / name
 

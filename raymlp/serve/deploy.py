@@ -18,7 +18,7 @@ from raymlp.config.serve import Serve
 from raymlp.core.errors import ServingError, VersionRefused
 from raymlp.core.records import Endpoint, Version
 from raymlp.runtime.ingress import has_fast_path
-from raymlp.runtime.ports import port_is_free
+from raymlp.runtime.ports import port_is_free, who_listens
 from raymlp.serve.apart import application_names, belongs_to
 from raymlp.serve.application import application_of, loading_of, log_folder, user_config_of, version_application_of
 from raymlp.serve.controller import (
@@ -238,9 +238,16 @@ def _check_address(settings: Serve, client: Any) -> None:
                 "serve.grpc_port."
             )
     elif not port_is_free(settings.host, settings.port):
-        raise ServingError(f"{where} cannot be listened on; expected a free port of this machine. Set serve.port or serve.host.")
+        raise ServingError(f"{where} {_taken(settings.port)}; expected a free port of this machine. Set serve.port or serve.host.")
     elif settings.grpc_port is not None and not port_is_free(settings.host, settings.grpc_port):
-        raise ServingError(f"port {settings.grpc_port} cannot be listened on; expected a free port. Set serve.grpc_port.")
+        raise ServingError(f"port {settings.grpc_port} {_taken(settings.grpc_port)}; expected a free port. Set serve.grpc_port.")
+
+
+def _taken(port: int) -> str:
+    """Why a port cannot be had. HAProxy outlives a local Ray that was killed with SIGKILL, and still has the endpoint's port."""
+    listener = who_listens(port)
+    left = " (left by an endpoint that was killed? Then end that process)" if listener.startswith("haproxy") else ""
+    return f"is taken by {listener}{left}" if listener else "cannot be listened on"
 
 
 def _endpoint(config: Config, name: str, weights: Mapping[str, float]) -> Endpoint:

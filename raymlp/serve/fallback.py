@@ -7,7 +7,6 @@ bundle is not.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +20,7 @@ from raymlp.data.privacy import routing_key_hider
 from raymlp.data.profile import Profile
 from raymlp.data.target import Target
 from raymlp.features.plan import FeaturePlan
-from raymlp.model.bundle import verify
+from raymlp.model.bundle import local, verify
 from raymlp.model.predictor import Prediction
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
@@ -55,7 +54,7 @@ class Fallback:
     def of(cls, settings: Rule | Constant, bundle: str) -> Self:
         """The declared fallback for the problem of a bundle. Raises ServingError when it has none of that kind, BundleError when the
         bundle is not whole."""
-        folder = Path(bundle)
+        folder = local(bundle)
         verify(folder)
         target = FeaturePlan.from_json((folder / "plan.json").read_text()).target
         profile = Profile.from_dict(json.loads((folder / "profile.json").read_text())["columns"])

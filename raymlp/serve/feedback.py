@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -20,7 +19,8 @@ import pyarrow as pa
 
 from raymlp.config.privacy import Rule
 from raymlp.config.sources import ColumnType
-from raymlp.core.errors import RequestError, nearest
+from raymlp.core.errors import DataError, RequestError, nearest
+from raymlp.core.files import Place
 from raymlp.data.casting import ARROW
 from raymlp.data.contract import ColumnContract
 from raymlp.data.contract_row import shown, value_checker
@@ -132,7 +132,7 @@ def _number(name: str, value: Any, where: str) -> float:
 class FeedbackLog:
     """Answers of one replica on their way to disk. What was taken is lost only with the process, until the next `flush`."""
 
-    def __init__(self, folder: Path, *, writer: str) -> None:
+    def __init__(self, folder: Place, *, writer: str) -> None:
         self.folder, self.writer = folder, writer
         self._waiting: list[tuple[float, Answer]] = []
         self._names: set[str] = set()
@@ -155,14 +155,14 @@ class FeedbackLog:
         return True
 
     def flush(self) -> int:
-        """Write what waits into one file, and give back the number of rows. What cannot be written waits again; OSError is raised."""
+        """Write what waits into one file, and give back the number of rows. What cannot be written waits again; the error is raised."""
         with self._writing:
             taken, self._waiting = self._waiting, []
             if not taken:
                 return 0
             try:
                 write_new(_table(taken, self._type), self.folder, writer=self.writer)
-            except OSError:
+            except (OSError, DataError):
                 self._waiting = [*taken, *self._waiting]
                 raise
             return len(taken)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+from raymlp.runtime.store import place_of
 
 RESERVE = 0.05
 """Share of a node's free memory that is left alone."""
 
 
 def bytes_of(bundle: str) -> int:
-    """The size of a bundle on disk; 0 for one that is not there."""
-    folder = Path(bundle)
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
+    """The size of a bundle's files; 0 for one that is not there."""
+    return sum(file.stat().st_size for file in place_of(bundle).glob("*") if file.is_file())
 
 
 def too_large(label: str, *, bundle_bytes: int, measured_bytes: int, reports: Iterable[Mapping[str, Any]]) -> str:

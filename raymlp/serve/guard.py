@@ -16,7 +16,8 @@ from raymlp.core.files import make_folder
 
 
 class Guard:
-    """One replica's hold on a challenger. Sees the deaths of replicas on hosts that share `folder` and its locks."""
+    """One replica's hold on a challenger. Sees the deaths of replicas on hosts that share `folder` and its locks: where results are in
+    an object store, those of its own host."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -12,6 +11,7 @@ from starlette.types import Receive
 
 from raymlp.config.privacy import Rule
 from raymlp.core.errors import RequestError
+from raymlp.core.files import Place
 from raymlp.serve.admission import Admission, refusal
 from raymlp.serve.body import Unread, read_body
 from raymlp.serve.feedback import Answers, FeedbackLog, parse_feedback
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Hearing:
     """What clients tell of what came true."""
 
-    def __init__(self, admission: Admission, folder: Path, *, rule: Mapping[str, Any] | None, max_rows: int, writer: str) -> None:
+    def __init__(self, admission: Admission, folder: Place, *, rule: Mapping[str, Any] | None, max_rows: int, writer: str) -> None:
         """`rule` is the privacy rule of the target's column."""
         self.admission, self.max_rows = admission, max_rows
         self.log = FeedbackLog(folder, writer=writer)

@@ -13,17 +13,17 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymlp.config.serve import Log
+from raymlp.core.errors import DataError
+from raymlp.core.files import Place
 from raymlp.data.casting import ARROW
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
-from raymlp.data.hours import hour_of, log_files, write_new
+from raymlp.data.hours import hour_of, log_files, read_table, write_new
 from raymlp.serve.routing import bucket
 
 INPUT = "in."
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 class PredictionLog:
     """Rows of one replica on their way to disk. `add` costs microseconds; `flush` may run in another thread."""
 
-    def __init__(self, folder: Path, settings: Log, *, writer: str = "local") -> None:
+    def __init__(self, folder: Place, settings: Log, *, writer: str = "local") -> None:
         self.folder, self.settings, self.writer = folder, settings, writer
         self.dropped = 0
         self._waiting: deque[Entry] = deque()
@@ -102,7 +102,7 @@ class PredictionLog:
     def flush(self) -> int:
         """Write what waits, one file a version and hour, and give back the number of rows written.
 
-        Rows that cannot be written (a full disk) wait again, up to `max_rows`; the OSError is raised.
+        Rows that cannot be written (a full disk, a store that is away) wait again, up to `max_rows`; the error is raised.
         """
         with self._writing:
             entries = [self._waiting.popleft() for _ in range(len(self._waiting))]
@@ -113,7 +113,7 @@ class PredictionLog:
                     rows = list(group)
                     write_new(_table(rows, self._contracts.get(version)), self.folder / hour, writer=self.writer)
                     written += len(rows)
-            except OSError:
+            except (OSError, DataError):
                 lost = entries[written:]
                 room = max(0, self.settings.max_rows - len(self._waiting))
                 kept = lost[len(lost) - min(room, len(lost)) :]
@@ -123,7 +123,7 @@ class PredictionLog:
             return written
 
 
-def read_log(folder: Path, *, since: datetime | None = None, newest_rows: int | None = None) -> pa.Table:
+def read_log(folder: Place, *, since: datetime | None = None, newest_rows: int | None = None) -> pa.Table:
     """All rows of a log, or those of the hour of `since` and later ones, or those of the newest files that hold so many, oldest first.
     Columns that only some versions have are null for the others; a column whose type changed between versions becomes the wider type, or
     text. A log without files has no rows."""
@@ -131,7 +131,7 @@ def read_log(folder: Path, *, since: datetime | None = None, newest_rows: int | 
     for path in reversed(log_files(folder, since=since)):
         if newest_rows is not None and sum(table.num_rows for table in tables) >= newest_rows:
             break
-        tables.append(pq.read_table(path))
+        tables.append(read_table(path))
     tables.reverse()
     if not tables:
         return SCHEMA.empty_table()

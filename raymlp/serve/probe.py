@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from raymlp.core.errors import RaymlpError, ServingError, VersionRefused
@@ -13,6 +12,7 @@ from raymlp.core.trust import TRUSTED
 from raymlp.data.contract import Contract
 from raymlp.data.contract_row import Row
 from raymlp.runtime.memory import peak
+from raymlp.runtime.store import place_of
 
 if TYPE_CHECKING:
     from raymlp.model.predictor import Predictor
@@ -59,7 +59,7 @@ def measured(bundle: str, loading: Mapping[str, Any]) -> Probed:
     predictor = _loaded(bundle)
     grown_bytes = peak() - before
     if loading:
-        grown_bytes += prepare(predictor, loading["runtime"], Path(loading["graphs"]), device=loading["device"])
+        grown_bytes += prepare(predictor, loading["runtime"], place_of(loading["graphs"]), device=loading["device"])
     return Probed(predictor.bundle.digest, grown_bytes)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raymlp.config.rollout import Rollout
-from raymlp.data.hours import log_files
+from raymlp.core.files import Place
+from raymlp.data.hours import log_files, read_table
 from raymlp.serve.evidence import evidence_of
 from raymlp.serve.ledger import COLUMNS, Ledger, Versions
 from raymlp.serve.log import INPUT
@@ -27,7 +26,7 @@ class Reading:
     """What has been read of a rollout that began at `since`, in seconds since 1970. A file that was changed or removed (by `raymlp forget`)
     makes it begin anew, and so does a new process: the files are all there is to remember."""
 
-    def __init__(self, log: Path, labels: Path, versions: Versions, salt: str, settings: Rollout, *, since: float) -> None:
+    def __init__(self, log: Place, labels: Place, versions: Versions, salt: str, settings: Rollout, *, since: float) -> None:
         self._log, self._label_folder, self._since = log, labels, since
         self._versions, self._salt, self._settings = versions, salt, settings
         self._last: Evidence | None = None
@@ -47,8 +46,7 @@ class Reading:
             self._read[name] = log[name]
         wanted = ("prediction_id", "row", "label", *([self._settings.business.column] if self._settings.business else []))
         for name in sorted(labels.keys() - self._read_labels.keys()):
-            file = pq.ParquetFile(self._label_folder / name)
-            self._ledger.add_labels(name, file.read([column for column in file.schema_arrow.names if column in wanted]))
+            self._ledger.add_labels(name, read_table(self._label_folder / name, wanted.__contains__))
             self._read_labels[name] = labels[name]
         self._last = evidence_of(self._ledger, self._settings)
         return self._last
@@ -60,7 +58,7 @@ class Reading:
         self._read_labels: Known = {}
 
 
-def _files(folder: Path, since: float) -> Known:
+def _files(folder: Place, since: float) -> Known:
     """Parquet files that may hold something; those that go away meanwhile are gone."""
     found = {}
     for file in log_files(folder, since=datetime.fromtimestamp(max(0.0, since - CLOCKS_APART_S), UTC)):
@@ -73,13 +71,12 @@ def _files(folder: Path, since: float) -> Known:
     return found
 
 
-def _table(file: Path) -> pa.Table | None:
+def _table(file: Place) -> pa.Table | None:
     """What rows are kept from; None for files of before routes were logged."""
-    parquet = pq.ParquetFile(file)
-    return parquet.read(list(COLUMNS)) if "routes" in parquet.schema_arrow.names else None
+    table = read_table(file, COLUMNS.__contains__)
+    return table.select(list(COLUMNS)) if "routes" in table.column_names else None
 
 
-def _inputs(file: Path) -> pa.Table:
+def _inputs(file: Place) -> pa.Table:
     """The columns `in.NAME` of a file."""
-    parquet = pq.ParquetFile(file)
-    return parquet.read([name for name in parquet.schema_arrow.names if name.startswith(INPUT)])
+    return read_table(file, lambda name: name.startswith(INPUT))

@@ -1,7 +1,7 @@
 """What a version's net runs in: torch, or ONNX Runtime with a graph of the net.
 
 A graph is made once a bundle, in the process that probes it: no replica waits for that. It is compared with torch on rows that the
-contract allows, and lies in a folder of its own, beside what was found (`facts.json`); a bundle is sealed. A replica compares again.
+contract allows, and lies in a folder of its own, beside what was found (`manifest.json`); a bundle is sealed. A replica compares again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raymlp.core.errors import ConfigError, RequestError, ServingError
-from raymlp.core.files import digest_of, published, sha256_file, to_json
+from raymlp.core.files import Place, digest_of, sha256_file, to_json
 from raymlp.data.contract import ColumnContract
+from raymlp.runtime.copies import filled, local_copy
+from raymlp.runtime.store import MANIFEST
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from raymlp.model.predictor import Predictor
 
 Runtime = Literal["torch", "onnx", "auto"]
-GRAPH, FACTS = "net.onnx", "facts.json"
+GRAPH, FACTS = "net.onnx", MANIFEST
 ROWS = 32
 """Rows the contract allows, and rows of random tensors, on which a graph is compared."""
 logger = logging.getLogger("ray.serve")
 
 
-def prepare(predictor: Predictor, runtime: Runtime, graphs: Path, *, device: str = "cpu") -> int:
+def prepare(predictor: Predictor, runtime: Runtime, graphs: Place, *, device: str = "cpu") -> int:
     """Make and compare the graph of a bundle's net in a folder of `graphs`, unless it was done before; gives back its size in bytes.
     Nothing to do, and 0, for torch, for a GPU, and for a model that is no net.
 
@@ -40,9 +42,9 @@ def prepare(predictor: Predictor, runtime: Runtime, graphs: Path, *, device: str
     """
     if not _may_have_graph(predictor, runtime, device):
         return 0
-    place = place_of(graphs, predictor.bundle.digest)
-    if not place.exists():
-        with published(place) as aside:
+    place = graph_place(graphs, predictor.bundle.digest)
+    if not (place / FACTS).exists():
+        with filled(place) as aside:
             facts = _made(predictor, aside)
             (aside / FACTS).write_text(to_json(facts))
     refused = _facts(place).get("refused")
@@ -54,7 +56,7 @@ def prepare(predictor: Predictor, runtime: Runtime, graphs: Path, *, device: str
     return 0 if refused else (place / GRAPH).stat().st_size
 
 
-def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path, *, device: str = "cpu") -> tuple[Predictor, str]:
+def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Place, *, device: str = "cpu") -> tuple[Predictor, str]:
     """The predictor with its net in the runtime, and the name of that: `torch`, `onnx`, or `library` for a model that is no net.
 
     Raises ServingError when the graph is not there, was changed, or does not answer as torch does here. With `auto` that is
@@ -69,11 +71,12 @@ def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path, *, device
         return predictor, "torch"
     from raymlp.model.onnx_net import NotExportable, OnnxScorer, difference
 
-    place = place_of(graphs, predictor.bundle.digest)
+    place = graph_place(graphs, predictor.bundle.digest)
     try:
         facts = _facts(place)
         if "refused" in facts:
             raise NotExportable(facts["refused"])
+        place = local_copy(place)
         if sha256_file(place / GRAPH) != facts["sha256"]:
             raise NotExportable(f"{place / GRAPH} was changed after it was written; remove {place} and deploy again")
         onnx = OnnxScorer(scorer, place / GRAPH)
@@ -86,12 +89,12 @@ def with_runtime(predictor: Predictor, runtime: Runtime, graphs: Path, *, device
     return type(predictor)(replace(predictor.bundle, scorer=onnx), key=predictor.key), "onnx"
 
 
-def place_of(graphs: Path, digest: str) -> Path:
+def graph_place(graphs: Place, digest: str) -> Place:
     """The folder of a bundle's graph: another one for another bundle, and for other versions of what makes the graph and runs it."""
     from raymlp.model.onnx_net import PACKAGES, TOLERANCE
 
     made_by = {name: version(name) for name in ("torch", *PACKAGES)}
-    return graphs / digest_of({"bundle": digest, "made_by": made_by, "tolerance": TOLERANCE})[:32]
+    return graphs / digest_of({"bundle": digest, "made_by": made_by, "tolerance": TOLERANCE, "facts": FACTS})[:32]
 
 
 def trial_tensors(predictor: Predictor) -> dict[str, NDArray[Any]]:
@@ -193,7 +196,7 @@ def _refuse_difference(found: float) -> None:
         raise NotExportable(f"its outputs are off by up to {found:.2g} from torch's; expected at most {TOLERANCE:g}")
 
 
-def _facts(place: Path) -> Mapping[str, Any]:
+def _facts(place: Place) -> Mapping[str, Any]:
     """Raises ServingError when the graph was not made."""
     try:
         facts: dict[str, Any] = json.loads((place / FACTS).read_text())

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlp.core.errors import ServingError
+from raymlp.runtime.store import place_of
 from raymlp.serve.batching import Batcher, Batching
 from raymlp.serve.guard import Guard
 from raymlp.serve.probe import example_row
@@ -49,7 +49,7 @@ class Loaded:
 
         torch.set_num_threads(1)
         predictor = Predictor.load(path) if device == "cpu" else Predictor.of(load_bundle(path), device=device, key=None)
-        predictor, ran = with_runtime(predictor, runtime, Path(graphs), device=device)
+        predictor, ran = with_runtime(predictor, runtime, place_of(graphs), device=device)
         row = predictor.check(example_row(predictor.bundle.contract), "example")
         predictor.predict_typed(row)
         return cls(label, path, predictor, ran, Batcher.if_it_gains(predictor, row) if batching == "auto" else None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from raymlp.core.errors import RaymlpError, TrainingError
+from raymlp.core.files import Place
 from raymlp.train.disk import full_disk, is_full
 
 ECHOES = ("connection closed", "connection reset", "gloo", "nccl", "barrier", "timed out")
@@ -13,7 +13,7 @@ ECHOES = ("connection closed", "connection reset", "gloo", "nccl", "barrier", "t
 MEMORY = ("out of memory", "running low on memory", "oom")
 
 
-def explained(error: BaseException, run_dir: Path) -> RaymlpError:
+def explained(error: BaseException, run_dir: Place) -> RaymlpError:
     """The root cause first: that of the worker that raised, rather than of those that lost touch with it. `run_dir` is the folder that
     the controller writes to."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})

@@ -14,6 +14,7 @@ from typing import Any
 import ray.util
 
 from raymlp.core.errors import TrainingError
+from raymlp.core.files import Place
 
 CLOSED = {errno.EROFS, errno.EACCES}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} | CLOSED
@@ -27,19 +28,19 @@ def is_full(error: BaseException) -> bool:
     return _number(error) in FULL
 
 
-def full_disk(place: str | Path, what: str, error: BaseException, *, size: int | None = None) -> TrainingError:
+def full_disk(place: str | Place, what: str, error: BaseException, *, size: int | None = None) -> TrainingError:
     """The error to raise where `what`, of `size` bytes if they are known, could not be written to a place."""
     node, number = ray.util.get_node_ip_address(), _number(error) or errno.ENOSPC
     closed = number in CLOSED
     return TrainingError(
-        f"{what} could not be written to {place} on node {node}: {os.strerror(number)}{'' if closed else _sums(Path(place), size)}. "
+        f"{what} could not be written to {place} on node {node}: {os.strerror(number)}{'' if closed else _sums(Path(str(place)), size)}. "
         f"What was saved before is intact: make {'it writable' if closed else 'room there'}, and start the run again under its name to go "
         "on from it."
     )
 
 
 @contextmanager
-def writing(place: str | Path, what: str, *, size: int | None = None, clear: Callable[[], Any] = lambda: None) -> Iterator[None]:
+def writing(place: str | Place, what: str, *, size: int | None = None, clear: Callable[[], Any] = lambda: None) -> Iterator[None]:
     """Raise TrainingError that names the place when the disk is full or read-only; `clear` takes away what was written, at any error."""
     try:
         yield

@@ -8,7 +8,6 @@ standardised as the answers are (regression). They are made of calibrated scores
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +65,7 @@ def teacher_of(settings: Distil | None, target: Target) -> Teacher | None:
 
 @lru_cache(maxsize=1)
 def _predictor(bundle: str) -> Predictor:
-    return Predictor.load(Path(bundle))
+    return Predictor.load(bundle)
 
 
 def distilled_sum(task: Task, loss: Tensor, outputs: Tensor, soft: Tensor, settings: Distil) -> Tensor:

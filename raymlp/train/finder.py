@@ -6,11 +6,11 @@ large each time, until the memory is full.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from raymlp.config.loader import with_overrides
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, TrainingError
-from raymlp.core.files import Place
+from raymlp.core.files import Place, write_text
 from raymlp.core.records import Found
 from raymlp.runtime.memory import available
 from raymlp.train import loop
@@ -194,7 +194,7 @@ def _steps(config: Config, snapshot: Place, watch: pl.Callback, steps: int) -> i
     return rows
 
 
-def learning_rate(config: Config, snapshot: Place, folder: Path) -> Found:
+def learning_rate(config: Config, snapshot: Place, folder: Place) -> Found:
     """The suggestion of a sweep, with `learning-rate.csv` and `learning-rate.svg` in `folder`."""
     from matplotlib.figure import Figure
 
@@ -209,12 +209,14 @@ def learning_rate(config: Config, snapshot: Place, folder: Path) -> Found:
     axes.axvline(best, color="C1", label=f"steepest fall, {best:.2g}")
     axes.set_ylim(top=1.5 * float(sweep.smoothed[: EDGE + 1].max()))
     axes.legend(frameon=False)
-    figure.savefig(folder / "learning-rate.svg")
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg")
+    write_text(folder / "learning-rate.svg", drawing.getvalue())
     shown = [(f"{sweep.rates[i]:.2g}", f"{sweep.smoothed[i]:.4f}") for i in range(0, len(sweep.losses), max(1, len(sweep.losses) // 12))]
     return Found(f"train.learning_rate={best:.2g}", ("learning rate", "loss"), tuple(shown), (table, folder / "learning-rate.svg"))
 
 
-def batch_size(config: Config, snapshot: Place, folder: Path) -> Found:
+def batch_size(config: Config, snapshot: Place, folder: Place) -> Found:
     """The largest batch that fits, with `batch-size.csv` in `folder`. Raises TrainingError when none does."""
     tried = try_batches(config, snapshot)
     titles = ("batch_size", "memory_mb", "rows_per_s", "fits", "why")
@@ -226,9 +228,9 @@ def batch_size(config: Config, snapshot: Place, folder: Path) -> Found:
     return Found(f"train.batch_size={fitting[-1]}", ("batch size", "MiB", "rows/s", ""), tuple(shown), (table,))
 
 
-def _csv(path: Path, titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+def _csv(path: Place, titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> Place:
     import csv
 
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([titles, *rows])
-    return path
+    text = io.StringIO()
+    csv.writer(text).writerows([titles, *rows])
+    return write_text(path, text.getvalue())

@@ -1,6 +1,7 @@
-"""Epochs on their way from the Ray Train controller to the caller: through a file in the run's folder.
+"""Epochs on their way from the Ray Train controller to the caller: through a file on the disk of their node.
 
-The controller runs on the driver's node. This file is kept small, since the controller loads it.
+The controller runs on the driver's node; workers may be on others, and see what is in the run's folder. This file is kept small, since
+the controller loads it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, TypeVar
 from ray.train import UserCallback
 
 from raymlp.core.errors import RaymlpError
-from raymlp.core.files import write_text
+from raymlp.core.files import Place, make_folder, write_text
+from raymlp.runtime.copies import own_folder
 from raymlp.train.disk import writing
 from raymlp.train.ledger import keep
 
@@ -29,17 +31,17 @@ STOP_S = 30.0
 class EpochLog(UserCallback):
     """Runs in the controller: writes each epoch to a file, and ends the run at an error that a new start would meet again."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Place) -> None:
+        self._checkpoints, self._folder = run_dir / CHECKPOINTS, own_folder(run_dir)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """`metrics` come one a worker; those without an epoch belong to a checkpoint in the middle of one."""
-        with writing(self._run_dir, "the log of epochs"):
+        with writing(self._folder, "the log of epochs"):
             if "epoch" in metrics[0]:
-                with (self._run_dir / EPOCHS).open("a") as file:
+                with (self._folder / EPOCHS).open("a") as file:
                     file.write(json.dumps(metrics[0]) + "\n")
-            if checkpoint is not None:
-                keep(self._run_dir / CHECKPOINTS)
+            if checkpoint is not None and isinstance(self._checkpoints, Path):  # a store has no file that was cut off
+                keep(self._checkpoints)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """What raymlp raises on purpose is final; anything else is tried again, up to `train.max_failures`."""
@@ -48,7 +50,7 @@ class EpochLog(UserCallback):
                 raise error
 
 
-def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Result:
+def follow(run: Callable[[], Result], run_dir: Place, on_epoch: OnEpoch) -> Result:
     """Run in a thread and hand the epochs over in this one, where the caller's state lives.
 
     Raises what the run raises. What `on_epoch` raises, or a signal, comes back when the workers have saved the run and ended.
@@ -63,14 +65,15 @@ def follow(run: Callable[[], Result], run_dir: Path, on_epoch: OnEpoch) -> Resul
             errors.append(error)
 
     (run_dir / STOP).unlink(missing_ok=True)
-    _mend(run_dir / EPOCHS)
+    epochs = make_folder(own_folder(run_dir)) / EPOCHS
+    _mend(epochs)
     thread = threading.Thread(target=target, name="raymlp-train", daemon=True)
     thread.start()
     try:
-        for metrics in _epochs(run_dir / EPOCHS, thread):
+        for metrics in _epochs(epochs, thread):
             on_epoch(metrics)
     except BaseException:
-        (run_dir / STOP).touch()
+        (run_dir / STOP).write_text("")
         thread.join(STOP_S)
         raise
     if errors:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import TrainingError
-from raymlp.core.files import to_json, write_text
+from raymlp.core.files import Place, to_json, write_text
 
 FILE = "run.json"
 SECTIONS = ("problem", "features", "model", "train")
@@ -29,7 +28,7 @@ def identity(config: Config, snapshot: str, *, shuffle_labels: bool = False) -> 
     return {**settings, "snapshot": snapshot, "shuffle_labels": shuffle_labels}
 
 
-def require_same(run_dir: Path, now: Mapping[str, Any]) -> None:
+def require_same(run_dir: Place, now: Mapping[str, Any]) -> None:
     """Write down what the run is at its first start. Raises TrainingError at a later one that names what differs."""
     place = run_dir / FILE
     if not place.exists():

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from pathlib import Path
 
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME as LIST
 
 from raymlp.core.errors import TrainingError
-from raymlp.core.files import write_text
+from raymlp.core.files import Place, write_text
+from raymlp.runtime.store import remove
 
 log = logging.getLogger(__name__)
 COPY = "checkpoints.json"
 
 
-def keep(folder: Path) -> None:
+def keep(folder: Place) -> None:
     """Copy the list, as it was written after the last checkpoint."""
     write_text(folder / COPY, (folder / LIST).read_text())
 
 
-def mend(folder: Path) -> None:
+def mend(folder: Place) -> None:
     """Before a start: put the copy in the place of a list that was cut off, and remove checkpoints that were never whole.
 
     Raises TrainingError when neither tells which checkpoint is whole.
@@ -39,14 +38,14 @@ def mend(folder: Path) -> None:
         log.warning("%s was cut off when it was written; the run goes on from the checkpoint before it", folder / LIST)
     whole = found[LIST] or found[COPY] or set()
     for place in folder.glob("checkpoint_*"):
-        if place.is_dir() and place.name not in whole:
-            shutil.rmtree(place)
+        if place.name not in {LIST, *whole}:
+            remove(place)
 
 
-def _named(path: Path) -> set[str] | None:
+def _named(path: Place) -> set[str] | None:
     """Folders of the checkpoints in a list; None when it is none, or one of them is gone."""
     try:
         names = {result["checkpoint_dir_name"] for result in json.loads(path.read_text())["checkpoint_results"]}
     except (OSError, ValueError, KeyError):
         return None
-    return names if all((path.parent / name).is_dir() for name in names) else None
+    return names if all((path.parent / name).exists() for name in names) else None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
+from raymlp.core.files import Place
 from raymlp.train.follow import POLL_S, STOP
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Patience(ControllerCallback):
     Ray Train by itself asks for room without end. What was free when the run was let in may be another's when its workers start.
     """
 
-    def __init__(self, run_dir: Path, needs: Needs, *, start_s: float, again_s: float, look_s: float | None) -> None:
+    def __init__(self, run_dir: Place, needs: Needs, *, start_s: float, again_s: float, look_s: float | None) -> None:
         """An elastic run looks every `look_s` for nodes that came or went; None for one whose number of workers is fixed."""
         self._run_dir, self._needs, self._start_s, self._again_s, self._look_s = run_dir, needs, start_s, again_s, look_s
         self._since: float | None = None

@@ -38,6 +38,7 @@ from raymlp.model.bundle import Bundle, load_bundle, save_bundle
 from raymlp.model.huggingface import start_of
 from raymlp.model.nets import NetShape, number_edges, parameters_of, require
 from raymlp.runtime.session import stays
+from raymlp.runtime.store import MANIFEST, place_of, ray_storage
 from raymlp.train import room
 from raymlp.train.cause import explained, root
 from raymlp.train.choice import choose
@@ -55,7 +56,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, snapshot: Snapshot, *, run_dir: Path, run_id: str, on_epoch: OnEpoch | None = None, shuffle_labels: bool = False
+    config: Config, snapshot: Snapshot, *, run_dir: Place, run_id: str, on_epoch: OnEpoch | None = None, shuffle_labels: bool = False
 ) -> TrainedModel:
     """Train a model on a snapshot and leave its bundle in `run_dir/bundle`. Needs Ray.
 
@@ -72,7 +73,7 @@ def train(
     check(config)
     require(config.model)
     same = identity(config, snapshot.digest, shuffle_labels=shuffle_labels)
-    if (run_dir / "bundle").exists():
+    if (run_dir / "bundle" / MANIFEST).exists():
         raise TrainingError(f"{run_dir / 'bundle'} exists; expected a run without a result. Choose another run_dir.")
     profile = load_profile(snapshot.path)
     files, trees = split_files(snapshot.path, "train"), isinstance(config.model, Trees)
@@ -100,9 +101,9 @@ def train(
         return TrainedModel(save_bundle(bundle, run_dir / "bundle"), metrics, run_id)
 
 
-def finished(config: Config, snapshot: Snapshot, *, run_dir: Path) -> TrainedModel | None:
+def finished(config: Config, snapshot: Snapshot, *, run_dir: Place) -> TrainedModel | None:
     """The model of a run that came to its end, or None. Raises TrainingError when it was begun with other settings or data."""
-    if not (run_dir / "bundle").exists():
+    if not (run_dir / "bundle" / MANIFEST).exists():
         return None
     require_same(run_dir, identity(config, snapshot.digest))
     bundle = load_bundle(run_dir / "bundle")
@@ -120,7 +121,7 @@ def fit_in_process(config: Config, snapshot_path: Place, report: OnEpoch) -> dic
     return outcome.scored(job.plan.target.task, job.class_weights)[2]
 
 
-def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Found:
+def find(config: Config, snapshot: Snapshot, what: str, *, folder: Place) -> Found:
     """Look for a `learning-rate` or a `batch-size` in a Ray task with the CPUs, or the GPU, of a worker. Needs Ray.
 
     Leaves the curve in `folder`. Raises as `raymlp.train.finder` does.
@@ -140,7 +141,7 @@ def find(config: Config, snapshot: Snapshot, what: str, *, folder: Path) -> Foun
     return result
 
 
-def _found(config: Config, snapshot: Any, what: str, folder: Path) -> Found:
+def _found(config: Config, snapshot: Any, what: str, folder: Place) -> Found:
     from raymlp.train import finder
 
     return finder.learning_rate(config, snapshot, folder) if what == "learning-rate" else finder.batch_size(config, snapshot, folder)
@@ -182,17 +183,17 @@ def _worker(settings: dict[str, Any]) -> Any:
     from raymlp.train.worker import run
 
     job: Job = ray.get(settings["job"])
-    return run(job, Path(settings["run_dir"]), settings["held"], watch_nodes=settings["watch_nodes"])
+    return run(job, place_of(settings["run_dir"]), settings["held"], watch_nodes=settings["watch_nodes"])
 
 
-def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
+def _run_workers(job: Job, feed: Feed, run_dir: Place) -> Outcome:
     settings, verbose = job.config.train, job.config.runtime.verbose
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.gpu else {})
     scaling: dict[str, Any] = {"num_workers": settings.num_workers}
     if settings.elastic:
         workers = (settings.elastic.min_workers, settings.num_workers)
         scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": settings.elastic.look_every_s}
-    run_dir, watch_nodes = run_dir.resolve(), _may_lose_nodes(job.config)
+    run_dir, watch_nodes = run_dir.resolve() if isinstance(run_dir, Path) else run_dir, _may_lose_nodes(job.config)
     mend(run_dir / CHECKPOINTS)
     patience = room.Patience(
         run_dir,
@@ -210,7 +211,7 @@ def _run_workers(job: Job, feed: Feed, run_dir: Path) -> Outcome:
         dataset_config=feed.shards,
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
-            storage_path=str(run_dir),
+            **ray_storage(run_dir),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[EpochLog(run_dir), patience],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raymlp.core.records import Snapshot
 from raymlp.data.snapshot import load_profile, read_split
 from raymlp.model.judging import judged
 from raymlp.model.predictor import Predictor
+from raymlp.runtime.store import remove
 from raymlp.train.shelf import Shelf
 
 BOOTSTRAP = 200
@@ -70,7 +72,7 @@ def fit_held(
     return metrics
 
 
-def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, folder: Path, latency: bool = False) -> dict[str, float]:
+def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, folder: Place, latency: bool = False) -> dict[str, float]:
     """Train as `raymlp train` does, with the workers of `train`; the bundle is not kept. Gives what `fit_held` gives, or nothing when
     `report` ended it. `folder` is one that all workers see; a trial that did not come to its end leaves something in it."""
     from raymlp.train.trainer import train
@@ -79,7 +81,7 @@ def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, folder
         if report(metrics, None):
             raise _TimeIsOver
 
-    run_dir = Path(tempfile.mkdtemp(prefix="trial-", dir=folder))
+    run_dir = folder / f"trial-{uuid.uuid4().hex[:8]}"
     try:
         model = train(config, snapshot, run_dir=run_dir, run_id="trial", on_epoch=on_epoch)
     except _TimeIsOver:
@@ -88,7 +90,8 @@ def fit_by_workers(config: Config, snapshot: Snapshot, report: Report, *, folder
     metrics = {**model.metrics, **_interval(config, *_scored(predictor, snapshot.path))}
     if latency:
         metrics["latency_ms"] = latency_of(predictor, snapshot.path)
-    shutil.rmtree(run_dir, ignore_errors=True)
+    with suppress(OSError):
+        remove(run_dir)
     return metrics
 
 

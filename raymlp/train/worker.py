@@ -45,7 +45,7 @@ Splits = Mapping[str, Sequence[Block]]
 """Transformed rows in memory, by split."""
 
 
-def run(job: Job, run_dir: Path, held: Mapping[str, Sequence[Part]], *, watch_nodes: bool) -> Outcome | None:
+def run(job: Job, run_dir: Place, held: Mapping[str, Sequence[Part]], *, watch_nodes: bool) -> Outcome | None:
     """Train as one worker of a Ray Train group; rank 0 gives the outcome back, unless the run was saved and stopped.
 
     `held` are the rows of the job by split where it holds them; others come as shards of Ray Train. `watch_nodes` asks now and then

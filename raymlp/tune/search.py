@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from raymlp.config.schema import Config
 from raymlp.config.tune import CONTINUED, Choice, Integer, Population, Tune
 from raymlp.core.errors import TrainingError
+from raymlp.core.files import Place
 from raymlp.core.records import Interval
+from raymlp.runtime.store import ray_storage, remove
 from raymlp.tune.checks import at_a_time, check, resources
 from raymlp.tune.draws import Draws, beginning, draws_of
 from raymlp.tune.space import Draw, plain, sampled, trial_config
@@ -49,14 +50,14 @@ STATE = "trial.json"
 class Found:
     """What a study gave: its folder, its config with the space that was searched, and its trials by number."""
 
-    folder: Path
+    folder: Place
     config: Config
     trials: tuple[Trial, ...]
     resumed: bool
     notes: tuple[str, ...] = ()
 
 
-def search(config: Config, objective: Objective, *, root: Path, snapshot: str, on_trial: OnTrial | None = None) -> Found:
+def search(config: Config, objective: Objective, *, root: Place, snapshot: str, on_trial: OnTrial | None = None) -> Found:
     """Run the trials of the study that `config.tune` describes, or those that are left of it. Needs Ray.
 
     The study is a folder of `root`; `snapshot` is the digest of the data. `on_trial` hears each trial when it has ended. Random and
@@ -76,12 +77,12 @@ def search(config: Config, objective: Objective, *, root: Path, snapshot: str, o
         supply = _Supply(settings, draws, {trial.number for trial in study.trials}, at_once)
         if not supply.is_finished():
             scratch = study.folder / ".ray"
-            shutil.rmtree(scratch, ignore_errors=True)
+            _clear(scratch)
             try:
                 with _ray_tune_settings():
                     _tuner(config, objective, supply, heard, scratch, at_once).fit()
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                _clear(scratch)
         trials = sorted(study.trials, key=lambda trial: trial.number)
         if trials and all(trial.error for trial in trials):
             raise TrainingError(f"all {len(trials)} trials failed; the first: {trials[0].error}")
@@ -92,7 +93,12 @@ def search(config: Config, objective: Objective, *, root: Path, snapshot: str, o
         return Found(study.folder, config, tuple(trials), study.resumed, tuple(notes))
 
 
-def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listener, scratch: Path, at_once: int) -> tune.Tuner:
+def _clear(scratch: Place) -> None:
+    with suppress(OSError):  # what still writes there leaves something
+        remove(scratch)
+
+
+def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listener, scratch: Place, at_once: int) -> tune.Tuner:
     settings = config.tune
     deadline = time.time() + 60 * settings.minutes if settings.minutes else None
     supply.deadline = deadline
@@ -120,7 +126,7 @@ def _tuner(config: Config, objective: Objective, supply: _Supply, heard: _Listen
         ),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(scratch.resolve()),
+            **ray_storage(scratch),
             stop=_TimeIsOver(deadline, settings.minutes) if deadline and settings.minutes else None,
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
             verbose=1 if config.runtime.verbose else 0,

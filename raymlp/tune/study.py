@@ -1,7 +1,7 @@
 """The record of a study: a folder that is all there is to go on from. JSON alone; nothing in it is ever unpickled.
 
 study.json     what the study is: space, searcher, objectives, snapshot, settings
-trials.jsonl   one line a trial that ended, appended and synchronised
+trials.jsonl   one line a trial that ended, appended and synchronised; in an object store a file a trial, `trials/000012.json`
 best.yaml      the best settings as an overlay     study.html  the page
 """
 
@@ -20,13 +20,15 @@ from typing import Any
 
 from raymlp.config.schema import Config
 from raymlp.core.errors import ConfigError, RaymlpError
-from raymlp.core.files import digest_of, make_folder, to_json, write_text
+from raymlp.core.files import Place, digest_of, make_folder, to_json, write_text
+from raymlp.runtime.claim import Claim
+from raymlp.runtime.store import StorePlace
 from raymlp.tune.space import fits
 from raymlp.tune.trials import Trial, ranked
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-HEADER, TRIALS = "study.json", "trials.jsonl"
+HEADER, TRIALS, ONE_EACH = "study.json", "trials.jsonl", "trials"
 FREE = ("study", "num_samples", "minutes", "trial_minutes", "max_concurrent", "max_failures")
 """Settings of `tune` that may change while a study goes on."""
 FIRST_TRIED = 3
@@ -36,14 +38,14 @@ FIRST_TRIED = 3
 class Study:
     """An open study. `trials` are those that have ended; `resumed` tells whether there were any when it was opened."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+    def __init__(self, folder: Place, facts: Mapping[str, Any], trials: Sequence[Trial]) -> None:
         self.folder, self.facts = folder, facts
         self.trials = list(trials)
         self.resumed = bool(trials)
 
     @classmethod
     @contextmanager
-    def open(cls, config: Config, *, root: Path, snapshot: str) -> Iterator[Study]:
+    def open(cls, config: Config, *, root: Place, snapshot: str) -> Iterator[Study]:
         """The study of the config's name, made where there is none, and held so that no other process goes on with it, too.
 
         Raises ConfigError when it was made with other settings or data, RaymlpError when another process holds it.
@@ -56,15 +58,20 @@ class Study:
                 _refuse_other(folder, facts)
             else:
                 write_text(folder / HEADER, to_json(facts))
-            _mend(folder / TRIALS)
+            if isinstance(folder, Path):
+                _mend(folder / TRIALS)
             yield cls(folder, facts, _read(folder))
 
     def add(self, trial: Trial) -> None:
-        """Append a trial: on the disk when this returns."""
-        with (self.folder / TRIALS).open("ab") as file:
-            file.write((to_json(asdict(trial), indent=None) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a trial: on the disk, or in the store, when this returns."""
+        text = to_json(asdict(trial), indent=None) + "\n"
+        if isinstance(self.folder, Path):
+            with (self.folder / TRIALS).open("ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            write_text(self.folder / ONE_EACH / f"{trial.number:06d}.json", text)
         self.trials.append(trial)
 
 
@@ -76,7 +83,7 @@ def facts_of(config: Config, snapshot: str) -> dict[str, Any]:
     return {"format": FORMAT, "snapshot": snapshot, "settings": digest_of(sections), "problem": config.problem.name, **tune}
 
 
-def earlier(config: Config, *, root: Path, snapshot: str) -> tuple[list[Trial], list[Mapping[str, Any]]]:
+def earlier(config: Config, *, root: Place, snapshot: str) -> tuple[list[Trial], list[Mapping[str, Any]]]:
     """What the studies of `tune.warm_start` have for this one: trials whose values count here, too, and points to try first.
 
     Values count where snapshot, objectives and epochs are the same and the searcher learns from them. Trials whose settings are no
@@ -101,7 +108,7 @@ def earlier(config: Config, *, root: Path, snapshot: str) -> tuple[list[Trial], 
     return told, points
 
 
-def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
+def _refuse_other(folder: Place, facts: Mapping[str, Any]) -> None:
     found = json.loads((folder / HEADER).read_text())
     for key in {**facts, **found}:
         if found.get(key) != facts.get(key):
@@ -113,11 +120,14 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
             )
 
 
-def _read(folder: Path) -> list[Trial]:
+def _read(folder: Place) -> list[Trial]:
     """The trials of a study by number. A line that was cut off when its writer died is as if it were not there."""
     path = folder / TRIALS
-    text = path.read_bytes() if path.exists() else b""
-    lines = text[: text.rfind(b"\n") + 1].splitlines()
+    if isinstance(path, Path):
+        text = path.read_text() if path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+    else:
+        lines = [file.read_text() for file in (folder / ONE_EACH).glob("*.json")]
     return sorted((Trial.from_dict(json.loads(line)) for line in lines), key=lambda trial: trial.number)
 
 
@@ -130,12 +140,16 @@ def _mend(path: Path) -> None:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Place) -> Iterator[None]:
+    refusal = RaymlpError(f"{folder} is in the hands of another process; expected to be the only one. Wait, or set tune.study.")
+    if isinstance(folder, StorePlace):
+        with Claim(folder / ".claim.json").held(refusal):
+            yield
+        return
+    assert isinstance(folder, Path)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RaymlpError(
-                f"{folder} is in the hands of another process; expected to be the only one. Wait, or set tune.study."
-            ) from None
+            raise refusal from None
         yield

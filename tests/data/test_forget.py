@@ -157,10 +157,10 @@ def test_a_process_that_dies_between_two_renames_leaves_a_whole_snapshot(
             raise KeyboardInterrupt
         real(*places)
 
-    monkeypatch.setattr("raymlp.data.forget.os.replace", dies)
+    monkeypatch.setattr("raymlp.runtime.store.os.replace", dies)
     with pytest.raises(KeyboardInterrupt):
         forgotten(tmp_path, wanted)
-    monkeypatch.setattr("raymlp.data.forget.os.replace", real)
+    monkeypatch.setattr("raymlp.runtime.store.os.replace", real)
     recover(folder)
     assert read_split(path, "train").num_rows == 72
     assert forgotten(tmp_path, wanted).snapshots == {"one": 11}

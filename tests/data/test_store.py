@@ -30,21 +30,11 @@ from raymlp.data import forget as forgetting
 from raymlp.data.changes import changes_since_last
 from raymlp.data.conformance import check_source
 from raymlp.data.forget import Wanted, forget
-from raymlp.data.place import (
-    StorePlace,
-    files_in,
-    place_of,
-    published_at,
-    publishing,
-    remove,
-    require_store,
-    snapshot_root,
-    snapshots_in,
-    split_files,
-    take_over,
-)
+from raymlp.data.place import published_at, publishing, require_store, snapshot_root, snapshots_in, split_files
 from raymlp.data.profile_page import quarantine_reasons
 from raymlp.data.snapshot import find, load_association, load_contract, load_profile, open_snapshot, prepare, read_split
+from raymlp.runtime import store as stores
+from raymlp.runtime.store import StorePlace, files_in, place_of, remove, take_over
 from tests.data.people import SNAPSHOT_SECRET, make_snapshot
 
 PROBLEM = Problem(name="toy", task="binary", target="y", positive_class="yes")
@@ -86,7 +76,7 @@ def stored(folder: StorePlace, name: str, local: Path) -> StorePlace:
     """A snapshot of people, written by hand, in the store."""
     made = make_snapshot(local, name)
     for file in files_in(made):
-        with place.writing(folder / f"{name}-00000000" / str(file.relative_to(made))) as out:
+        with stores.writing(folder / f"{name}-00000000" / str(file.relative_to(made))) as out:
             out.write(file.open("rb").read())
     shutil.rmtree(made)
     return folder / f"{name}-00000000"
@@ -246,7 +236,7 @@ def test_a_model_trains_from_a_store_as_from_a_disk(ray_runtime: Runtime, lake: 
 
     local = write_snapshot(tmp_path / "p" / "one", {"train": planted(600, 0, "binary"), "valid": planted(200, 1, "binary")})
     for file in files_in(local.path):
-        with place.writing(lake / "p" / "one" / str(file.relative_to(local.path))) as out:
+        with stores.writing(lake / "p" / "one" / str(file.relative_to(local.path))) as out:
             out.write(file.open("rb").read())
     remote = Snapshot(lake / "p" / "one", local.digest, local.rows)
     encoded = Features(columns={"kind": ColumnFeatures(encoding="target")})
@@ -458,7 +448,7 @@ def root(request: pytest.FixtureRequest, bucket: Any, tmp_path: Path, monkeypatc
         return
     handler = Plain(tmp_path)
     handler.normalize_path = lambda path: path  # type: ignore[assignment]
-    monkeypatch.setattr(place, "_filesystem", lambda root, query: (pafs.PyFileSystem(handler), "/"))
+    monkeypatch.setattr(stores, "_filesystem", lambda root, query: (pafs.PyFileSystem(handler), "/"))
     yield StorePlace("hdfs://name:8020", "deep/snapshots")
     written = [path for path in handler.writes if "manifest.json" in path]
     assert written
@@ -521,7 +511,7 @@ def test_an_address_is_what_pyarrow_makes_of_it(address: str, inside: str) -> No
     assert isinstance(found, StorePlace)
     with found.asking() as (filesystem, path):
         assert path == inside == pafs.FileSystem.from_uri(address)[1].rstrip("/")
-        assert filesystem.type_name in place.WHOLE_AT_CLOSE
+        assert filesystem.type_name in stores.WHOLE_AT_CLOSE
     below = found / "x" / "y.parquet"
     assert place_of(str(below)) == below == pickle.loads(pickle.dumps(below))
     with below.asking() as (_, path):
@@ -557,8 +547,15 @@ def test_a_bucket_that_is_not_there_is_named_before_a_row_is_read(bucket: Any, t
 def test_a_writer_names_the_store_that_refuses(bucket: Any) -> None:
     _, query = bucket
     writer = parquet.Writer(place_of(f"s3://none/a.parquet?{query}"))
-    with pytest.raises(DataError, match=r"s3://none/a\.parquet\?.* cannot be read or written: .*NO_SUCH_BUCKET.*Set runtime\.snapshots"):
-        writer.write(pa.table({"n": [1]}))
+    with pytest.raises(
+        DataError, match=r"s3://none/a\.parquet\?.* cannot be read or written: .*NO_SUCH_BUCKET.*Set runtime\.storage or runtime\.snapshots"
+    ):
+        _written(writer)
+
+
+def _written(writer: parquet.Writer) -> None:
+    writer.write(pa.table({"n": [1]}))
+    writer.close()
 
 
 def test_a_server_that_is_not_there_and_one_that_refuses_are_one_line_each(bucket: Any) -> None:

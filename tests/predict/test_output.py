@@ -14,9 +14,9 @@ import pytest
 
 from raymlp.core.errors import ConfigError, DataError
 from raymlp.data import parquet
-from raymlp.data.place import StorePlace
 from raymlp.predict import output as output_module
 from raymlp.predict.output import MANIFEST, Output, require_address, written
+from raymlp.runtime.store import StorePlace
 
 KEY, OTHER = "a" * 64, "b" * 64
 

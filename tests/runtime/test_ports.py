@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -51,3 +52,11 @@ class _NotThese:
 
     def __contains__(self, port: int) -> bool:
         return port != self.port
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_who_listens_is_told_by_program_and_process(address: str) -> None:
+    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
+        port = server.getsockname()[1]
+        assert ports.who_listens(port) == f"{Path('/proc/self/comm').read_text().strip()}, process {os.getpid()}"
+    assert ports.who_listens(port) == ""

@@ -23,6 +23,7 @@ from raymlp.config.serve import Log, Serve
 from raymlp.config.sources import CsvSource
 from raymlp.config.split import RandomSplit
 from raymlp.config.tune import LogUniform, Tune
+from raymlp.core.files import Somewhere
 from raymlp.data.contract import Contract
 from raymlp.data.profile import Profile
 from raymlp.features.plan import FeaturePlan
@@ -62,7 +63,7 @@ def source_table() -> pa.Table:
     )
 
 
-def make_bundle(folder: Path, *, seed: int, model: Model | None = None) -> Path:
+def make_bundle(folder: Somewhere, *, seed: int, model: Model | None = None) -> Somewhere:
     """An untrained binary net, a perceptron if none is named; another seed is another model."""
     table = source_table()
     profile = Profile().update(table)

@@ -167,7 +167,7 @@ def test_what_cannot_be_written_waits_and_nothing_that_was_taken_is_dropped(tmp_
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("raymlp.data.hours.os.replace", full)
+        patch.setattr("raymlp.runtime.store.os.replace", full)
         with pytest.raises(OSError, match="no space"):
             log.flush()
     log.add([Answer("b", 0, "no", {})], "string")

@@ -106,7 +106,7 @@ def test_rows_wait_again_when_the_disk_refuses_them(tmp_path: Path, monkeypatch:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("raymlp.data.hours.os.replace", full)
+        patch.setattr("raymlp.runtime.store.os.replace", full)
         with pytest.raises(OSError, match="no space"):
             log.flush()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

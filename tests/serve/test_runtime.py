@@ -15,7 +15,7 @@ from raymlp.core import trust
 from raymlp.core.errors import ConfigError, ServingError
 from raymlp.model import onnx_net
 from raymlp.model.predictor import Predictor
-from raymlp.serve.runtime import FACTS, GRAPH, place_of, prepare, trial_rows, with_runtime
+from raymlp.serve.runtime import FACTS, GRAPH, graph_place, prepare, trial_rows, with_runtime
 from tests.serve.bundles import json_rows, make_bundle, source_table
 
 pytest.importorskip("onnxruntime")
@@ -124,7 +124,7 @@ def test_a_graph_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_changed_graph_is_not_served(tmp_path: Path) -> None:
     predictor = made(tmp_path)
     in_onnx(predictor, tmp_path)
-    place = place_of(tmp_path / "graphs", predictor.bundle.digest)
+    place = graph_place(tmp_path / "graphs", predictor.bundle.digest)
     (place / GRAPH).write_bytes((place / GRAPH).read_bytes()[:-1] + b"\0")
     with pytest.raises(ServingError, match=r"net\.onnx was changed"):
         with_runtime(predictor, "onnx", tmp_path / "graphs")

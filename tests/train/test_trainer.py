@@ -121,6 +121,7 @@ def test_two_workers_give_the_same_model_again_though_one_is_killed(pair: Traine
     assert len(list((tmp_path / "checkpoints").glob("checkpoint_2*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs raymlp[deepspeed]")
 def test_zero_3_goes_on_after_a_killed_worker(pair: TrainedModel, snapshots: Snapshots, tmp_path: Path) -> None:
     model, heard = trained(snapshots("binary"), tmp_path, num_workers=2, strategy=ZERO3, kill_at=1, max_failures=1)

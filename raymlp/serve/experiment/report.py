@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raymlp.core.files import make_folder, to_json, write_text
+from raymlp.core.files import Somewhere, make_folder, to_json, write_text
 from raymlp.runtime.page import BAD, FAINT, GOOD, INK, MODEL, OTHER, axes, drawing, plain, render
 from raymlp.serve.experiment.analysis import Ratio, Reading, check_ratio, readings
 from raymlp.serve.experiment.observations import Observations, moments
@@ -43,7 +43,7 @@ class Analysis:
         return cls(record, seen, found, ratio, judge(found, ratio, record.settings, record.arms))
 
 
-def write_report(analysis: Analysis, *, folder: Path) -> Path:
+def write_report(analysis: Analysis, *, folder: Somewhere) -> Somewhere:
     """Write `experiment.html` and `experiment.json` to `folder`; the page."""
     record, seen = analysis.record, analysis.seen
     page = render(

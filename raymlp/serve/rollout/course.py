@@ -13,12 +13,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from raymlp.config.rollout import Rollout
 from raymlp.core.errors import ServingError
-from raymlp.core.files import write_text
+from raymlp.core.files import Place, write_text
 from raymlp.core.records import Decision
 from raymlp.serve.rollout.facts import Position
 from raymlp.serve.rollout.policy import next_weight
@@ -199,13 +198,13 @@ class Course:
 class Records:
     """The records of a model's rollouts, a file each. Two are never open at once, so the last one is the one that counts."""
 
-    folder: Path
+    folder: Place
 
-    def place(self, course: Course) -> Path:
+    def place(self, course: Course) -> Place:
         """The file of a record; names are in the order of the starts."""
         return self.folder / f"{datetime.fromtimestamp(course.started, UTC):%Y%m%dT%H%M%S.%f}-{course.salt[:8]}.json"
 
-    def save(self, course: Course) -> Path:
+    def save(self, course: Course) -> Place:
         """Write a record, whole or not at all."""
         return write_text(self.place(course), course.to_json())
 

@@ -4,6 +4,9 @@ Whoever takes the right raises a number, the epoch, and every later act is done 
 that slept through its end, on this machine or another, finds a higher one and is stopped (a fencing token, Kleppmann 2016). Dead is who no
 longer holds its lock, which the kernel frees however a process dies, or who gave no sign of life for a while where its lock is still
 held or locks do not reach that far.
+
+In an object store, which has no locks, the number is raised by a write on condition (`raymlp.runtime.claim`), and an act is done right
+after another such write, which keeps all others away for `silent_s`; an act that took longer is told to have lost its right.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from raymlp.core.errors import ServingError
-from raymlp.core.files import make_folder, write_text
+from raymlp.core.files import Place, make_folder, write_text
+from raymlp.runtime.claim import Claim, Taken
+from raymlp.runtime.store import StorePlace
 
 SILENT_S = 30.0
 """Seconds without a sign of life after which another process may take over."""
@@ -62,12 +67,10 @@ class Lease:
         return True
 
     @contextmanager
-    def held(self) -> Iterator[Lease]:
+    def held(self) -> Iterator[Self]:
         """The right inside the block. Raises ServingError when another process has it."""
         if not self.take():
-            raise ServingError(
-                f"{self.holder() or 'another process'} drives the rollouts of {self.folder.name}; expected none. Stop it first."
-            )
+            raise _driven(self)
         try:
             yield self
         finally:
@@ -170,3 +173,65 @@ class Lease:
             yield
         finally:
             os.close(handle)
+
+
+class StoreLease:
+    """The right where what all see is an object store."""
+
+    def __init__(self, folder: StorePlace, *, silent_s: float = SILENT_S) -> None:
+        self.folder = folder
+        self._claim = Claim(folder / ".lease.json", silent_s=silent_s)
+
+    @property
+    def epoch(self) -> int:
+        return self._claim.epoch
+
+    def take(self) -> bool:
+        """As `Lease.take`."""
+        return self._claim.take()
+
+    @contextmanager
+    def held(self) -> Iterator[Self]:
+        """As `Lease.held`."""
+        if not self.take():
+            raise _driven(self)
+        try:
+            yield self
+        finally:
+            self.release()
+
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """For a single, short act. Raises Lost, before it, when another process has taken over, and after it when one may have."""
+        try:
+            self._claim.renew()
+            began = time.monotonic()
+            yield
+            if time.monotonic() - began > self._claim.silent_s / 2:
+                self._claim.renew()
+        except Taken as error:
+            raise Lost(f"another process took over the rollouts of {self.folder.name}; expected to be the only one: {error}") from None
+
+    def release(self) -> None:
+        """Another may drive at once."""
+        self._claim.release()
+
+    def is_live(self) -> bool:
+        """As `Lease.is_live`."""
+        return self._claim.is_live()
+
+    def holder(self) -> str:
+        """As `Lease.holder`."""
+        return self._claim.holder()
+
+
+def lease_of(folder: Place) -> Lease | StoreLease:
+    """The right to drive the rollouts whose records are in a folder."""
+    if isinstance(folder, StorePlace):
+        return StoreLease(folder)
+    assert isinstance(folder, Path)
+    return Lease(folder)
+
+
+def _driven(lease: Lease | StoreLease) -> ServingError:
+    return ServingError(f"{lease.holder() or 'another process'} drives the rollouts of {lease.folder.name}; expected none. Stop it first.")

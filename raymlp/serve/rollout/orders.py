@@ -1,7 +1,7 @@
 """What people and other processes ask of a rollout: a file for each order, answered by a file, in the folder of the records.
 
 So an order needs no connection to the process that drives, only the storage that both see; and it comes from the owner of the file,
-whatever it says of itself.
+whatever it says of itself. In an object store, whose files have no owner, it comes from whom it says, who may write there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from raymlp.core.errors import ServingError
-from raymlp.core.files import make_folder, write_text
+from raymlp.core.files import Place, make_folder, write_text
 from raymlp.serve.rollout.course import Course
 
 Verb = Literal["start", "pause", "resume", "promote", "abort", "set"]
@@ -83,13 +83,13 @@ def words_of(course: Course) -> str:
 # ---------------------------------------------------------------------- the files
 
 
-def place(folder: Path, order: Order) -> None:
+def place(folder: Place, order: Order) -> None:
     """Ask. The file is whole or absent."""
     make_folder(folder / FOLDER)
     write_text(folder / FOLDER / f"{order.id}.json", json.dumps(asdict(order)))
 
 
-def withdraw(folder: Path, order: Order) -> bool:
+def withdraw(folder: Place, order: Order) -> bool:
     """Whether the order is taken back: false where it was carried out meanwhile, or is about to be."""
     try:
         (folder / FOLDER / f"{order.id}.json").unlink()
@@ -98,25 +98,31 @@ def withdraw(folder: Path, order: Order) -> bool:
     return True
 
 
-def waiting(folder: Path, owner: Callable[[int], str]) -> list[Order]:
+def waiting(folder: Place, owner: Callable[[int], str]) -> list[Order]:
     """Orders, oldest first; `owner` names the user with a number. What is no order is answered and taken away."""
     found = []
     for file in sorted((folder / FOLDER).glob("[0-9]*.json")):
         try:
             content = json.loads(file.read_text())
-            by = f"{owner(file.stat().st_uid)}@{str(content.pop('by')).rpartition('@')[2]}"
+            by = str(content.pop("by"))
+            if isinstance(file, Path):  # a file has an owner, whatever it says of itself
+                by = f"{owner(file.stat().st_uid)}@{by.rpartition('@')[2]}"
             order = Order(**{**content, "accept": tuple(content["accept"]), "by": by})
-            if order.verb not in get_args(Verb) or order.id != file.stem:
+            if order.verb not in get_args(Verb) or order.id != file.name.removesuffix(".json"):
                 raise ValueError(f"{order.verb!r} as {order.id}")
             found.append(order)
         except FileNotFoundError:
             continue  # withdrawn
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            answer(folder, file.stem, Answer(False, f"{file} is no order ({error}); expected one that raymlp wrote. Ask again."))
+            answer(
+                folder,
+                file.name.removesuffix(".json"),
+                Answer(False, f"{file} is no order ({error}); expected one that raymlp wrote. Ask again."),
+            )
     return found
 
 
-def answer(folder: Path, order: str, given: Answer) -> None:
+def answer(folder: Place, order: str, given: Answer) -> None:
     """Answer an order and take it away; after a crash in between it is answered again."""
     write_text(folder / FOLDER / f"{order}.answer", json.dumps(given._asdict()))
     (folder / FOLDER / f"{order}.json").unlink(missing_ok=True)
@@ -125,7 +131,7 @@ def answer(folder: Path, order: str, given: Answer) -> None:
             old.unlink(missing_ok=True)
 
 
-def answer_to(folder: Path, order: Order) -> Answer | None:
+def answer_to(folder: Place, order: Order) -> Answer | None:
     """The answer, which is then gone; None while there is none."""
     file = folder / FOLDER / f"{order.id}.answer"
     try:
@@ -136,7 +142,7 @@ def answer_to(folder: Path, order: Order) -> Answer | None:
     return found
 
 
-def asked(folder: Path, order: Order, *, limit_s: float, is_live: Callable[[], bool] = lambda: True, poll_s: float = 0.05) -> str:
+def asked(folder: Place, order: Order, *, limit_s: float, is_live: Callable[[], bool] = lambda: True, poll_s: float = 0.05) -> str:
     """Ask and wait: what came of it. Raises ServingError when it was refused, or taken back because nobody answered in time or lives to."""
     place(folder, order)
     deadline = time.monotonic() + limit_s
@@ -146,7 +152,7 @@ def asked(folder: Path, order: Order, *, limit_s: float, is_live: Callable[[], b
                 f"nobody answered '{order.verb}', so it was taken back; expected the process that drives the rollouts "
                 f"of {folder.name} to. Look: raymlp rollout status."
             )
-        time.sleep(poll_s)
+        time.sleep(poll_s if isinstance(folder, Path) else 10 * poll_s)  # a store answers each look for money
     if not found.done:
         raise ServingError(found.told)
     return found.told
