@@ -97,7 +97,6 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
         patch.setenv(name, value)
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    environment["RAY_raylet_start_wait_time_s"] = "120"
     for name in ("RAY_ADDRESS", "RAYMLP_API_KEYS", "TMPDIR", "XDG_CACHE_HOME"):
         environment.pop(name, None)
 
