@@ -20,7 +20,7 @@ from raymlp.jobs.access import opened
 from raymlp.jobs.api import Api
 from raymlp.jobs.watch import watch
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -49,6 +49,7 @@ def main() -> None:
         times.setdefault("start of its process", []).append(
             seconds(lambda: subprocess.run(["ray", "--version"], check=True, capture_output=True) and None)
         )
+        Console(stderr=True).print({name: round(values[-1], 2) for name, values in times.items()})
     table = Table("", "median s", "least", "most")
     for name, values in times.items():
         table.add_row(name, *(f"{value:.2f}" for value in (statistics.median(values), min(values), max(values))))

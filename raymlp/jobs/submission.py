@@ -143,9 +143,8 @@ def submit(
     name: str | None = None,
     image: str | None = None,
     again: bool = False,
-    wait: bool = True,
-) -> list[Ended] | list[str]:
-    """Run a verb as a job on a cluster, one a point where the overrides sweep, and give what became of each; `wait=False` gives the ids.
+) -> list[Ended]:
+    """Run a verb as a job on a cluster, one a point where the overrides sweep, and give what became of each.
 
     `arguments` are the verb's own, before the overrides. The same work is not done twice: a job that does it, or has done it, is taken,
     unless `again`. Raises ConfigError as the verb itself does, and when the cluster may not be talked to or has no room; JobError when it
@@ -154,8 +153,6 @@ def submit(
         raymlp.submit("train", ["experiment=flights", "model=mlp,tabm"])
     """
     submission = prepared(verb, overrides, arguments=arguments, name=name, image=image, again=again)
-    if not wait:
-        return [submission.start(point).id for point in submission.points]
     order = {id(point): place for place, point in enumerate(submission.points)}
     results = sorted(submission.race(lambda *_: None), key=lambda pair: order[id(pair[0])])
     return [result for _, result in results]
@@ -175,44 +172,58 @@ def prepared(
         named(name)
     swept = points(overrides)
     works = [Work.of(verb, arguments, point) for point in swept]
-    jobs = works[0].jobs
-    needs = [note for work in works for note in _training_notes(work)]
-    runtime = works[0].config.runtime
+    notes = [note for work in works for note in _training_notes(work)]
+    jobs, runtime = works[0].jobs, works[0].config.runtime
     results = storage_root(runtime)
     package = package_of(Path.cwd(), jobs.excludes, results=results if isinstance(results, Path) else None)
     package.require_at_most(jobs.max_upload_mb)
+    own = _own_raymlp(package)
     access = opened(jobs.address)
     cluster = Cluster.of(access)
-    notes = [*access.notes, *needs, *require_versions(cluster, ray_version=importlib.metadata.version("ray"), image=image)]
+    works = [_with_storage(work, cluster) for work in works]
+    notes += [*access.notes, *require_versions(cluster, ray_version=importlib.metadata.version("ray"), image=image)]
     for work in works:
-        notes += require_room(verb, work.config, cluster)
-    if cluster.is_this_machine and not is_lasting(runtime):
-        local = storage_root(load_site(word for word in swept[0] if word.startswith("runtime.")).runtime)
-        works = [work.with_settings(runtime_storage=str(local)) for work in works]
-    notes += storage_notes(works[0].config, cluster)
-    names = [file.name for file in package.files]
-    own = raymlp_version(package.root, names)
-    if own not in (None, raymlp.__version__):
-        raise ConfigError(
-            f"{package.root} holds raymlp {own}, and this is {raymlp.__version__} of {Path(raymlp.__file__).parent}; expected the same, "
-            "since this one checks what that one runs. Run the folder's own: python -m raymlp submit ..."
-        )
-    api = Api(access)
-    known = api.jobs()
-    decided = []
-    for work, point in zip(works, swept, strict=True):
-        digest = work.digest(package.digest, image)
-        title = name if name and len(swept) == 1 else f"{name or work.title}-{digest}"
-        decision = decide(digest, title, known, again=again)
-        if work.verb == "train" and isinstance(work.config, Config) and work.config.train.name is None and not decision.attach:
-            work = work.with_settings(train_name=decision.run)
-        decided.append(Point(work, digest, decision, tuple(word for word in point if word not in overrides)))
+        notes += [*require_room(verb, work.config, cluster), *storage_notes(work.config, cluster)]
     facts = (
         ("cluster", f"{access.address}: {cluster.summary}"),
         ("uploads", f"{len(package.files):,} files, {package.size / MB:,.1f} MB of {package.root}, code {package.digest[:10]}"),
         ("raymlp", f"{own}, which uploads" if own else f"the cluster's own; it has to be {raymlp.__version__}"),
     )
+    api, decided = Api(access), []
+    known = api.jobs()
+    for work, point in zip(works, swept, strict=True):
+        digest = work.digest(package.digest, image)
+        title = name if name and len(swept) == 1 else f"{name or work.title}-{digest}"
+        decision = decide(digest, title, known, again=again)
+        told_apart = tuple(word for word in point if word not in overrides)
+        decided.append(Point(_with_name(work, decision), digest, decision, told_apart))
     return Submission(api, jobs, package, image, tuple(decided), facts, tuple(dict.fromkeys(notes)))
+
+
+def _own_raymlp(package: Package) -> str | None:
+    """Version of the raymlp that uploads, if one does. Raises ConfigError when it is another one than this, which checks the config."""
+    own = raymlp_version(package.root, [file.name for file in package.files])
+    if own not in (None, raymlp.__version__):
+        raise ConfigError(
+            f"{package.root} holds raymlp {own}, and this is {raymlp.__version__} of {Path(raymlp.__file__).parent}; expected the same, "
+            "since this one checks what that one runs. Run the folder's own: python -m raymlp submit ..."
+        )
+    return own
+
+
+def _with_storage(work: Work, cluster: Cluster) -> Work:
+    """On a cluster of this machine alone, results go where the verb itself would leave them here."""
+    if not cluster.is_this_machine or is_lasting(work.config.runtime):
+        return work
+    here = load_site(word for word in work.overrides if word.startswith("runtime.")).runtime
+    return work.with_settings(runtime_storage=str(storage_root(here)))
+
+
+def _with_name(work: Work, decision: Decision) -> Work:
+    """A training that can be found again by the next attempt."""
+    if decision.attach or work.verb != "train" or not isinstance(work.config, Config) or work.config.train.name is not None:
+        return work
+    return work.with_settings(train_name=decision.run)
 
 
 def _training_notes(work: Work) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -249,7 +250,7 @@ def test_a_head_that_cannot_start_is_told_with_its_last_words_and_leaves_nothing
 
 @pytest.mark.ray
 @pytest.mark.xdist_group("cluster")
-def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a worker that says it has a GPU and comes when a task asks for one, and TLS."""
     place = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
     folder = ["--folder", str(place)]
@@ -269,10 +270,11 @@ def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(capsys: pytest.Cap
         assert not any(listens_everywhere(pid) for pid in belonging(cluster.owner))
 
         assert run_command(["cluster", "env", *folder]) == 0
-        shell = f"{capsys.readouterr().out}\nexec {sys.executable} -c '{GPU_TASK}'"
-        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=200, env=clean())
+        shell = f"{capsys.readouterr().out}\nexec {sys.executable} -c {shlex.quote(GPU_TASK)}"
+        (tmp_path / "mine.py").touch()
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=400, env=clean() | {"CODE": str(tmp_path)})
         assert done.returncode == 0, done.stderr
-        assert re.search(r"devices 0 nodes 2$", done.stdout.strip())
+        assert re.search(r"True devices 0 nodes 2$", done.stdout.strip())
         until(lambda: len(health(cluster).nodes) == 1)  # it went when it was idle
         assert run_command(["cluster", "status", *folder]) == 0
         assert "head: 1 CPU" in capsys.readouterr().out
@@ -293,9 +295,12 @@ def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(capsys: pytest.Cap
 
 GPU_TASK = """
 import os, ray
-ray.init(logging_level="ERROR", log_to_driver=False)
-task = ray.remote(num_gpus=1)(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
-print("devices", ray.get(task.remote(), timeout=150), "nodes", sum(node["Alive"] for node in ray.nodes()))
+ray.init(runtime_env={"working_dir": os.environ["CODE"]}, logging_level="ERROR", log_to_driver=False)
+place = lambda: (os.getcwd(), os.listdir(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+here = ray.get(ray.remote(num_cpus=1)(place).remote(), timeout=150)
+there = ray.get(ray.remote(num_gpus=1)(place).remote(), timeout=150)
+assert here[0] != there[0], "what a node unpacks for itself takes away what another one stands in"
+print(here[1] == there[1] == ["mine.py"], "devices", there[2], "nodes", sum(node["Alive"] for node in ray.nodes()))
 """
 
 

@@ -182,7 +182,7 @@ class Cluster:
             "head_node_type": HEAD_TYPE,
             "provider": {
                 "type": "external",
-                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "module": "raymlp.runtime.cluster.provider.Workers",
                 "gcs_address": self.address,
                 "launch_multiple": True,
                 "disable_node_updaters": True,  # nothing is installed on a worker: it is this machine
