@@ -121,6 +121,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
         ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
         head = node("head", "--head", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=2", *ports)
         until(lambda: answers(f"http://127.0.0.1:{s3}/"), "the object store answered", bucket)
+        until(lambda: "Ray runtime started" in (base / "head.log").read_text(), "the head started", head)
         until(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version"), "the head answered", head)
         agent = f"--dashboard-agent-listen-port={free_port()}"
         worker = node("worker", f"--address=127.0.0.1:{gcs}", "--node-ip-address=127.0.0.2", "--num-cpus=4", agent)
