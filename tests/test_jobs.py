@@ -77,6 +77,8 @@ def test_jobs_of_the_same_code_have_runs_of_their_own_and_one_that_is_stopped_sa
     for _ in waiting():  # Ray Train's own cleaner of placement groups ends soon after its run
         if actors_of(head) <= {"_AutoscalingCoordinatorActor"}:  # Ray Data's own, one a cluster
             break
+    else:
+        raise AssertionError(f"actors are left: {actors_of(head)}")
     packages = [
         place.parents[2] for place in head.folder.glob("session_latest/runtime_resources/working_dir_files/*/conf/experiment/small.yaml")
     ]
