@@ -63,7 +63,7 @@ def list_jobs(overrides: Where = None) -> None:
         )
         for job in _api(overrides).jobs()
     ]
-    show_columns(("job", "status", "exit code", "seconds", "since"), rows[-LISTED:])
+    show_columns(("job", "status", "exit code", "seconds", "since"), rows[-LISTED:], whole="job")
     if len(rows) > LISTED:
         _say(f"and {len(rows) - LISTED} before them")
 
@@ -258,7 +258,9 @@ def _show_ended(results: Sequence[Ended], names: Sequence[str], title: str) -> N
         )
         for name, result in zip(names, results, strict=True)
     ]
-    show_columns((title, *(["job"] if title != "job" else []), "status", "exit code", *([metric] if metric else []), "seconds"), rows)
+    show_columns(
+        (title, *(["job"] if title != "job" else []), "status", "exit code", *([metric] if metric else []), "seconds"), rows, whole="job"
+    )
 
 
 def _console() -> Any:

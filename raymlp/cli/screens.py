@@ -92,7 +92,8 @@ def show_trials(result: TuneResult, console: Any) -> None:
         console.print(f"and {len(result.trials) - SHOWN_TRIALS} more, on the page")
 
 
-def show_columns(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+def show_columns(titles: Iterable[str], rows: Iterable[Iterable[str]], *, whole: str = "") -> None:
+    """A table; the column of the title `whole` is not broken into lines, so that it can be copied."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -100,7 +101,7 @@ def show_columns(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in titles:
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title == whole)
     for row in rows:
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)
