@@ -85,7 +85,7 @@ def opened(setting: str | None = None) -> Access:
     address = address_of(setting)
     answer = _asked(address, "/api/version", {})
     if answer.status_code == 200:
-        if not _is_here(address):
+        if not is_here(address):
             raise ConfigError(
                 f"{address} is no address of this machine's own, and answers without a token: whoever reaches it runs code on every node. "
                 "Nothing was sent. Start its nodes with RAY_AUTH_MODE=token, or reach it through a tunnel (ssh -L, kubectl port-forward)."
@@ -107,7 +107,7 @@ def opened(setting: str | None = None) -> Access:
         raise ConfigError(f"{address} refuses the token of {found.source}; expected the cluster's. Mend it there.")
     if answer.status_code != 200:
         raise JobError(f"{address}/api/version answers {answer.status_code}; expected the dashboard of a Ray head. Set jobs.address.")
-    plain = address.startswith("http://") and not _is_here(address)
+    plain = address.startswith("http://") and not is_here(address)
     notes = ("the token crosses the network in plain: use https:// or a tunnel where others listen",) if plain else ()
     return Access(address, _version(address, answer), headers, (*notes, *_open_file(found)))
 
@@ -116,7 +116,7 @@ def _asked(address: str, path: str, headers: Mapping[str, str], *, method: str =
     import httpx2
 
     try:
-        return httpx2.request(method, address + path, headers=dict(headers), timeout=TIMEOUT_S, trust_env=not _is_here(address))
+        return httpx2.request(method, address + path, headers=dict(headers), timeout=TIMEOUT_S, trust_env=not is_here(address))
     except httpx2.HTTPError as error:
         raise JobError(
             f"no Ray head answers at {address} ({error or type(error).__name__}); expected its dashboard. "
@@ -152,10 +152,12 @@ def _hosts(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     return [ipaddress.ip_address(str(item[4][0]).partition("%")[0]) for item in found]
 
 
-def _is_here(address: str) -> bool:
+def is_here(address: str) -> bool:
+    """Whether an address is this machine's own, which no other reaches."""
     hosts = _hosts(address)
     return bool(hosts) and all(host.is_loopback for host in hosts)
 
 
 def _is_public(address: str) -> bool:
-    return any(host.is_global for host in _hosts(address))
+    hosts = _hosts(address)
+    return not hosts or any(host.is_global for host in hosts)  # a name that only a proxy knows may be anywhere

@@ -12,13 +12,18 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from raymlp.core.errors import JobError, nearest
-from raymlp.jobs.access import Access
+from raymlp.jobs.access import Access, is_here
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOPPED_CODE = 143
 COMMAND_FAILED = "JOB_ENTRYPOINT_COMMAND_ERROR"
+
+
+class NoSuchJob(JobError):
+    """The cluster answers, and knows no job of this name."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Api:
         record = self.access.ask(f"/api/jobs/{name}")
         if record is None:
             known = [job.id for job in self.jobs()]
-            raise JobError(f"{self.access.address} has no job '{name}'.{nearest(name, known)} See raymlp jobs list.")
+            raise NoSuchJob(f"{self.access.address} has no job '{name}'.{nearest(name, known)} See raymlp jobs list.")
         return Job.of(record, now=time())
 
     def log(self, name: str) -> str:
@@ -124,14 +129,18 @@ class Api:
             raise JobError(f"{self.access.address} does not take the job {name}: {_reason(error)}") from error
 
     def _ray(self) -> Any:
-        """Ray's own client. The variable RAY_API_SERVER_ADDRESS would win over the address that it is given."""
+        """Ray's own client. The variable RAY_API_SERVER_ADDRESS would win over the address that it is given, a token of the environment
+        would go to a cluster that asks for none, and a proxy would get what is meant for this machine."""
         if self._client is None:
             from ray.job_submission import JobSubmissionClient
 
             for name in ("dashboard_sdk", "job.sdk"):
                 logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+            if is_here(self.access.address):
+                for name in ("no_proxy", "NO_PROXY"):
+                    os.environ[name] = ",".join(filter(None, (os.environ.get(name), urlsplit(self.access.address).hostname)))
             with _variable("RAY_API_SERVER_ADDRESS", self.access.address):
-                self._client = JobSubmissionClient(self.access.address, headers=dict(self.access.headers))
+                self._client = JobSubmissionClient(self.access.address, headers=dict(self.access.headers) or {"Authorization": ""})
         return self._client
 
 

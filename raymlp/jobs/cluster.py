@@ -23,18 +23,20 @@ PROBE_S = 2.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster's versions, and its live nodes: the address and the resources of each."""
+    """A cluster's versions, its live nodes (the address and the resources of each), and the names of their machines."""
 
     ray_version: str
     python_version: str
     nodes: tuple[tuple[str, Mapping[str, float]], ...]
+    hosts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, access: Access) -> Cluster:
         versions = access.ask("/api/v0/cluster_metadata")["data"]
         found = access.ask("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
         nodes = [(node["node_ip"], node["resources_total"]) for node in found if node["state"] == "ALIVE"]
-        return cls(access.ray_version, versions["pythonVersion"], tuple(nodes))
+        hosts = access.ask("/nodes?view=hostNameList")["data"]["hostNameList"]
+        return cls(access.ray_version, versions["pythonVersion"], tuple(nodes), tuple(hosts))
 
     def total(self, kind: str) -> float:
         """What all nodes have of a resource."""
@@ -46,8 +48,9 @@ class Cluster:
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether every node is this very machine, whose folders are then the cluster's, too."""
-        return bool(self.nodes) and all(_is_own(ip) for ip, _ in self.nodes)
+        """Whether every node is this very machine, whose folders are then the cluster's, too. Behind a tunnel another's loopback has the
+        same address, and another name."""
+        return set(self.hosts) == {socket.gethostname()} and all(_is_own(ip) for ip, _ in self.nodes)
 
     @property
     def summary(self) -> str:

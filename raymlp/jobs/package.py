@@ -94,6 +94,15 @@ class Package:
             "Name what no job needs in .rayignore or jobs.excludes, keep data on storage that the nodes reach, or set jobs.max_upload_mb."
         )
 
+    def require_overlays(self, overrides: Sequence[str]) -> None:
+        """Raise ConfigError for an `overlay=` that the job would not find, or find another of."""
+        names = {file.name for file in self.files}
+        for word in overrides:
+            if word.startswith("overlay=") and os.path.normpath(word.removeprefix("overlay=")) not in names:
+                raise ConfigError(
+                    f"{word} does not upload; expected a file among those that do. Copy it beside conf/, and give its path here."
+                )
+
     def write(self, place: Path) -> Path:
         """The archive, the same bytes for the same files."""
         with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -151,7 +160,7 @@ def _walk(folder: Path, rules: _Rules, seen: set[str], results: Path | None) -> 
             path = folder / entry.name
             if entry.is_dir():
                 real = os.path.realpath(path)
-                passed = rules.leave_out(path, folder=True) or real in seen or path == results
+                passed = rules.leave_out(path, folder=True) or real in seen or (results is not None and real == str(results))
                 if not passed and not (path / "pyvenv.cfg").is_file() and not (path / "conda-meta").is_dir():
                     yield from _walk(path, rules, seen | {real}, results)
             elif entry.is_file() and not rules.leave_out(path, folder=False):

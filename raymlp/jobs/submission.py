@@ -17,7 +17,7 @@ from raymlp.config.schema import Config
 from raymlp.config.sweep import points
 from raymlp.core.errors import ConfigError, JobError
 from raymlp.jobs.access import opened
-from raymlp.jobs.api import Api, Job
+from raymlp.jobs.api import Api, Job, NoSuchJob
 from raymlp.jobs.cluster import TRAINS, Cluster, is_lasting, raymlp_version, require_room, require_versions, storage_notes
 from raymlp.jobs.package import MB, Package, package_of
 from raymlp.jobs.watch import PATIENCE_S, POLL_S, OnLog, result_of, watch
@@ -74,6 +74,8 @@ class Submission:
         metadata = {VERB: work.verb, WORK: point.digest, CODE: self.package.digest, RUN: decision.run, VERSION: raymlp.__version__}
         if commit := code_version().get("raymlp.commit"):
             metadata[COMMIT] = commit
+        if replace(self.package).digest != self.package.digest:
+            raise ConfigError(f"{self.package.root} has changed since this began; expected the same files. Give the command again.")
         with tempfile.TemporaryDirectory() as folder:
             archive = self.package.write(Path(folder) / "code.zip")
             try:
@@ -81,8 +83,8 @@ class Submission:
                     decision.id,
                     entrypoint=work.entrypoint,
                     metadata=metadata,
-                    runtime_env=_runtime_env(archive, self.jobs, self.image),
-                    cpus=self.jobs.driver_cpus,
+                    runtime_env=_runtime_env(archive, work.jobs, self.image),
+                    cpus=work.jobs.driver_cpus,
                 )
             except JobError:
                 other = next((job for job in self.api.jobs() if job.id == decision.id), None)
@@ -109,8 +111,15 @@ class Submission:
                 running.setdefault(decision.id, []).append(point)
             try:
                 time.sleep(POLL_S)
-                over = [job for job in self.api.jobs() if job.id in running and job.has_ended]
-                answered = time.monotonic()
+                known = {job.id: job for job in self.api.jobs()}
+                over = [known[name] for name in running if name in known and known[name].has_ended]
+                if all(name in known for name in running):
+                    answered = time.monotonic()
+                elif time.monotonic() - answered > PATIENCE_S:
+                    gone = ", ".join(name for name in running if name not in known)
+                    raise NoSuchJob(f"{self.api.access.address} no longer knows {gone}; expected its jobs. Was its head started anew?")
+            except NoSuchJob:
+                raise
             except JobError:
                 over = []
                 if time.monotonic() - answered > PATIENCE_S:
@@ -177,6 +186,7 @@ def prepared(
     results = storage_root(runtime)
     package = package_of(Path.cwd(), jobs.excludes, results=results if isinstance(results, Path) else None)
     package.require_at_most(jobs.max_upload_mb)
+    package.require_overlays(overrides)
     own = _own_raymlp(package)
     access = opened(jobs.address)
     cluster = Cluster.of(access)

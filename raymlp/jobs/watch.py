@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from raymlp.core.errors import JobError
-from raymlp.jobs.api import Api, Job
+from raymlp.jobs.api import Api, Job, NoSuchJob
 
 POLL_S, SLOWEST_S = 0.2, 1.0
 """Seconds between two looks at a job, at first and later."""
@@ -67,8 +67,10 @@ def _ended(api: Api, name: str) -> Job:
     while True:
         try:
             job = api.job(name)
-        except JobError:
+        except JobError as error:
             if time.monotonic() - answered > PATIENCE_S:
+                if isinstance(error, NoSuchJob):
+                    raise NoSuchJob(f"{api.access.address} no longer knows the job {name}. Was its head started anew?") from None
                 raise JobError(
                     f"{api.access.address} has not answered for {PATIENCE_S:g} s; what became of the job {name} is not known. "
                     f"When it answers again: raymlp jobs wait {name}"

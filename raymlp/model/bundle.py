@@ -54,7 +54,7 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, folder: Somewhere) -> Somewhere:
     """Write a bundle to a folder that does not exist yet, on a disk or in a store; seen only when it is complete."""
-    if folder.exists():
+    if folder.exists() if isinstance(folder, Path) else (folder / MANIFEST).exists():
         raise BundleError(f"{folder} exists; expected a new place for the bundle.")
     texts = {
         "plan.json": bundle.plan.model_dump_json(indent=2),

@@ -53,6 +53,19 @@ class Claim:
         threading.Thread(target=self._breathe, args=(self._ended,), daemon=True).start()
         return True
 
+    def take_when_silent(self) -> bool:
+        """Whether it is this process's now. Where another has it, this waits until that one shows life, or has shown none for `silent_s`:
+        it may have died."""
+        before: str | None = None
+        while not self.take():
+            now = self.place.seen()
+            if now is not None and _read(now).get("time"):
+                if before not in (None, now.text):
+                    return False
+                before = now.text
+            time.sleep(self.silent_s / 30)
+        return True
+
     def renew(self) -> None:
         """Show that it is held, from this moment for `silent_s`. Raises Taken when it is not."""
         with self._writing:
@@ -75,8 +88,8 @@ class Claim:
 
     @contextmanager
     def held(self, refusal: RaymlpError) -> Iterator[None]:
-        """The claim inside the block. Raises `refusal` when another process has it."""
-        if not self.take():
+        """The claim inside the block. Raises `refusal` when another process has it and lives, which shows within a few seconds."""
+        if not self.take_when_silent():
             raise refusal
         try:
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from raymlp.runtime.tracking import code_version
 
 PYTHON = platform.python_version()
 ELSEWHERE = Cluster("2.60.0", PYTHON, (("192.0.2.77", {"CPU": 4.0}), ("192.0.2.78", {"CPU": 8.0, "GPU": 2.0})))
-HERE = Cluster("2.60.0", PYTHON, (("127.0.0.1", {"CPU": 4.0}),))
+HERE = Cluster("2.60.0", PYTHON, (("127.0.0.1", {"CPU": 4.0}),), (socket.gethostname(),))
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def config() -> Config:
 def test_a_cluster_is_summed_up() -> None:
     assert ELSEWHERE.summary == f"2 nodes, 12 CPUs, 2 GPUs; Ray 2.60.0, Python {PYTHON}"
     assert (ELSEWHERE.total("CPU"), ELSEWHERE.most("CPU"), ELSEWHERE.total("TPU"), Cluster("", "", ()).most("CPU")) == (12, 8, 0, 0)
+    assert not replace(HERE, hosts=("another-machine",)).is_this_machine, "its loopback, through a tunnel"
     assert (HERE.is_this_machine, ELSEWHERE.is_this_machine, Cluster("", "", ()).is_this_machine) == (True, False, False)
 
 

@@ -60,6 +60,21 @@ def test_results_stay_wherever_they_go(tmp_path: Path) -> None:
     assert names(tmp_path, results=tmp_path / "results") == ["train.py"]
 
 
+def test_results_behind_a_link_stay_too(tmp_path: Path) -> None:
+    root = write(tmp_path / "project", {"train.py": ""})
+    write(tmp_path / "disk", {"api-key": "secret"})
+    (root / "out").symlink_to(tmp_path / "disk")
+    assert names(root, results=root / "out") == ["train.py"]
+
+
+def test_an_overlay_has_to_upload(tmp_path: Path) -> None:
+    package = package_of(write(tmp_path / "project", {"best.yaml": "a: 1", "artifacts/best.yaml": "a: 2"}))
+    package.require_overlays(["overlay=./best.yaml", "train.epochs=2"])
+    for place in ("artifacts/best.yaml", str(tmp_path / "project" / "best.yaml"), "../best.yaml"):
+        with pytest.raises(ConfigError, match="does not upload; expected a file among those that do"):
+            package.require_overlays([f"overlay={place}"])
+
+
 def test_a_link_is_followed_once(tmp_path: Path) -> None:
     write(tmp_path / "shared", {"steps.py": "x"})
     root = write(tmp_path / "project", {"a.py": "x"})

@@ -14,7 +14,7 @@ from raymlp.cli import jobs as door
 from raymlp.core.errors import ConfigError, JobError
 from raymlp.jobs import watch as watching
 from raymlp.jobs.access import Access
-from raymlp.jobs.api import Api, Job
+from raymlp.jobs.api import Api, Job, NoSuchJob
 from raymlp.jobs.submission import Submission
 from raymlp.jobs.watch import result_of, watch
 
@@ -189,3 +189,43 @@ def test_a_sweep_runs_so_many_at_once_and_each_to_its_end() -> None:
     api, results = race(2, 5)
     assert sorted(results) == [(str(i), i) for i in range(5)]
     assert api.most == 2
+
+
+class Taking:
+    """A cluster that takes every job, and remembers with what."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+
+    def submit(self, name: str, **what: Any) -> None:
+        self.taken.append(what)
+
+
+def test_each_point_has_its_own_settings_and_code_that_has_changed_is_not_sent(tmp_path: Path) -> None:
+    from raymlp.config.jobs import Jobs
+    from raymlp.config.schema import Site
+    from raymlp.jobs.package import package_of
+    from raymlp.jobs.submission import Point, Submission
+    from raymlp.jobs.work import Decision, Work
+
+    (tmp_path / "train.py").write_text("1")
+    package, api = package_of(tmp_path), Taking()
+    settings = [Jobs(driver_cpus=2, env={"A": "1"}), Jobs(driver_cpus=3, env={"A": "2"})]
+    points = tuple(Point(Work("train", (), (), Site(), one), "", Decision("a", False, "", "")) for one in settings)
+    submission = Submission(api, settings[0], package, None, points, (("code", package.digest),), ())  # type: ignore[arg-type]
+    for point in points:
+        submission.start(point)
+    assert [(what["cpus"], what["runtime_env"]["env_vars"]["A"]) for what in api.taken] == [(2, "1"), (3, "2")]
+    (tmp_path / "train.py").write_text("2")
+    with pytest.raises(ConfigError, match="has changed since this began"):
+        submission.start(points[0])
+    assert len(api.taken) == 2
+
+
+def test_a_job_that_the_cluster_no_longer_knows_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raymlp.jobs import submission
+
+    monkeypatch.setattr(submission, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(Racing, "jobs", lambda self: [])
+    with pytest.raises(NoSuchJob, match="no longer knows 0"):
+        race(1, 1)

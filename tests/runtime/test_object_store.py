@@ -228,6 +228,18 @@ def test_a_sign_of_life_keeps_others_away(lake: StorePlace) -> None:
     first.release()
 
 
+def test_what_a_dead_process_had_is_taken_over_and_what_a_living_one_has_is_not(lake: StorePlace) -> None:
+    dead = {"epoch": 4, "time": 1.0, "pid": 1, "host": "gone", "unlike": "x"}
+    (lake / "claim.json").write_text(json.dumps(dead))
+    first, second = Claim(lake / "claim.json", silent_s=0.3), Claim(lake / "claim.json", silent_s=0.3)
+    with first.held(RaymlpError("it is held")):
+        assert first.epoch == 5
+        with pytest.raises(RaymlpError, match="it is held"), second.held(RaymlpError("it is held")):
+            raise AssertionError
+    with second.held(RaymlpError("it is held")):
+        assert second.epoch == 6
+
+
 def test_of_many_who_want_a_claim_one_gets_it(lake: StorePlace) -> None:
     claims = [Claim(lake / "claim.json") for _ in range(8)]
     together = threading.Barrier(len(claims))

@@ -22,7 +22,7 @@ from raymlp.core.errors import ConfigError, RaymlpError
 from raymlp.runtime.cluster.certificates import make_certificate
 from raymlp.runtime.cluster.layout import HOST, NODES, PORTS, Cluster, Shape, check_folder, load
 from raymlp.runtime.cluster.processes import PROC, belonging, end, program, words
-from raymlp.runtime.exposure import refuses
+from raymlp.runtime.exposure import ask, refuses
 from raymlp.runtime.ports import free_ports, port_is_free
 
 START_S = 180.0
@@ -32,7 +32,6 @@ TRIES = 5
 """Ray's raylet gives its agent 15 s to load and ends without it, which a machine that is busy now may need again."""
 
 STOP_S = 15.0
-ASK_S = 5.0
 POLL_S = 0.2
 LOG, LOCK = "start.log", ".lock"
 AUTOSCALER = "autoscaler/v2/monitor.py"
@@ -212,7 +211,7 @@ def _ask(cluster: Cluster, path: str) -> dict[str, Any] | None:
     """JSON from the dashboard; None when it does not answer as it should."""
     try:
         bearer = {"Authorization": f"Bearer {cluster.token_file.read_text().strip()}"}
-        with urllib.request.urlopen(urllib.request.Request(cluster.dashboard + path, headers=bearer), timeout=ASK_S) as answer:  # noqa: S310
+        with ask(urllib.request.Request(cluster.dashboard + path, headers=bearer)) as answer:  # noqa: S310 (our own address)
             found = json.load(answer)
     except (OSError, ValueError):
         return None
@@ -221,7 +220,7 @@ def _ask(cluster: Cluster, path: str) -> dict[str, Any] | None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=ASK_S) as answer:  # noqa: S310 (our own address)
+        with ask(url) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -192,8 +192,8 @@ class StoreLease:
 
     @contextmanager
     def held(self) -> Iterator[Self]:
-        """As `Lease.held`."""
-        if not self.take():
+        """As `Lease.held`, once it shows that nobody who lives has it."""
+        if not self._claim.take_when_silent():
             raise _driven(self)
         try:
             yield self
