@@ -16,11 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raymlp.core.errors import ConfigError, JobError
+from raymlp.runtime.exposure import TOKEN_FILE, others_may_read
 
 HERE = "http://127.0.0.1:8265"
 TIMEOUT_S = 10.0
-TOKEN_FILE = Path("~/.ray/auth_token")
-OTHERS = 0o077
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,8 @@ def _last_line(text: str) -> str:
 
 
 def _open_file(found: Token) -> tuple[str, ...]:
-    place = Path(found.source)
-    if place.is_file() and place.stat().st_mode & OTHERS:
-        return (f"others of this machine may read the token: chmod 600 {place}",)
+    if others_may_read(Path(found.source)):
+        return (f"others of this machine may read the token: chmod 600 {found.source}",)
     return ()
 
 

@@ -80,7 +80,16 @@ class Package:
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of names, contents and who may run them."""
-        return digest_of([[file.name, _mode(self.root / file.name), sha256_file(self.root / file.name)] for file in self.files])
+        return digest_of_files(self.root, self.files)
+
+    def require_unchanged(self) -> None:
+        """Raise ConfigError when the files are not what the digest was made of any more."""
+        try:
+            same = digest_of_files(self.root, self.files) == self.digest
+        except OSError:
+            same = False
+        if not same:
+            raise ConfigError(f"{self.root} has changed since this began; expected the same files. Give the command again.")
 
     def require_at_most(self, megabytes: int) -> None:
         """Raise ConfigError that names the largest files when there is more."""
@@ -112,6 +121,11 @@ class Package:
                 entry.external_attr = _mode(self.root / file.name) << 16
                 archive.writestr(entry, (self.root / file.name).read_bytes())
         return place
+
+
+def digest_of_files(root: Path, files: Sequence[File]) -> str:
+    """Hex SHA-256 of the names of files, their contents and who may run them, as they are now."""
+    return digest_of([[file.name, _mode(root / file.name), sha256_file(root / file.name)] for file in files])
 
 
 def package_of(root: Path, excludes: Sequence[str] = (), *, results: Path | None = None) -> Package:

@@ -74,8 +74,7 @@ class Submission:
         metadata = {VERB: work.verb, WORK: point.digest, CODE: self.package.digest, RUN: decision.run, VERSION: raymlp.__version__}
         if commit := code_version().get("raymlp.commit"):
             metadata[COMMIT] = commit
-        if replace(self.package).digest != self.package.digest:
-            raise ConfigError(f"{self.package.root} has changed since this began; expected the same files. Give the command again.")
+        self.package.require_unchanged()
         with tempfile.TemporaryDirectory() as folder:
             archive = self.package.write(Path(folder) / "code.zip")
             try:

@@ -70,11 +70,11 @@ def undeploy(config: Config) -> None:
     from raymlp.pipeline.driver_actor import stop_driver
     from raymlp.serve import deploy as serving
 
-    if config.serve.rollout.webhook:
-        store_of(config).tell_no_more(config.problem.name)
     stop_driver(config.problem.name)
     serving.undeploy(config.problem.name)
     record(config.runtime, "undeploy", model=config.problem.name, version="")
+    if config.serve.rollout.webhook:  # last: a registry that is away keeps nothing running
+        store_of(config).tell_no_more(config.problem.name)
 
 
 def prediction_log(config: Config, *, version: str | None = None, since: datetime | None = None) -> pa.Table:

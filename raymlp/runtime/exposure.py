@@ -15,7 +15,8 @@ from raymlp.runtime.findings import Finding
 
 LISTEN = "0A"
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-DEFAULT_TOKEN = Path("~/.ray/auth_token")
+TOKEN_FILE = Path("~/.ray/auth_token")
+"""Where Ray looks for a token."""
 OTHERS = 0o077
 ASK_S = 5.0
 
@@ -138,9 +139,13 @@ def refuses(url: str) -> bool | None:
 
 def readable_token() -> str:
     """The file that holds the token, when others may read it."""
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_TOKEN).expanduser()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()
+    return f"{file}, mode {file.stat().st_mode & 0o777:04o}" if others_may_read(file) else ""
+
+
+def others_may_read(file: Path) -> bool:
+    """Whether a file is there, and open to others than its owner."""
     try:
-        mode = file.stat().st_mode & 0o777
+        return bool(file.stat().st_mode & OTHERS)
     except OSError:
-        return ""
-    return f"{file}, mode {mode:04o}" if mode & OTHERS else ""
+        return False

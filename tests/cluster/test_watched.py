@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +20,7 @@ import pytest
 import yaml
 
 from raymlp.config.runtime import Runtime
+from raymlp.runtime.ports import free_port
 from raymlp.runtime.textfile import RetrainMetrics
 from raymlp.serve.export import RayExport
 from raymlp.serve.metrics import ReplicaMetrics
@@ -28,12 +28,6 @@ from raymlp.serve.metrics import ReplicaMetrics
 FOLDER = Path(__file__).resolve().parents[2] / "cluster" / "monitoring"
 PATIENCE_S = 120
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -219,6 +219,9 @@ def test_each_point_has_its_own_settings_and_code_that_has_changed_is_not_sent(t
     (tmp_path / "train.py").write_text("2")
     with pytest.raises(ConfigError, match="has changed since this began"):
         submission.start(points[0])
+    (tmp_path / "train.py").unlink()
+    with pytest.raises(ConfigError, match="has changed since this began"):
+        submission.start(points[0])
     assert len(api.taken) == 2
 
 

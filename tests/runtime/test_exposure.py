@@ -108,3 +108,11 @@ def test_only_a_401_is_a_refusal(status: int, guarded: bool, monkeypatch: pytest
         expected = Exposure(metrics=(), dashboard=("127.0.0.1",), is_guarded=guarded, tls=True, token="")
         assert look(metrics_port=free_port(), dashboard=address) == expected
     assert refuses(f"http://{address}") is None
+
+
+def test_no_proxy_is_asked_in_place_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with dashboard(200) as proxy, dashboard(401) as address:
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        assert refuses(f"http://{address}") is True

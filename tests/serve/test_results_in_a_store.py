@@ -73,6 +73,12 @@ def test_a_bundle_answers_as_the_local_one_wherever_it_is_fetched(
     assert (Predictor.load(address).predict(rows).scores == scores).all()
 
 
+def test_what_an_upload_that_was_cut_off_left_is_written_over(lake: StorePlace) -> None:
+    (lake / "bundle" / "plan.json").write_text("{")
+    there = make_bundle(lake / "bundle", seed=1)
+    assert load_bundle(there).digest
+
+
 def test_a_bundle_that_is_not_whole_is_refused_and_not_copied(lake: StorePlace, tmp_path: Path) -> None:
     made = make_bundle(lake / "bundle", seed=1)
     with pytest.raises(BundleError, match="exists; expected a new place"):
