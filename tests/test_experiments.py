@@ -35,7 +35,7 @@ from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.rollout.course import Course, Records
 from raymlp.serve.routing import Routes, misrouted
 from tests.serve.bundles import make_config
-from tests.test_rollout import CONTRACT, Model
+from tests.test_rollout import CONTRACT, Model, deal_the_same
 
 PAID = {"v1": 0.1, "v2": 0.1, "v3": 0.22}
 """Share of keys that pay, by version."""
@@ -95,6 +95,7 @@ class Place:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     config = make_config(Runtime(storage=str(tmp_path)), experiment=EXPERIMENT)
     made = Place(config, {"versions": {"v1": "v1"}, "weights": {"v1": 1.0}, "champion": "v1", "salt": ""})
+    deal_the_same(monkeypatch, "experiments")
     monkeypatch.setattr("raymlp.pipeline.experiments.store_of", lambda _: made)
     monkeypatch.setattr("raymlp.model.predictor.Predictor.load", lambda path: made.models[path])
     monkeypatch.setattr("raymlp.serve.deploy.declared", lambda _: made.wanted)

@@ -74,7 +74,7 @@ def test_jobs_of_the_same_code_have_runs_of_their_own_and_one_that_is_stopped_sa
     assert result_of(head.log("good"))
     assert {place.parent for place in runs.glob("*/bundle")} | {stopped} == set(runs.glob("[0-9a-f]*[0-9a-f]"))
 
-    for _ in waiting():  # Ray Train's own cleaner of placement groups ends soon after its run
+    for _ in waiting():
         if actors_of(head) <= {"_AutoscalingCoordinatorActor"}:  # Ray Data's own, one a cluster
             break
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -126,10 +128,17 @@ class Place:
             yield
 
 
+def deal_the_same(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Every run of a test deals its keys by the same salts."""
+    drawn = random.Random(1)
+    monkeypatch.setattr(f"raymlp.pipeline.{module}.uuid", SimpleNamespace(uuid4=lambda: uuid.UUID(int=drawn.getrandbits(128))))
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     config = make_config(Runtime(storage=str(tmp_path)), rollout=SETTINGS)
     made = Place(config, {"v1": Model(), "v2": Model()})
+    deal_the_same(monkeypatch, "driver")
     monkeypatch.setattr("raymlp.pipeline.driver.store_of", lambda _: made)
     monkeypatch.setattr("raymlp.pipeline.rollouts.outlook_of", lambda *_: [])
     monkeypatch.setattr("raymlp.model.predictor.Predictor.load", lambda path: made.models[path])

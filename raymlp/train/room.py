@@ -1,4 +1,5 @@
-"""Room in the cluster for the workers of a run: asked for before it begins, and waited for, not without end, when it has to begin again.
+"""Room in the cluster for the workers of a run: asked for before it begins, waited for, not without end, when it has to begin again, and
+given back by whoever asked when the controller is dead.
 
 Kept small: Ray Train's controller loads this file.
 """
@@ -10,10 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray._raylet import PlacementGroupID
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
-from raymlp.core.files import Place
+from raymlp.core.files import Place, make_folder, write_text
+from raymlp.runtime.copies import own_folder
 from raymlp.train.follow import POLL_S, STOP
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ LOOK_S = 5.0
 """Seconds in which a look at the cluster has to be over."""
 WORKING = ("RunningState", "PreemptingState")
 WAITING = ("InitializingState", "RestartingState")
+GROUP = "placement_group"
+"""File with the id of what the workers of a run hold."""
 Needs = Mapping[str, tuple[float, str]]
 """CPUs and GPUs, each with its sum in words."""
 
@@ -112,6 +118,29 @@ class Patience(ControllerCallback):
             raise no_room(self._needs, begun=self._begun, waited_s=now - self._since)
         if stays:
             time.sleep(POLL_S)  # Ray Train would ask again at once, without end
+
+
+class Held(WorkerGroupCallback):
+    """Runs in the controller: writes down what it holds for the workers, on the disk of its node."""
+
+    def __init__(self, run_dir: Place) -> None:
+        self._folder = own_folder(run_dir)
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        group = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        write_text(make_folder(self._folder) / GROUP, group.id.hex())
+
+
+def give_back(run_dir: Place) -> None:
+    """Free what the workers of a run held, which nobody does when its controller died alone; what is free already stays so.
+
+    Ray Train's own way is a detached actor a run. It does not end when the controller dies before it was told to, since
+    `ray.actor.exit_actor` has no effect in the thread that sees it: its process would stay in the cluster after a job was stopped.
+    """
+    held = own_folder(run_dir) / GROUP
+    if held.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(held.read_text()))))
+        held.unlink()
 
 
 def _look(*, wait_s: float) -> None:

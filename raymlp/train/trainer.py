@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from raymlp.config.loader import to_yaml
 from raymlp.config.schema import Config
@@ -202,7 +203,7 @@ def _run_workers(job: Job, feed: Feed, run_dir: Place) -> Outcome:
         again_s=room.AGAIN_S,
         look_s=settings.elastic.look_every_s if settings.elastic else None,
     )
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _worker,
         train_loop_config={"job": ray.put(job), "held": feed.held, "run_dir": str(run_dir), "watch_nodes": watch_nodes},
         torch_config=_network(job),
@@ -214,16 +215,26 @@ def _run_workers(job: Job, feed: Feed, run_dir: Place) -> Outcome:
             **ray_storage(run_dir),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[EpochLog(run_dir), patience],
+            callbacks=[EpochLog(run_dir), patience, room.Held(run_dir)],
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "ERROR"),
         ),
     )
-    with _ray_train_settings(watch_nodes):
-        result = trainer.fit()
+    try:
+        with _ray_train_settings(watch_nodes):
+            result = trainer.fit()
+    finally:
+        room.give_back(run_dir)
     if result.return_value is None:
         raise TrainingError("training was saved and stopped by its caller.")
     assert isinstance(result.return_value, Outcome)
     return result.return_value
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's without its detached actor, whose work `room.give_back` does."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [found for found in super()._create_default_callbacks() if not isinstance(found, PlacementGroupCleanerCallback)]
 
 
 def _network(job: Job) -> TorchConfig:

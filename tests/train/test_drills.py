@@ -136,6 +136,22 @@ def test_a_run_whose_cpus_are_taken_says_so_and_goes_on_when_they_are_free(
     assert same(model, trained(snapshots("binary"), tmp_path / "whole", num_workers=2, epochs=12)[0])
 
 
+def test_a_run_whose_controller_dies_gives_back_its_cpus(snapshots: Snapshots, ray_runtime: Runtime, tmp_path: Path) -> None:
+    """Ray Train would start a detached actor for it, which can outlive the run."""
+    cleaners: list[list[int]] = []
+
+    def on_epoch(metrics: dict[str, float]) -> None:
+        if not cleaners:
+            cleaners.append(workers("PlacementGroupCleaner"))
+            (controller,) = workers("TrainController")
+            os.kill(controller, signal.SIGKILL)
+
+    with pytest.raises(TrainingError):
+        train(config_of(num_workers=2, epochs=4000), snapshots("binary"), run_dir=tmp_path / "run", run_id="run", on_epoch=on_epoch)
+    assert cleaners == [[]]
+    seen(lambda: ray.available_resources().get("CPU") == 4.0, "the CPUs of the dead run")
+
+
 # A disk
 
 

@@ -51,8 +51,8 @@ def trained(snapshot: Snapshot, folder: Path, *, kill_at: int | None = None, **s
     return train(config, snapshot, run_dir=folder, run_id="run", on_epoch=on_epoch), heard
 
 
-def workers() -> list[int]:
-    """Process ids of the Ray Train workers that this process (not another one's Ray) has started."""
+def workers(kind: str = "RayTrainWorker") -> list[int]:
+    """Process ids of the actors of Ray Train that this process (not another one's Ray) has started."""
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -67,7 +67,7 @@ def workers() -> list[int]:
             pid = parents[pid]
         return pid == os.getpid()
 
-    return [pid for pid, name in names.items() if name.startswith("ray::RayTrainWorker") and is_ours(pid)]
+    return [pid for pid, name in names.items() if name.startswith(f"ray::{kind}") and is_ours(pid)]
 
 
 def weights_of(model: TrainedModel) -> dict[str, np.ndarray[Any, Any]]:
