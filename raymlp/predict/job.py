@@ -28,7 +28,7 @@ from raymlp.model.answers import columns_of
 from raymlp.predict.answers import answered
 from raymlp.predict.output import Facts, Output, written
 from raymlp.predict.pool import Pool, root_of
-from raymlp.predict.room import no_room, num_workers
+from raymlp.predict.room import no_room, num_workers, wait_s
 from raymlp.predict.rows import ROW, Chunk, Rows
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chu
         return
     count = num_workers(job.settings, reads_kafka=job.rows.data.source.kind == "kafka", worth=_worth(job))
     shared = ray.put(job)
-    pool = Pool(lambda: _worker(job.settings).remote(shared), count)
+    pool = Pool(lambda: _worker(job.settings).remote(shared), count, wait_s())
     # Reading waits for a worker more often than it works: it takes no CPU from them, and cannot be kept out by them.
     reader = ray.remote(num_returns="streaming", num_cpus=0, scheduling_strategy="SPREAD", _generator_backpressure_num_objects=1)(read)
     readers: deque[Any] = deque()
@@ -199,7 +199,7 @@ def run(job: Job, tally: Tally, done: Mapping[tuple[int, int], Facts], *, on_chu
                 readers.append(reader.remote(shared, part, skip))
             found = pool.wait(readers)
             if found is None:
-                raise no_room(job.settings, count)
+                raise no_room(job.settings, count, pool.wait_s)
             if found in pool.starting:
                 pool.begin(found)
                 continue

@@ -23,8 +23,8 @@ class Pool:
     Not by Ray's own restarts: with them Ray warns on the screen of every actor that is made from what lies in the object store.
     """
 
-    def __init__(self, start: Callable[[], Any], count: int) -> None:
-        self.start = start
+    def __init__(self, start: Callable[[], Any], count: int, wait_s: float = room.START_S) -> None:
+        self.start, self.wait_s = start, wait_s
         self.workers = [start() for _ in range(count)]
         self.starting: dict[Any, tuple[int, Any, int]] = {}
         """Of what says that a worker runs: its place, the worker itself, and how often one died there as it started."""
@@ -55,7 +55,7 @@ class Pool:
         import ray
 
         waiting = [*self.busy, *self.starting, *(readers if self.is_free else ())]
-        left = None if self.slots else max(0.0, self.since + room.START_S - time.monotonic())
+        left = None if self.slots else max(0.0, self.since + self.wait_s - time.monotonic())
         ready, _ = ray.wait(waiting, num_returns=1, timeout=left, fetch_local=False)
         return ready[0] if ready else None
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 
 from raymlp.config.predict import Predict
 from raymlp.core.errors import ConfigError
+from raymlp.runtime import growth
 
-START_S = 60.0
-"""Seconds that a job without any worker waits for room for one."""
+START_S, GROWTH_S = 60.0, 600.0
+"""Seconds that a job without any worker waits for room for one, and for a node that the cluster may bring."""
 SETTLE_S = 2.0
 """Seconds in which Ray tells of what a job that ended just now gave back."""
 POLL_S = 0.1
@@ -43,11 +44,12 @@ def _times(there: float, each: float) -> int:
 def num_workers(settings: Predict, *, reads_kafka: bool, worth: int | None) -> int:
     """Workers to start: as many as are asked for, else as many as there is room for now and the source is `worth`, and one at least.
 
-    Raises ConfigError with the arithmetic when they do not fit on the cluster's nodes, whatever else runs there.
+    Raises ConfigError with the arithmetic when they do not fit on the cluster's nodes, whatever else runs there, nor on those that it
+    may bring.
     """
     reading, totals = KAFKA_CPUS if reads_kafka else 0, _totals()
     most, asked = fitting(settings, totals, reading=reading), settings.num_workers or 1
-    if most < asked:
+    if most < asked and fitting(settings, _coming(asked), reading=reading) < asked:
         cpus, gpus = _sums(totals)
         raise ConfigError(
             f"predict asks for {_words(settings, asked)}{' beside two CPUs for reading' if reading else ''}, and the cluster has "
@@ -63,12 +65,19 @@ def num_workers(settings: Predict, *, reads_kafka: bool, worth: int | None) -> i
     return max(1, min(now, wanted))
 
 
-def no_room(settings: Predict, count: int) -> ConfigError:
+def wait_s() -> float:
+    """Seconds that a job waits for its first worker."""
+    kinds = ("CPU", "GPU")
+    grows = any(growth.most(kind) > total for kind, total in zip(kinds, _sums(_totals()), strict=True))
+    return GROWTH_S if grows else START_S
+
+
+def no_room(settings: Predict, count: int, waited_s: float) -> ConfigError:
     """Why a job has no worker yet, with the arithmetic."""
     totals, free = _totals(), _free()
     (cpus, gpus), (free_cpus, free_gpus) = _sums(totals), _sums(free)
     return ConfigError(
-        f"predict asks for {_words(settings, count)} and waited {START_S:g} s for the first; of the cluster's {cpus:g} CPUs and {gpus:g} "
+        f"predict asks for {_words(settings, count)} and waited {waited_s:g} s for the first; of the cluster's {cpus:g} CPUs and {gpus:g} "
         f"GPUs, {free_cpus:g} and {free_gpus:g} are free, with room for {fitting(settings, free, reading=0)}. Stop what holds the rest, "
         "or set predict.cpus_per_worker or predict.gpus_per_worker. Finished files are kept."
     )
@@ -87,6 +96,11 @@ def _totals() -> list[Node]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _coming(count: int) -> list[Node]:
+    """Nodes of a cluster that brings them by itself, as many of a kind as so many workers could need."""
+    return [group.resources for group in growth.groups() for _ in range(int(min(group.most, count)))]
 
 
 def _free() -> list[Node]:

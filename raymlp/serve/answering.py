@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Asked:
-    """A request on its way: what log and metrics have to know, whatever becomes of it. `start` is of `time.perf_counter`."""
+    """A request on its way: what log and metrics have to know, whatever becomes of it. `start` is of `time.perf_counter`, when the event
+    loop turned to it and to those that came with it."""
 
     id: str
     start: float
@@ -83,6 +84,7 @@ class Answering:
         self.admission, self.log, self.metrics, self.max_rows, self.fallback = admission, log, metrics, max_rows, fallback
         self.stand_in, self.shadow = stand_in, shadow
         self._screens: dict[str, Screen] = {}
+        self._turn: float | None = None
 
     def know(self, label: str, predictor: Predictor) -> None:
         """A version's guard, made before its first row."""
@@ -93,7 +95,7 @@ class Answering:
         self, state: State | None, headers: list[tuple[bytes, bytes]], receive: Receive, wire: Wire = JSON_ROWS
     ) -> tuple[int, bytes]:
         """Status and body for a request; it is logged and counted, whatever becomes of it. `wire` is its format."""
-        given, asked = dict(headers), Asked(new_id(), time.perf_counter())
+        given, asked = dict(headers), Asked(new_id(), self._began())
         status = 500
         try:
             caller = self.admission.enter(given, wire.role)
@@ -130,6 +132,17 @@ class Answering:
         finally:
             self.metrics.count(asked.label, status, time.perf_counter() - asked.start)
         return status, body
+
+    def _began(self) -> float:
+        """When this turn of the event loop began to answer. Requests that were read together wait for one another, whether they are
+        predicted together or one after the other; counted from here, the times of versions that do it differently can be compared."""
+        if self._turn is None:
+            self._turn = time.perf_counter()
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return self._turn
+
+    def _end_turn(self) -> None:
+        self._turn = None
 
     async def _served(self, state: State, asked: Asked, request: Request, caller: Caller, *, version: str | None) -> Served:
         """By the version that the key is routed to, or that was asked for; when that fails, by whom is declared to answer then."""

@@ -1,7 +1,8 @@
 """Rows of several requests, predicted together where the model gains from it.
 
-Rows that come while a batch is predicted are the next batch, so under load batches grow by themselves and a row that comes alone waits
-for nobody. When the last batch was larger than what waits now, its requests have just been answered and the next ones are about to
+A quick model predicts the rows whose requests the event loop has read in one turn, in the event loop: nothing is passed on, and a row that
+comes alone waits for nobody. A slow one has a thread. Rows that come while its batch is predicted are the next batch, so under load batches
+grow by themselves. When the last batch was larger than what waits now, its requests have just been answered and the next ones are about to
 come: they are given a part of a row's own time. Never more, and none when the last batch was one row, or is long gone.
 """
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 Batching = Literal["auto", "off"]
 TRIED_ROWS = 16
 """Rows that are predicted together when a model is measured."""
-TRIALS = 3
-"""Times a model is measured; the quickest counts."""
+TRIALS, TRIED_S = 3, 0.05
+"""Times a model is measured at least, and seconds for which it is measured again; the quickest counts."""
 HANDOVER_S = 2e-4
 """What passing a row to another thread and back may cost; a row must save more than that."""
 MOST_ROWS = 64
 MOST_S = 0.1
 """A batch has at most so many rows, and fewer where those would take longer than this."""
+QUICK_S = 5e-3
+"""The same in the event loop, which reads no requests meanwhile."""
 WAIT_SHARE = 0.25
 """Part of a row's own time that is waited for others, at most."""
 
@@ -42,34 +45,37 @@ class Pace(NamedTuple):
     together_s: float
 
     @property
+    def is_quick(self) -> bool:
+        """Whether a batch may keep the event loop waiting."""
+        return self.together_s * TRIED_ROWS <= QUICK_S
+
+    @property
     def gains(self) -> bool:
-        """Whether a row saves more than it costs to pass it on."""
-        return self.alone_s - self.together_s > HANDOVER_S
+        """Whether a row saves more than it costs to be in a batch."""
+        return self.alone_s - self.together_s > (0 if self.is_quick else HANDOVER_S)
 
     @property
     def most_rows(self) -> int:
         """Rows a batch may have."""
-        return max(1, min(MOST_ROWS, int(MOST_S / self.together_s)))
+        return max(1, min(MOST_ROWS, int((QUICK_S if self.is_quick else MOST_S) / self.together_s)))
 
 
 def pace_of(predictor: Predictor, row: Row, *, clock: Callable[[], float] = time.perf_counter) -> Pace:
     """Measure a predictor on a typed row."""
 
     def quickest(work: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(TRIALS):
+        seconds = list[float]()
+        while len(seconds) < TRIALS or sum(seconds) < TRIED_S:
             start = clock()
             work()
-            seconds.append(clock() - start)
-        return max(min(seconds), 1e-9)
+            seconds.append(max(clock() - start, 1e-9))
+        return min(seconds)
 
-    return Pace(
-        quickest(lambda: predictor.predict_typed(row)), quickest(lambda: predictor.predict_together([row] * TRIED_ROWS)) / TRIED_ROWS
-    )
+    return Pace(quickest(lambda: outcomes(predictor, [row])), quickest(lambda: outcomes(predictor, [row] * TRIED_ROWS)) / TRIED_ROWS)
 
 
 class Batcher:
-    """The batches of one version, in a thread of their own: the event loop goes on reading requests. Used from one event loop."""
+    """The batches of one version. Used from one event loop."""
 
     def __init__(self, predictor: Predictor, pace: Pace) -> None:
         self._predictor, self.pace = predictor, pace
@@ -77,7 +83,7 @@ class Batcher:
         self._is_busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._last, self._ended = 1, -math.inf
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._thread = None if pace.is_quick else ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
 
     @classmethod
     def if_it_gains(cls, predictor: Predictor, row: Row) -> Batcher | None:
@@ -103,7 +109,7 @@ class Batcher:
 
     def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch, after a short wait when others are likely to come."""
-        if len(self._waiting) < self._wanted and loop.time() - self._ended < self.pace.alone_s:
+        if self._thread and len(self._waiting) < self._wanted and loop.time() - self._ended < self.pace.alone_s:
             self._timer = loop.call_later(self.pace.alone_s * WAIT_SHARE, self._begin, loop)
         else:
             self._begin(loop)
@@ -118,14 +124,18 @@ class Batcher:
             self._is_busy = False
             return
         self._last = len(batch)
-        work = loop.run_in_executor(self._thread, outcomes, self._predictor, [row for row, _ in batch])
-        work.add_done_callback(lambda done: self._finish(loop, [answer for _, answer in batch], done))
+        rows, answers = [row for row, _ in batch], [answer for _, answer in batch]
+        if self._thread is None:
+            self._finish(loop, answers, outcomes(self._predictor, rows))
+            return
+        work = loop.run_in_executor(self._thread, outcomes, self._predictor, rows)
+        work.add_done_callback(
+            lambda done: self._finish(loop, answers, [done.exception()] * len(rows) if done.exception() else done.result())
+        )
 
     def _finish(
-        self, loop: asyncio.AbstractEventLoop, answers: Sequence[asyncio.Future[Prediction]], done: asyncio.Future[list[Outcome]]
+        self, loop: asyncio.AbstractEventLoop, answers: Sequence[asyncio.Future[Prediction]], found: Sequence[Outcome | BaseException]
     ) -> None:
-        error = done.exception()
-        found: Sequence[Outcome | BaseException] = [error] * len(answers) if error else done.result()
         for answer, outcome in zip(answers, found, strict=True):
             if answer.done():
                 continue

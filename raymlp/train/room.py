@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raymlp.core.errors import ConfigError, RaymlpError, TrainingError
 from raymlp.core.files import Place, make_folder, write_text
+from raymlp.runtime import growth
 from raymlp.runtime.copies import own_folder
 from raymlp.train.follow import POLL_S, STOP
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 START_S = 30.0
 """Seconds that a run waits for what others hold before it begins."""
 AGAIN_S = 600.0
-"""Seconds that a run which has lost workers waits for room to go on."""
+"""Seconds that a run which has lost workers waits for room to go on, and any run for nodes that the cluster may bring."""
 GROUP_S = 10.0
 """Seconds until Ray Train looks anew at what the cluster has when the workers find no room."""
 LOOK_S = 5.0
@@ -49,25 +50,33 @@ def needs_of(settings: Train, *, streams: bool) -> Needs:
 
 
 def require_node(settings: Train) -> None:
-    """Raise ConfigError when no node has the CPUs of one worker."""
+    """Raise ConfigError when no node has the CPUs of one worker, and none may come that has."""
     most = max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+    most = max(most, growth.largest("CPU"))
     if settings.cpus_per_worker > most:
         raise ConfigError(
             f"a worker needs {settings.cpus_per_worker:g} CPUs; the largest node of the cluster has {most:g}. Set train.cpus_per_worker."
         )
 
 
-def wait_for_room(needs: Needs) -> None:
-    """Raise ConfigError with the arithmetic when the workers do not fit the cluster, at once or after others had time to finish."""
+def wait_for_room(needs: Needs) -> float:
+    """Seconds that the run may wait for its workers once it is let in: more where the cluster may bring nodes for them. Raises
+    ConfigError with the arithmetic when they do not fit the cluster, at once or after others had time to finish."""
+    wait_s = START_S
     for kind, (amount, sums) in needs.items():
-        total = ray.cluster_resources().get(kind, 0.0)
-        if amount > total:
-            raise ConfigError(f"training needs {sums}; the cluster has {total:g}. Set train.num_workers or train.cpus_per_worker.")
+        total, most = ray.cluster_resources().get(kind, 0.0), growth.most(kind)
+        if amount > max(total, most):
+            has = f"has {total:g}" + (f" and grows to {most:g}" if most > total else "")
+            raise ConfigError(f"training needs {sums}; the cluster {has}. Set train.num_workers or train.cpus_per_worker.")
+        if most > total:
+            wait_s = AGAIN_S
+            continue
         deadline = time.monotonic() + START_S
         while amount > ray.available_resources().get(kind, 0.0):
             if time.monotonic() > deadline:
                 raise no_room(needs, begun=False, waited_s=START_S)
             time.sleep(POLL_S)
+    return wait_s
 
 
 def no_room(needs: Needs, *, begun: bool, waited_s: float) -> RaymlpError:

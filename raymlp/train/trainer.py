@@ -85,7 +85,7 @@ def train(
     if config.train.private and not hold:
         raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
     room.require_node(config.train)
-    room.wait_for_room(room.needs_of(config.train, streams=not hold))
+    wait_s = room.wait_for_room(room.needs_of(config.train, streams=not hold))
     edges = number_edges(config.model, plan, profile)
     model = start.model if start else config.model
     if not isinstance(model, Trees | KMeans | IsolationForest):
@@ -94,7 +94,7 @@ def train(
     try:
         feed = Feed.open(snapshot.path, plan, num_workers=config.train.num_workers, hold=hold, distil=config.train.distil)
         job = Job(config, plan, feed.rows, hold, shuffle_labels, class_counts_of(plan.target, profile), edges, start)
-        outcome = follow(lambda: _run_workers(job, feed, run_dir), run_dir, on_epoch or (lambda _: None))
+        outcome = follow(lambda: _run_workers(job, feed, run_dir, wait_s), run_dir, on_epoch or (lambda _: None))
     except (TrainingFailedError, RayError) as error:
         raise explained(error, run_dir) from error
     bundle, metrics = bundle_of(job, outcome, snapshot, profile, run_id)
@@ -187,7 +187,7 @@ def _worker(settings: dict[str, Any]) -> Any:
     return run(job, place_of(settings["run_dir"]), settings["held"], watch_nodes=settings["watch_nodes"])
 
 
-def _run_workers(job: Job, feed: Feed, run_dir: Place) -> Outcome:
+def _run_workers(job: Job, feed: Feed, run_dir: Place, wait_s: float) -> Outcome:
     settings, verbose = job.config.train, job.config.runtime.verbose
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker} | ({"GPU": 1.0} if settings.gpu else {})
     scaling: dict[str, Any] = {"num_workers": settings.num_workers}
@@ -199,7 +199,7 @@ def _run_workers(job: Job, feed: Feed, run_dir: Place) -> Outcome:
     patience = room.Patience(
         run_dir,
         room.needs_of(settings, streams=not job.hold),
-        start_s=room.START_S,
+        start_s=wait_s,
         again_s=room.AGAIN_S,
         look_s=settings.elastic.look_every_s if settings.elastic else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -13,7 +14,9 @@ from raymlp.config.predict import Predict
 from raymlp.core.errors import ConfigError
 from raymlp.predict import room
 from raymlp.predict.pool import CHUNKS_PER_WORKER, RETRIES, Pool
-from raymlp.predict.room import fitting, no_room, num_workers
+from raymlp.predict.room import fitting, no_room, num_workers, wait_s
+from raymlp.runtime import growth
+from raymlp.runtime.growth import Group
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, float]]]:
     monkeypatch.setattr(room.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr(room, "_totals", lambda: [{"CPU": 4.0}, {"CPU": 4.0}])
     monkeypatch.setattr(room, "_free", lambda: looks.pop(0) if len(looks) > 1 else looks[0])
+    monkeypatch.setattr(growth, "groups", list)
     return looks
 
 
@@ -65,9 +69,23 @@ def test_what_cannot_fit_is_refused_with_the_arithmetic(busy: list[list[dict[str
         num_workers(Predict(num_workers=3, cpus_per_worker=3), reads_kafka=False, worth=None)
     with pytest.raises(ConfigError, match=r"1 worker of 1 CPUs and 1 GPUs, .* 0 GPUs on 2 nodes, with room for 0"):
         num_workers(Predict(gpus_per_worker=1), reads_kafka=False, worth=None)
-    words = str(no_room(Predict(cpus_per_worker=3), 2))
+    words = str(no_room(Predict(cpus_per_worker=3), 2, 60))
     assert "2 workers of 3 CPUs and 0 GPUs and waited 60 s for the first; of the cluster's 8 CPUs" in words
     assert "3 and 0 are free, with room for 0. Stop what holds the rest" in words
+
+
+def test_a_cluster_that_brings_nodes_is_waited_for_up_to_what_it_may_have(
+    busy: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wait_s() == room.START_S
+    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 4.0}, 2), Group({"CPU": 8.0, "GPU": 1.0}, math.inf)])
+    assert num_workers(Predict(gpus_per_worker=1, num_workers=50), reads_kafka=False, worth=None) == 50
+    assert num_workers(Predict(gpus_per_worker=1), reads_kafka=False, worth=None) == 1
+    assert wait_s() == room.GROWTH_S
+    with pytest.raises(ConfigError, match=r"1 worker of 9 CPUs .* with room for 0"):
+        num_workers(Predict(cpus_per_worker=9), reads_kafka=False, worth=None)
+    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 4.0}, 2)])
+    assert wait_s() == room.START_S, "all that it may have is there"
 
 
 class FakeWorker:

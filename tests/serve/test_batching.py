@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -10,10 +12,21 @@ import pytest
 from raymlp.config.model import Mlp
 from raymlp.data.contract_row import Row
 from raymlp.model.predictor import Prediction, Predictor
-from raymlp.serve.batching import HANDOVER_S, MOST_ROWS, TRIED_ROWS, WAIT_SHARE, Batcher, Pace, outcomes, pace_of
+from raymlp.serve.batching import (
+    HANDOVER_S,
+    MOST_ROWS,
+    QUICK_S,
+    TRIED_ROWS,
+    TRIED_S,
+    WAIT_SHARE,
+    Batcher,
+    Pace,
+    outcomes,
+    pace_of,
+)
 from tests.serve.bundles import json_rows, make_bundle
 
-SLOW = Pace(alone_s=1e-3, together_s=1e-4)
+SLOW, QUICK = Pace(alone_s=1e-2, together_s=1e-3), Pace(alone_s=1e-3, together_s=1e-4)
 
 
 class Watched(Predictor):
@@ -50,12 +63,13 @@ def score(answer: Prediction) -> float:
     return float(answer.scores[0])
 
 
-def test_rows_that_come_together_are_one_batch_and_answered_as_alone(predictor: Watched) -> None:
+@pytest.mark.parametrize("pace", [SLOW, QUICK])
+def test_rows_that_come_together_are_one_batch_and_answered_as_alone(predictor: Watched, pace: Pace) -> None:
     rows = typed_rows(predictor, 10)
     expected = [score(Predictor.predict_typed(predictor, row)) for row in rows]
 
     async def ask() -> list[Prediction]:
-        batcher = Batcher(predictor, SLOW)
+        batcher = Batcher(predictor, pace)
         return list(await asyncio.gather(*(batcher.predict(row) for row in rows)))
 
     answers = asyncio.run(ask())
@@ -88,11 +102,36 @@ def test_a_batch_is_no_longer_than_a_tenth_of_a_second(predictor: Watched) -> No
     assert predictor.sizes == [2, 2, 2, 1]
 
 
-def test_an_error_stays_with_the_row_that_has_it(predictor: Watched) -> None:
+def test_a_quick_model_predicts_in_the_event_loop_what_came_in_one_turn(predictor: Watched) -> None:
+    rows, threads = typed_rows(predictor, 5), set[str]()
+    together = predictor.predict_together
+
+    def seen(rows: Any) -> Prediction:
+        threads.add(threading.current_thread().name)
+        return together(rows)
+
+    async def ask() -> None:
+        batcher = Batcher(predictor, Pace(alone_s=1e-2, together_s=QUICK_S / TRIED_ROWS))
+        await asyncio.gather(*(batcher.predict(row) for row in rows[:3]))
+        first = asyncio.create_task(batcher.predict(rows[0]))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        await asyncio.gather(first, *(batcher.predict(row) for row in rows[1:]))
+        await asyncio.gather(*(batcher.predict(rows[0]) for _ in range(TRIED_ROWS + 3)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictor, "predict_together", seen)
+        asyncio.run(ask())
+    assert predictor.sizes == [3, 1, 4, TRIED_ROWS, 3], "the one that came a turn before the four has not waited for them"
+    assert threads == {threading.current_thread().name}
+
+
+@pytest.mark.parametrize("pace", [SLOW, QUICK])
+def test_an_error_stays_with_the_row_that_has_it(predictor: Watched, pace: Pace) -> None:
     good, bad = typed_rows(predictor, 3), {"delay": 1.0}
 
     async def ask() -> list[Prediction | BaseException]:
-        batcher = Batcher(predictor, SLOW)
+        batcher = Batcher(predictor, pace)
         return list(await asyncio.gather(*(batcher.predict(row) for row in (good[0], bad, *good[1:])), return_exceptions=True))
 
     answers = asyncio.run(ask())
@@ -122,7 +161,7 @@ def waits(predictor: Watched, *bursts: int, apart_s: float = 0) -> list[float]:
     rows, found = typed_rows(predictor, max(bursts)), list[float]()
 
     async def ask() -> None:
-        loop, batcher = asyncio.get_running_loop(), Batcher(predictor, Pace(alone_s=60, together_s=1e-4))
+        loop, batcher = asyncio.get_running_loop(), Batcher(predictor, Pace(alone_s=60, together_s=1e-3))
         later = loop.call_later
 
         def watched(delay: float, *args: Any, **more: Any) -> asyncio.TimerHandle:
@@ -151,7 +190,7 @@ def test_a_wait_ends_when_as_many_have_come_as_before(predictor: Watched) -> Non
     rows = typed_rows(predictor, 4)
 
     async def ask() -> None:
-        batcher = Batcher(predictor, Pace(alone_s=600, together_s=1e-4))
+        batcher = Batcher(predictor, Pace(alone_s=600, together_s=1e-3))
         await asyncio.gather(*(batcher.predict(row) for row in rows))
         first = asyncio.create_task(batcher.predict(rows[0]))
         for _ in range(3):
@@ -162,11 +201,15 @@ def test_a_wait_ends_when_as_many_have_come_as_before(predictor: Watched) -> Non
     assert predictor.sizes == [4, 4]
 
 
-def test_a_model_gains_when_a_row_saves_more_than_it_costs_to_pass_it_on() -> None:
-    assert Pace(HANDOVER_S * 3, HANDOVER_S).gains
-    assert not Pace(HANDOVER_S * 1.5, HANDOVER_S).gains
-    assert not Pace(10 * HANDOVER_S, 10 * HANDOVER_S).gains, "costly, and no cheaper together"
+def test_a_model_gains_when_a_row_saves_more_than_it_costs_to_be_in_a_batch() -> None:
+    slow = 2 * QUICK_S / TRIED_ROWS
+    assert Pace(slow + 1.01 * HANDOVER_S, slow).gains
+    assert not Pace(slow + 0.99 * HANDOVER_S, slow).gains
+    assert not Pace(10 * slow, 10 * slow).gains, "costly, and no cheaper together"
+    assert Pace(1.01e-4, 1e-4).gains, "in the event loop nothing is passed on"
+    assert not Pace(0.99e-4, 1e-4).gains
     assert Pace(1, 1e-6).most_rows == MOST_ROWS
+    assert Pace(1, QUICK_S / TRIED_ROWS).most_rows == TRIED_ROWS
     assert Pace(1, 0.03).most_rows == 3
     assert Pace(9, 9).most_rows == 1
 
@@ -174,6 +217,15 @@ def test_a_model_gains_when_a_row_saves_more_than_it_costs_to_pass_it_on() -> No
 def test_the_pace_is_the_quickest_of_several_trials(predictor: Watched) -> None:
     times = iter([0, 5, 5, 7, 7, 20, 20, 36, 36, 68, 68, 100])  # 5, 2, 13 s alone; 16, 32, 32 s together
     assert pace_of(predictor, typed_rows(predictor, 1)[0], clock=lambda: next(times)) == Pace(2, 16 / TRIED_ROWS)
+
+
+def test_a_quick_model_is_measured_often(predictor: Watched) -> None:
+    """So that two versions with nets alike are not served in two ways by chance."""
+    ticks = itertools.count()
+    pace = pace_of(predictor, typed_rows(predictor, 1)[0], clock=lambda: next(ticks) * TRIED_S / 20)
+    assert pace == (pytest.approx(TRIED_S / 20), pytest.approx(TRIED_S / 20 / TRIED_ROWS))
+    assert 20 <= predictor.sizes.count(1) <= 21, "the sum of floats"
+    assert 20 <= predictor.sizes.count(TRIED_ROWS) <= 21
 
 
 def test_outcomes_of_no_rows_are_none(predictor: Watched) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from raymlp.core.errors import ConfigError, TrainingError
+from raymlp.runtime import growth
+from raymlp.runtime.growth import Group
 from raymlp.train import ledger, room
 from raymlp.train.cause import explained
 from raymlp.train.disk import writing
@@ -38,6 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(room.time, "sleep", lambda _: None)
+    monkeypatch.setattr(growth, "groups", list)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     return now
@@ -64,6 +68,25 @@ def test_a_run_that_cannot_begin_is_refused_after_its_wait(tmp_path: Path, clock
     watch.after_controller_state_update(waiting, SchedulingState(Any))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"2 workers x 1 CPUs \+ 1 CPU to read = 3 CPUs; of the cluster's 4, 1 are free"):
         watch.after_controller_state_update(SchedulingState(Any), waiting)  # type: ignore[arg-type]
+
+
+def test_a_cluster_that_grows_is_given_time_for_what_it_may_bring(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = needs_of(config_of(num_workers=3, cpus_per_worker=2).train, streams=False)
+    with pytest.raises(ConfigError, match=r"needs 3 workers x 2 CPUs = 6 CPUs; the cluster has 4\. Set"):
+        room.wait_for_room(needs)
+    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 1.0}, 1), Group({"CPU": 2.0}, 2)])
+    with pytest.raises(ConfigError, match=r"the cluster has 4 and grows to 5\. Set"):
+        room.wait_for_room(needs)
+    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 2.0}, math.inf)])
+    assert room.wait_for_room(needs) == room.AGAIN_S
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
+    assert room.wait_for_room(needs_of(config_of(num_workers=2).train, streams=False)) == room.AGAIN_S
+    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 2.0}, 2)])
+    assert room.wait_for_room(needs_of(config_of(num_workers=2).train, streams=False)) == room.START_S, "it has all that it may have"
+    monkeypatch.setattr(ray, "nodes", list)
+    room.require_node(config_of(cpus_per_worker=2).train)
+    with pytest.raises(ConfigError, match="the largest node of the cluster has 2"):
+        room.require_node(config_of(cpus_per_worker=3).train)
 
 
 def test_a_run_that_lost_workers_waits_longer_and_anew_each_time(tmp_path: Path, clock: list[float]) -> None:
@@ -122,6 +145,7 @@ def test_a_list_that_is_cut_off_gives_way_to_its_copy_and_what_was_never_whole_g
 def test_a_worker_that_fits_no_node_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(growth, "groups", list)
     room.require_node(config_of(cpus_per_worker=2).train)
     with pytest.raises(ConfigError, match="a worker needs 4 CPUs; the largest node of the cluster has 2"):
         room.require_node(config_of(cpus_per_worker=4).train)
