@@ -31,7 +31,7 @@ from raymlp.serve.tokens import Caller
 from raymlp.serve.versions import Loaded, State
 
 INLINE_ROWS = 32
-"""Requests with more rows are predicted in a thread, so that short ones do not wait for them."""
+"""Requests with more rows, and those of slow models, are predicted in a thread, so that short ones do not wait for them."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -224,8 +224,10 @@ async def answers(loaded: Loaded, typed: list[Row] | pa.Table) -> Prediction:
         return await predictor.ask(typed)
     if not isinstance(typed, list):
         return await asyncio.to_thread(predictor.predict_checked, typed)
-    if len(typed) == 1:
-        return await loaded.batcher.predict(typed[0]) if loaded.batcher else predictor.predict_typed(typed[0])
-    if loaded.batcher is None and len(typed) <= INLINE_ROWS:
+    line = loaded.batcher
+    if line is not None and len(typed) == 1:
+        return await line.predict(typed[0])
+    if line is not None and line.pace.is_quick and len(typed) <= INLINE_ROWS:
+        await asyncio.sleep(0)  # those that came with it are read, and counted, first
         return predictor.predict_together(typed)
     return await asyncio.to_thread(predictor.predict_checked, table_of(typed, predictor.bundle.contract))

@@ -1,9 +1,12 @@
-"""Rows of several requests, predicted together where the model gains from it.
+"""The line in which a version's rows wait, and how many are predicted together.
 
-A quick model predicts the rows whose requests the event loop has read in one turn, in the event loop: nothing is passed on, and a row that
-comes alone waits for nobody. A slow one has a thread. Rows that come while its batch is predicted are the next batch, so under load batches
-grow by themselves. When the last batch was larger than what waits now, its requests have just been answered and the next ones are about to
-come: they are given a part of a row's own time. Never more, and none when the last batch was one row, or is long gone.
+No request is predicted where it is read: it waits in the line, while the event loop reads the others. Only so is it known how many there
+are, and the ones beyond `serve.max_queued_requests` are refused at once.
+
+A quick model predicts in the event loop, all rows of a turn together where it gains from that, else one a turn: nothing is passed on, and
+a row that comes alone waits for nobody. A slow one has a thread. Rows that come while its batch is predicted are the next batch, so under
+load batches grow by themselves. When the last batch was larger than what waits now, its requests have just been answered and the next ones
+are about to come: they are given a part of a row's own time. Never more, and none when the last batch was one row, or is long gone.
 """
 
 from __future__ import annotations
@@ -46,22 +49,26 @@ class Pace(NamedTuple):
 
     @property
     def is_quick(self) -> bool:
-        """Whether a batch may keep the event loop waiting."""
-        return self.together_s * TRIED_ROWS <= QUICK_S
+        """Whether a batch, or a row where there are none, may keep the event loop waiting."""
+        return (self.together_s * TRIED_ROWS if self._saves > 0 else self.alone_s) <= QUICK_S
 
     @property
     def gains(self) -> bool:
         """Whether a row saves more than it costs to be in a batch."""
-        return self.alone_s - self.together_s > (0 if self.is_quick else HANDOVER_S)
+        return self._saves > (0 if self.is_quick else HANDOVER_S)
 
     @property
     def most_rows(self) -> int:
         """Rows a batch may have."""
-        return max(1, min(MOST_ROWS, int((QUICK_S if self.is_quick else MOST_S) / self.together_s)))
+        return max(1, min(MOST_ROWS, int((QUICK_S if self.is_quick else MOST_S) / self.together_s))) if self.gains else 1
+
+    @property
+    def _saves(self) -> float:
+        return self.alone_s - self.together_s
 
 
-def pace_of(predictor: Predictor, row: Row, *, clock: Callable[[], float] = time.perf_counter) -> Pace:
-    """Measure a predictor on a typed row."""
+def pace_of(predictor: Predictor, row: Row, *, together: bool = True, clock: Callable[[], float] = time.perf_counter) -> Pace:
+    """Measure a predictor on a typed row; not `together` where rows shall be predicted one by one."""
 
     def quickest(work: Callable[[], object]) -> float:
         seconds = list[float]()
@@ -71,11 +78,12 @@ def pace_of(predictor: Predictor, row: Row, *, clock: Callable[[], float] = time
             seconds.append(max(clock() - start, 1e-9))
         return min(seconds)
 
-    return Pace(quickest(lambda: outcomes(predictor, [row])), quickest(lambda: outcomes(predictor, [row] * TRIED_ROWS)) / TRIED_ROWS)
+    alone_s = quickest(lambda: outcomes(predictor, [row]))
+    return Pace(alone_s, quickest(lambda: outcomes(predictor, [row] * TRIED_ROWS)) / TRIED_ROWS if together else alone_s)
 
 
 class Batcher:
-    """The batches of one version. Used from one event loop."""
+    """The line of one version. Used from one event loop."""
 
     def __init__(self, predictor: Predictor, pace: Pace) -> None:
         self._predictor, self.pace = predictor, pace
@@ -84,12 +92,6 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._last, self._ended = 1, -math.inf
         self._thread = None if pace.is_quick else ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-
-    @classmethod
-    def if_it_gains(cls, predictor: Predictor, row: Row) -> Batcher | None:
-        """The batcher of a predictor that gains from one, as measured on a typed row."""
-        pace = pace_of(predictor, row)
-        return cls(predictor, pace) if pace.gains else None
 
     async def predict(self, row: Row) -> Prediction:
         """The answer of a typed row; raises what predicting this row alone raises."""

@@ -1,8 +1,11 @@
 """The shadow of a replica: a version that answers copies of the champion's requests, unseen, after the answer went out.
 
-A copy waits in a bounded queue, and a thread of its own answers it. What finds the queue full is dropped and counted; what fails is
-logged as a failure and harms nothing else. Its log is a folder of its own, so that no reader of the prediction log takes a shadow's
-answers for served ones; its rows have the id of the prediction they are a copy of, and no inputs, which the prediction log has.
+A copy waits in a bounded queue. A quick shadow (`batching`) answers the copies of a turn of the event loop together, in the turn after the
+answers went out: a thread would cost the champion far more, since the two take the interpreter lock from each other. Any other has a thread
+of its own. What finds the queue full is dropped and counted; what fails is logged as a failure and harms nothing else.
+
+Its log is a folder of its own, so that no reader of the prediction log takes a shadow's answers for served ones; its rows have the id of
+the prediction they are a copy of, and no inputs, which the prediction log has.
 """
 
 from __future__ import annotations
@@ -13,11 +16,14 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from raymlp.core.errors import RequestError
+from raymlp.serve.batching import TRIED_ROWS, outcomes
 from raymlp.serve.formats.arrow import checked_table
 from raymlp.serve.log import Entry, PredictionLog
 from raymlp.serve.routing import bucket
@@ -52,19 +58,20 @@ class Copy(NamedTuple):
 
 
 class Shadow:
-    """One replica's queue and thread. `offer` costs a microsecond; everything else happens elsewhere."""
+    """One replica's queue and thread. `offer` costs a microsecond; everything else happens later, or elsewhere."""
 
     def __init__(self, log: PredictionLog) -> None:
         self.log = log
         self.answered = self.failed = self.dropped = 0
         self._waiting: deque[Copy] = deque()
         self._work = threading.Event()
+        self._is_due = False
         self._thread: threading.Thread | None = None
         self._ends = False
         self._before = sys.getswitchinterval()
 
     def offer(self, shadow: Shadowed, prediction_id: str, key: str, rows: Any) -> None:
-        """Take a copy of a request when it is one of the share, chosen by the prediction's id; the thread is woken once the event loop has
+        """Take a copy of a request when it is one of the share, chosen by the prediction's id; it is looked at once the event loop has
         gone on, when the answer is out."""
         if bucket(prediction_id, SALT) >= shadow.share:
             return
@@ -72,8 +79,9 @@ class Shadow:
             self.dropped += 1
             return
         self._waiting.append(Copy(shadow, prediction_id, key, rows))
-        if not self._work.is_set():
-            asyncio.get_running_loop().call_soon(self._work.set)
+        if not self._is_due and not self._work.is_set():
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._turn, asyncio.get_running_loop())
 
     def set(self, shadow: Shadowed | None) -> None:
         """What a replica's new state says: a shadow, or none. What waits for one that is gone is dropped."""
@@ -95,6 +103,21 @@ class Shadow:
         """Requests answered, failed, dropped and waiting."""
         return {"answered": self.answered, "failed": self.failed, "dropped": self.dropped, "waiting": len(self._waiting)}
 
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer some copies here when that is quick, and let requests be read before the next ones; wake the thread for what is not."""
+        self._is_due = False
+        some = list[Copy]()
+        while self._waiting and len(some) < _quick_rows(self._waiting[0]):
+            with suppress(IndexError):  # the thread was quicker
+                some.append(self._waiting.popleft())
+        if some:
+            self._answer_together(some)
+        if self._waiting and _quick_rows(self._waiting[0]):
+            self._is_due = True
+            loop.call_soon(self._turn, loop)
+        elif self._waiting:
+            self._work.set()
+
     def drain(self) -> int:
         """Answer what waits now, in this thread; how many requests."""
         done = 0
@@ -113,21 +136,49 @@ class Shadow:
             self._work.clear()
             self.drain()
 
+    def _answer_together(self, copies: Sequence[Copy]) -> None:
+        """Copies of one row each."""
+        start, predictor = time.perf_counter(), copies[0].shadow.loaded.predictor
+        found: list[Prediction | Exception] = []
+        for copy in copies:
+            try:
+                found.append(predictor.check(copy.rows[0], "instances[0]"))
+            except RequestError as error:
+                found.append(error)
+        answers = iter(outcomes(predictor, [row for row in found if not isinstance(row, RequestError)]))
+        found = [row if isinstance(row, RequestError) else next(answers) for row in found]
+        for copy, answer in zip(copies, found, strict=True):
+            self._note(copy, answer, start)
+
     def _answer(self, copy: Copy) -> None:
-        start, loaded = time.perf_counter(), copy.shadow.loaded
-        status, scores = 200, list[float | None]()
+        start = time.perf_counter()
         try:
-            scores = _predicted(loaded, copy.rows).summary.tolist()
-        except RequestError:
-            status = 422
+            answer: Prediction | Exception = _predicted(copy.shadow.loaded, copy.rows)
         except Exception as error:
+            answer = error
+        self._note(copy, answer, start)
+
+    def _note(self, copy: Copy, answer: Prediction | Exception, start: float) -> None:
+        status, loaded, scores = 200, copy.shadow.loaded, list[float | None]()
+        if not isinstance(answer, Exception):
+            scores = answer.summary.tolist()
+        elif isinstance(answer, RequestError):
+            status = 422
+        else:
             status = 500
-            logger.error("shadow %s failed for prediction %s: %s: %s", loaded.label, copy.prediction_id, type(error).__name__, error)
+            logger.error("shadow %s failed for prediction %s: %s: %s", loaded.label, copy.prediction_id, type(answer).__name__, answer)
         self.answered += status == 200
         self.failed += status != 200
         took_ms, now = (time.perf_counter() - start) * 1e3, time.time()
         for place, score in enumerate(scores or [None] * len(copy.rows)):
             self.log.add(Entry(copy.prediction_id, place, now, loaded.label, copy.key, status, score, took_ms, None))
+
+
+def _quick_rows(copy: Copy) -> int:
+    """Copies that are answered in a turn of the event loop; 0 for what a thread has to answer."""
+    line = copy.shadow.loaded.batcher
+    is_quick = line is not None and line.pace.is_quick and isinstance(copy.rows, list) and len(copy.rows) == 1
+    return min(line.pace.most_rows, TRIED_ROWS) if line is not None and is_quick else 0
 
 
 def _predicted(loaded: Loaded, rows: Any) -> Prediction:

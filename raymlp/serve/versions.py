@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlp.core.errors import ServingError
 from raymlp.runtime.store import place_of
-from raymlp.serve.batching import Batcher, Batching
+from raymlp.serve.batching import Batcher, Batching, pace_of
 from raymlp.serve.guard import Guard
 from raymlp.serve.probe import example_row
 from raymlp.serve.routing import Routes
@@ -34,7 +34,7 @@ class Loaded:
     predictor: Predictor
     runtime: str = "torch"
     batcher: Batcher | None = None
-    """Predicts rows of several requests together; none for a model that would not gain."""
+    """Predicts rows of single requests here; none for a version that stands apart."""
 
     @classmethod
     def load(
@@ -52,7 +52,7 @@ class Loaded:
         predictor, ran = with_runtime(predictor, runtime, place_of(graphs), device=device)
         row = predictor.check(example_row(predictor.bundle.contract), "example")
         predictor.predict_typed(row)
-        return cls(label, path, predictor, ran, Batcher.if_it_gains(predictor, row) if batching == "auto" else None)
+        return cls(label, path, predictor, ran, Batcher(predictor, pace_of(predictor, row, together=batching == "auto")))
 
     @classmethod
     def apart(cls, label: str, path: str, application: str, timeout_s: float) -> Loaded:
@@ -66,7 +66,7 @@ class Loaded:
     @property
     def facts(self) -> dict[str, str]:
         """What identifies the bundle, what its net runs in, and whether rows of several requests are predicted together."""
-        bundle, batching = self.predictor.bundle, "on" if self.batcher else "off"
+        bundle, batching = self.predictor.bundle, "on" if self.batcher and self.batcher.pace.gains else "off"
         return {"digest": bundle.digest, "run_id": bundle.run_id, "runtime": self.runtime, "batching": batching}
 
 

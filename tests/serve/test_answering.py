@@ -47,8 +47,7 @@ def test_requests_that_come_together_wait_for_one_another(
 ) -> None:
     """Whether they are predicted one after the other or together; those of another turn do not count."""
     predictor = Timed.load(make_bundle(tmp_path / "bundle", seed=1))
-    batcher = Batcher(predictor, Pace(alone_s=1e-4, together_s=1e-5)) if batched else None
-    loaded = Loaded("1", "", predictor, batcher=batcher)
+    loaded = Loaded("1", "", predictor, batcher=Batcher(predictor, Pace(alone_s=1e-4, together_s=1e-5 if batched else 1e-4)))
     monkeypatch.setattr("raymlp.serve.answering.time", SimpleNamespace(perf_counter=lambda: predictor.now, time=time.time))
     log = PredictionLog(tmp_path / "log", Log())
     answering = Answering(Admission(KeyRing([], None), needs_key=False), log, ReplicaMetrics("m", "r"), max_rows=9)

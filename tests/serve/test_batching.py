@@ -95,7 +95,7 @@ def test_a_batch_is_no_longer_than_a_tenth_of_a_second(predictor: Watched) -> No
     rows = typed_rows(predictor, 7)
 
     async def ask() -> None:
-        batcher = Batcher(predictor, Pace(alone_s=1e-3, together_s=0.04))
+        batcher = Batcher(predictor, Pace(alone_s=1.0, together_s=0.04))
         await asyncio.gather(*(batcher.predict(row) for row in rows))
 
     asyncio.run(ask())
@@ -212,6 +212,33 @@ def test_a_model_gains_when_a_row_saves_more_than_it_costs_to_be_in_a_batch() ->
     assert Pace(1, QUICK_S / TRIED_ROWS).most_rows == TRIED_ROWS
     assert Pace(1, 0.03).most_rows == 3
     assert Pace(9, 9).most_rows == 1
+    assert Pace(1e-3, 1e-3).most_rows == 1, "one a turn"
+
+
+def test_what_is_quick_is_predicted_in_the_event_loop() -> None:
+    assert Pace(1, QUICK_S / TRIED_ROWS).is_quick
+    assert not Pace(1, 1.01 * QUICK_S / TRIED_ROWS).is_quick
+    assert Pace(QUICK_S, QUICK_S).is_quick, "no batches: a row counts"
+    assert not Pace(1.01 * QUICK_S, 1.01 * QUICK_S).is_quick
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 1.0])
+def test_a_model_without_gain_predicts_row_by_row_and_lets_others_be_read_between(predictor: Watched, seconds: float) -> None:
+    rows, read = typed_rows(predictor, 4), list[int]()
+
+    async def ask() -> None:
+        batcher = Batcher(predictor, Pace(seconds, seconds))
+
+        async def answered(row: Row) -> None:
+            await batcher.predict(row)
+            read.append(len(predictor.sizes))
+
+        await asyncio.gather(*map(answered, rows))
+
+    asyncio.run(ask())
+    assert predictor.sizes == [1, 1, 1, 1]
+    assert len(read) == 4
+    assert read[0] < 4, "the first was answered before the last was predicted"
 
 
 def test_the_pace_is_the_quickest_of_several_trials(predictor: Watched) -> None:
@@ -226,6 +253,7 @@ def test_a_quick_model_is_measured_often(predictor: Watched) -> None:
     assert pace == (pytest.approx(TRIED_S / 20), pytest.approx(TRIED_S / 20 / TRIED_ROWS))
     assert 20 <= predictor.sizes.count(1) <= 21, "the sum of floats"
     assert 20 <= predictor.sizes.count(TRIED_ROWS) <= 21
+    assert pace_of(predictor, typed_rows(predictor, 1)[0], together=False).gains is False
 
 
 def test_outcomes_of_no_rows_are_none(predictor: Watched) -> None:
