@@ -47,6 +47,8 @@ from raymlp.serve.shadowing import set_shadow, shadow_of
 
 NAMES = [f"x{number}" for number in range(30)]
 KEY = "benchmark"
+SETTLES_S = 3.0
+"""Seconds of load before a set-up is measured: the process that probed its version ends, and Ray starts another one for the next."""
 PORT = next(port for port in range(18_000, 18_100) if port_is_free("127.0.0.1", port))
 
 
@@ -125,6 +127,7 @@ def main() -> None:
             for _ in range(asked.rounds):
                 for name, setup in setups.items():
                     set_shadow("shadowed", setup)
+                    wrk(script, asked.connections, SETTLES_S)
                     before = _shadow()
                     found[name].append(wrk(script, asked.connections, asked.seconds))
                     after = _shadow()

@@ -44,7 +44,8 @@ def train(
     facts: dict[str, Any] = {"config_yaml": to_yaml(config), "seed": config.train.seed, "snapshot": snapshot.digest}
     runs, name = storage_root(config.runtime) / "runs", config.train.name if title == "train" else None
     names = runs / "names" / config.problem.name
-    with ray_session(config.runtime), (story or SilentStory()).step(title) as step, named.claimed(names, name) if name else nullcontext():
+    alone = named.claimed(names, name) if name else nullcontext(lambda: None)
+    with ray_session(config.runtime), (story or SilentStory()).step(title) as step, alone as require_alone:
         step.say("starting")
         earlier = named.run_of(names, name, config.train.resume) if name else None
         metric = config.problem.main_metric
@@ -57,6 +58,7 @@ def train(
             logged = run.last_step("valid_loss") if earlier else -1
 
             def on_epoch(metrics: dict[str, float]) -> None:
+                require_alone()
                 if metrics["epoch"] > logged:
                     run.metrics(metrics, step=int(metrics["epoch"]))
                 step.say(f"epoch {int(metrics['epoch']) + 1} of {config.train.epochs} at most")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -35,14 +35,16 @@ def remember(folder: Place, name: str, run_id: str) -> None:
 
 
 @contextmanager
-def claimed(folder: Place, name: str) -> Iterator[None]:
+def claimed(folder: Place, name: str) -> Iterator[Callable[[], None]]:
     """Work on a named run alone. The claim ends with the process, however that ends; in an object store, half a minute later. Raises
-    TrainingError when another has it."""
+    TrainingError when another has it. What it gives raises Taken once another has it: in a store, after this process stood still for so
+    long.
+    """
     place = make_folder(folder) / f"{name}.lock"
     if isinstance(place, StorePlace):
         claim = Claim(place)
         with claim.held(_going_on(name, claim.holder())):
-            yield
+            yield claim.renew
         return
     assert isinstance(place, Path)
     with place.open("a+") as file:
@@ -54,7 +56,7 @@ def claimed(folder: Place, name: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        yield lambda: None
 
 
 def _going_on(name: str, where: str) -> TrainingError:

@@ -12,6 +12,7 @@ from raymlp.config.runtime import Runtime
 from raymlp.core.errors import TrainingError
 from raymlp.core.records import Snapshot
 from raymlp.model.comparison import compare
+from raymlp.runtime.claim import Claim, Taken
 from raymlp.runtime.store import StorePlace, place_of
 from raymlp.train import named
 from raymlp.train.follow import CHECKPOINTS
@@ -73,7 +74,13 @@ def test_a_name_is_claimed_by_one_process_and_stands_for_its_run(runs: StorePlac
         named.remember(runs, "nightly", "run-7")
         with pytest.raises(TrainingError, match=r"'nightly' is going on in process \d+ on "), named.claimed(runs, "nightly"):
             raise AssertionError
-    with named.claimed(runs, "nightly"):
+    with named.claimed(runs, "nightly") as require_alone:
         assert named.run_of(runs, "nightly", "auto") == "run-7"
+        require_alone()
+        other = Claim(runs / "nightly.lock", silent_s=0.3)  # as when this process had stood still for long
+        assert other.take_when_silent()
+        with pytest.raises(Taken, match=r"nightly\.lock.* was claimed by process \d+ on .*; expected to have it alone"):
+            require_alone()
+        other.release()
     with pytest.raises(TrainingError, match=r"no run named 'weekly' to go on with; expected one of: nightly\."):
         named.run_of(runs, "weekly", "must")
