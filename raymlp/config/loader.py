@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from raymlp.config.jobs import Jobs
 from raymlp.config.schema import Config, Site
+from raymlp.config.sweep import quoted
 from raymlp.core.errors import ConfigError, nearest
 
 ROOT, OVERLAY = "raymlp", "overlay="
@@ -206,6 +207,7 @@ def _overlay(path: str) -> dict[str, Any]:
 
 def _open_key(word: str, groups: set[str]) -> str:
     """`train.epochs=3` becomes `++train.epochs=3`: the schema, not the YAML, says which keys exist."""
+    word = quoted(word)
     key = word.split("=", 1)[0]
     is_group = key.split("@")[0] in groups
     return word if word[:1] in "+~" or is_group or "=" not in word or "/" in key else f"++{word}"

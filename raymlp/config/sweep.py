@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from raymlp.core.errors import ConfigError
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"{}\[\](),]*=[^\s'\"{}\[\](),]*")
+
+
+def quoted(word: str) -> str:
+    """An override whose value is an address with `=` in it, as in `s3://lake/a?region=b`, in the quotes that Hydra's grammar asks for."""
+    key, _, value = word.partition("=")
+    return f'{key}="{value}"' if ADDRESS.fullmatch(value) else word
 
 
 def points(words: Sequence[str]) -> list[list[str]]:
@@ -22,7 +31,7 @@ def points(words: Sequence[str]) -> list[list[str]]:
             axes.append([word])
             continue
         try:
-            override = OverridesParser.create().parse_override(word)
+            override = OverridesParser.create().parse_override(quoted(word))
             swept = override.is_sweep_override()
             axes.append([f"{_key(word)}={value}" for value in override.sweep_string_iterator()] if swept else [word])
         except HydraException as error:

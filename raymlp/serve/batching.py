@@ -131,9 +131,7 @@ class Batcher:
             self._finish(loop, answers, outcomes(self._predictor, rows))
             return
         work = loop.run_in_executor(self._thread, outcomes, self._predictor, rows)
-        work.add_done_callback(
-            lambda done: self._finish(loop, answers, [done.exception()] * len(rows) if done.exception() else done.result())
-        )
+        work.add_done_callback(lambda done: self._finish(loop, answers, _found(done, len(rows))))
 
     def _finish(
         self, loop: asyncio.AbstractEventLoop, answers: Sequence[asyncio.Future[Prediction]], found: Sequence[Outcome | BaseException]
@@ -150,6 +148,11 @@ class Batcher:
             loop.call_soon(self._gather, loop)
         else:
             self._is_busy = False
+
+
+def _found(done: asyncio.Future[list[Outcome]], count: int) -> Sequence[Outcome | BaseException]:
+    error = done.exception()
+    return done.result() if error is None else [error] * count
 
 
 def outcomes(predictor: Predictor, rows: Sequence[Row]) -> list[Outcome]:

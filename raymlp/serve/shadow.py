@@ -36,6 +36,7 @@ SWITCH_S = 0.0005
 """How long the shadow's thread may keep Python to itself while a request waits; Python's own default is ten times that."""
 
 if TYPE_CHECKING:
+    from raymlp.data.contract_row import Row
     from raymlp.model.predictor import Prediction
     from raymlp.serve.versions import Loaded
 
@@ -139,16 +140,16 @@ class Shadow:
     def _answer_together(self, copies: Sequence[Copy]) -> None:
         """Copies of one row each."""
         start, predictor = time.perf_counter(), copies[0].shadow.loaded.predictor
-        found: list[Prediction | Exception] = []
-        for copy in copies:
+        typed: list[Row] = []
+        refused: dict[int, Exception] = {}
+        for place, copy in enumerate(copies):
             try:
-                found.append(predictor.check(copy.rows[0], "instances[0]"))
-            except RequestError as error:
-                found.append(error)
-        answers = iter(outcomes(predictor, [row for row in found if not isinstance(row, RequestError)]))
-        found = [row if isinstance(row, RequestError) else next(answers) for row in found]
-        for copy, answer in zip(copies, found, strict=True):
-            self._note(copy, answer, start)
+                typed.append(predictor.check(copy.rows[0], "instances[0]"))
+            except Exception as error:
+                refused[place] = error
+        answers = iter(outcomes(predictor, typed))
+        for place, copy in enumerate(copies):
+            self._note(copy, refused[place] if place in refused else next(answers), start)
 
     def _answer(self, copy: Copy) -> None:
         start = time.perf_counter()

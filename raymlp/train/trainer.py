@@ -230,7 +230,7 @@ def _run_workers(job: Job, feed: Feed, run_dir: Place, wait_s: float) -> Outcome
     return result.return_value
 
 
-class Trainer(TorchTrainer):  # type: ignore[misc]
+class Trainer(TorchTrainer):
     """Ray Train's without its detached actor, whose work `room.give_back` does."""
 
     def _create_default_callbacks(self) -> list[Any]:

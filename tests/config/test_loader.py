@@ -7,6 +7,7 @@ import yaml
 
 from raymlp.config.loader import choices, conf_folders, load_config, to_yaml, with_overrides
 from raymlp.config.model import TASKS
+from raymlp.config.sweep import points
 from raymlp.core.errors import ConfigError
 
 GROUPS = [
@@ -31,6 +32,13 @@ def test_the_main_experiment_says_what_it_should() -> None:
 
 def test_an_override_reaches_a_key_that_no_yaml_mentions() -> None:
     assert load_config("flights", ["serve.rollout.alpha=0.01"]).serve.rollout.alpha == 0.01
+
+
+def test_an_address_with_a_query_needs_no_quotes() -> None:
+    address = "s3://lake/a?endpoint_override=http://127.0.0.1:9000&region=eu-west-1"
+    for word in (f"runtime.storage={address}", f"runtime.storage='{address}'", f'runtime.storage="{address}"'):
+        assert load_config("flights", [word, "registry.tracking_uri=http://mlflow:5000"]).runtime.storage == address
+        assert points([word, "train.seed=1,2"]) == [[word, "train.seed=1"], [word, "train.seed=2"]]
 
 
 def test_a_resolved_config_is_yaml_that_gives_the_same_config() -> None:
