@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ SHOWN_TRIALS = 30
 def show_done(places: dict[str, str], *, title: str = "done") -> None:
     from rich.console import Console
 
-    show_table(Console(highlight=False), title, places.items())
+    show_places(Console(highlight=False), title, places)
 
 
 def show_result(metric: str, value: float) -> None:
@@ -38,7 +38,7 @@ def show_run(config: Config, summary: RunSummary, story: Story) -> None:
     name = config.problem.name
     total = sum(seconds for _, seconds, _ in summary.steps)
     show_table(console, f"what happened ({total:,.0f} s)", [("training", str(summary.gate)), *summary.happened])
-    show_table(console, "where it is", summary.places.items())
+    show_places(console, "where it is", summary.places)
     show_table(
         console,
         "next",
@@ -48,6 +48,18 @@ def show_run(config: Config, summary: RunSummary, story: Story) -> None:
             ("look inside", f"mlflow ui --backend-store-uri {summary.places['MLflow']}"),
         ],
     )
+
+
+def show_places(console: Any, title: str, places: Mapping[str, str]) -> None:
+    """Each place on a line of its own, which only the terminal breaks, so that it can be copied."""
+    from rich.text import Text
+
+    console.print(Text(title, "bold"))
+    console.print()
+    width = max(map(len, places), default=0)
+    for key, place in places.items():
+        console.print(Text(f" {key:<{width}}   ", "bold").append(place, "not bold"), soft_wrap=True)
+    console.print()
 
 
 def show_table(console: Any, title: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -49,7 +49,7 @@ def num_workers(settings: Predict, *, reads_kafka: bool, worth: int | None) -> i
     """
     reading, totals = KAFKA_CPUS if reads_kafka else 0, _totals()
     most, asked = fitting(settings, totals, reading=reading), settings.num_workers or 1
-    if most < asked and fitting(settings, _coming(asked), reading=reading) < asked:
+    if most < asked and not growth.may_bring(_bundles(settings, asked, reading)):
         cpus, gpus = _sums(totals)
         raise ConfigError(
             f"predict asks for {_words(settings, asked)}{' beside two CPUs for reading' if reading else ''}, and the cluster has "
@@ -67,9 +67,7 @@ def num_workers(settings: Predict, *, reads_kafka: bool, worth: int | None) -> i
 
 def wait_s() -> float:
     """Seconds that a job waits for its first worker."""
-    kinds = ("CPU", "GPU")
-    grows = any(growth.most(kind) > total for kind, total in zip(kinds, _sums(_totals()), strict=True))
-    return GROWTH_S if grows else START_S
+    return GROWTH_S if growth.autoscales() else START_S
 
 
 def no_room(settings: Predict, count: int, waited_s: float) -> ConfigError:
@@ -98,9 +96,9 @@ def _totals() -> list[Node]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _coming(count: int) -> list[Node]:
-    """Nodes of a cluster that brings them by itself, as many of a kind as so many workers could need."""
-    return [group.resources for group in growth.groups() for _ in range(int(min(group.most, count)))]
+def _bundles(settings: Predict, count: int, reading: int) -> list[dict[str, float]]:
+    worker = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    return [{kind: amount for kind, amount in worker.items() if amount}] * count + [{"CPU": float(reading)}] * bool(reading)
 
 
 def _free() -> list[Node]:

@@ -1,37 +1,47 @@
-"""What a cluster may grow to, as its autoscaler has told it.
+"""Whether a cluster brings nodes for what its own cannot hold: its autoscaler is asked, which answers within seconds.
 
 Kept small: Ray Train's controller loads it.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+import time
+from collections.abc import Sequence
+from typing import Any
+
+ANSWER_S, POLL_S = 20.0, 0.5
+"""Seconds in which an autoscaler says that nodes come, or that none can. One that says nothing is given the benefit of the doubt."""
 
 
-class Group(NamedTuple):
-    """Nodes of one kind: what each has, and how many there may be, those that are there among them."""
-
-    resources: dict[str, float]
-    most: float
+def autoscales() -> bool:
+    """Whether an autoscaler (version 2) looks after the cluster. Needs Ray."""
+    return bool(_state().autoscaler_state_version)
 
 
-def groups() -> list[Group]:
-    """The groups of a cluster that brings nodes by itself; none of one whose size is fixed. Needs Ray."""
-    from ray._private.state import state
+def may_bring(bundles: Sequence[dict[str, float]]) -> bool:
+    """Whether the cluster has, or may come to have, room for all of these CPUs and GPUs at a time, each bundle whole on one node. Nodes
+    that come for the question are there for what asked. Needs Ray."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
 
-    config = state.get_cluster_config()
-    return [
-        Group({kind: float(amount) for kind, amount in group.resources.items()}, math.inf if group.max_count < 0 else group.max_count)
-        for group in (config.node_group_configs if config else ())
-    ]
+    if not autoscales():
+        return False
+    group = placement_group([dict(bundle) for bundle in bundles])
+    ready, known, deadline = group.ready(), group.id.hex(), time.monotonic() + ANSWER_S
+    try:
+        while time.monotonic() < deadline and not ray.wait([ready], timeout=POLL_S)[0]:
+            state = _state()
+            if any(known in request.details for request in state.infeasible_gang_resource_requests):
+                return False
+            if state.pending_instance_requests or state.pending_instances:
+                break
+        return True
+    finally:
+        remove_placement_group(group)
 
 
-def most(kind: str) -> float:
-    """The most of a resource that all nodes together may come to have; 0.0 on a cluster of fixed size."""
-    return sum(group.resources.get(kind, 0.0) * group.most for group in groups() if group.resources.get(kind))
+def _state() -> Any:
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-
-def largest(kind: str) -> float:
-    """The most of a resource on one node that may come; 0.0 on a cluster of fixed size."""
-    return max((group.resources.get(kind, 0.0) for group in groups() if group.most), default=0.0)
+    return GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status()).autoscaling_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import ssl
 import time
@@ -35,8 +36,12 @@ HELP = "Install it, or set serve.ingress=proxy."
 def serve_client() -> Any:
     """The client of the cluster's Serve controller; None when Serve does not run. Raises ServingError without Ray."""
     import ray
+
+    logger = logging.getLogger("ray.serve")
+    level = logger.level
     from ray.serve.context import _get_global_client
 
+    logger.setLevel(level)  # which the import sets anew
     if not ray.is_initialized():
         raise ServingError("Ray is not running; expected a session. Use raymlp.runtime.session.ray_session, or ray.init.")
     return _get_global_client(raise_if_no_controller_running=False)

@@ -49,34 +49,39 @@ def needs_of(settings: Train, *, streams: bool) -> Needs:
     return needs | ({"GPU": (float(workers), f"{workers} workers x 1 GPU = {workers:g} GPUs")} if settings.gpu else {})
 
 
+def bundles_of(settings: Train, *, streams: bool) -> list[dict[str, float]]:
+    """The same by process."""
+    workers = settings.elastic.min_workers if settings.elastic else settings.num_workers
+    worker = {"CPU": float(settings.cpus_per_worker)} | ({"GPU": 1.0} if settings.gpu else {})
+    return [worker] * workers + ([{"CPU": 1.0}] if streams else [])
+
+
 def require_node(settings: Train) -> None:
-    """Raise ConfigError when no node has the CPUs of one worker, and none may come that has."""
+    """Raise ConfigError when no node has the CPUs of one worker, and none can come."""
     most = max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
-    most = max(most, growth.largest("CPU"))
-    if settings.cpus_per_worker > most:
+    if settings.cpus_per_worker > most and not growth.autoscales():
         raise ConfigError(
             f"a worker needs {settings.cpus_per_worker:g} CPUs; the largest node of the cluster has {most:g}. Set train.cpus_per_worker."
         )
 
 
-def wait_for_room(needs: Needs) -> float:
-    """Seconds that the run may wait for its workers once it is let in: more where the cluster may bring nodes for them. Raises
+def wait_for_room(settings: Train, *, streams: bool) -> float:
+    """Seconds that the run may wait for its workers once it is let in: more where the cluster brings nodes for them. Raises
     ConfigError with the arithmetic when they do not fit the cluster, at once or after others had time to finish."""
-    wait_s = START_S
-    for kind, (amount, sums) in needs.items():
-        total, most = ray.cluster_resources().get(kind, 0.0), growth.most(kind)
-        if amount > max(total, most):
-            has = f"has {total:g}" + (f" and grows to {most:g}" if most > total else "")
-            raise ConfigError(f"training needs {sums}; the cluster {has}. Set train.num_workers or train.cpus_per_worker.")
-        if most > total:
-            wait_s = AGAIN_S
-            continue
+    needs, totals = needs_of(settings, streams=streams), ray.cluster_resources()
+    lacking = {kind: sums for kind, (amount, sums) in needs.items() if amount > totals.get(kind, 0.0)}
+    if lacking and growth.may_bring(bundles_of(settings, streams=streams)):
+        return AGAIN_S
+    for kind, sums in lacking.items():
+        has = f"has {totals.get(kind, 0.0):g}" + (", and its autoscaler has no nodes for that" if growth.autoscales() else "")
+        raise ConfigError(f"training needs {sums}; the cluster {has}. Set train.num_workers or train.cpus_per_worker.")
+    for kind, (amount, _) in needs.items():
         deadline = time.monotonic() + START_S
         while amount > ray.available_resources().get(kind, 0.0):
             if time.monotonic() > deadline:
                 raise no_room(needs, begun=False, waited_s=START_S)
             time.sleep(POLL_S)
-    return wait_s
+    return START_S
 
 
 def no_room(needs: Needs, *, begun: bool, waited_s: float) -> RaymlpError:

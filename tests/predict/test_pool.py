@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -16,7 +15,6 @@ from raymlp.predict import room
 from raymlp.predict.pool import CHUNKS_PER_WORKER, RETRIES, Pool
 from raymlp.predict.room import fitting, no_room, num_workers, wait_s
 from raymlp.runtime import growth
-from raymlp.runtime.growth import Group
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, float]]]:
     monkeypatch.setattr(room.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr(room, "_totals", lambda: [{"CPU": 4.0}, {"CPU": 4.0}])
     monkeypatch.setattr(room, "_free", lambda: looks.pop(0) if len(looks) > 1 else looks[0])
-    monkeypatch.setattr(growth, "groups", list)
+    monkeypatch.setattr(growth, "autoscales", lambda: False)
     return looks
 
 
@@ -74,18 +72,17 @@ def test_what_cannot_fit_is_refused_with_the_arithmetic(busy: list[list[dict[str
     assert "3 and 0 are free, with room for 0. Stop what holds the rest" in words
 
 
-def test_a_cluster_that_brings_nodes_is_waited_for_up_to_what_it_may_have(
-    busy: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_brings_nodes_is_asked_and_waited_for(busy: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(growth, "may_bring", lambda bundles: asked.append(list(bundles)) or len(bundles) < 9)
+    assert num_workers(Predict(gpus_per_worker=0.5, num_workers=2), reads_kafka=True, worth=None) == 2
+    assert asked == [[{"CPU": 1, "GPU": 0.5}, {"CPU": 1, "GPU": 0.5}, {"CPU": 2}]]
+    assert num_workers(Predict(cpus_per_worker=5), reads_kafka=False, worth=None) == 1
+    with pytest.raises(ConfigError, match=r"9 workers of 1 CPUs .* with room for 8"):
+        num_workers(Predict(num_workers=9), reads_kafka=False, worth=None)
     assert wait_s() == room.START_S
-    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 4.0}, 2), Group({"CPU": 8.0, "GPU": 1.0}, math.inf)])
-    assert num_workers(Predict(gpus_per_worker=1, num_workers=50), reads_kafka=False, worth=None) == 50
-    assert num_workers(Predict(gpus_per_worker=1), reads_kafka=False, worth=None) == 1
+    monkeypatch.setattr(growth, "autoscales", lambda: True)
     assert wait_s() == room.GROWTH_S
-    with pytest.raises(ConfigError, match=r"1 worker of 9 CPUs .* with room for 0"):
-        num_workers(Predict(cpus_per_worker=9), reads_kafka=False, worth=None)
-    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 4.0}, 2)])
-    assert wait_s() == room.START_S, "all that it may have is there"
 
 
 class FakeWorker:

@@ -274,7 +274,7 @@ def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(tmp_path: Path, ca
         (tmp_path / "mine.py").touch()
         done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=400, env=clean() | {"CODE": str(tmp_path)})
         assert done.returncode == 0, done.stderr
-        assert re.search(r"True devices 0 nodes 2$", done.stdout.strip())
+        assert re.search(r"True devices 0 brings \[False, False, True\] nodes 2$", done.stdout.strip())
         until(lambda: len(health(cluster).nodes) == 1)  # it went when it was idle
         assert run_command(["cluster", "status", *folder]) == 0
         assert "head: 1 CPU" in capsys.readouterr().out
@@ -295,12 +295,14 @@ def test_a_cluster_starts_scales_and_stops_and_leaves_nothing(tmp_path: Path, ca
 
 GPU_TASK = """
 import os, ray
+from raymlp.runtime.growth import may_bring
 ray.init(runtime_env={"working_dir": os.environ["CODE"]}, logging_level="ERROR", log_to_driver=False)
+brings = [may_bring([{"GPU": 1.0}] * 2), may_bring([{"CPU": 2.0}]), may_bring([{"CPU": 1.0}, {"GPU": 1.0}])]
 place = lambda: (os.getcwd(), os.listdir(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 here = ray.get(ray.remote(num_cpus=1)(place).remote(), timeout=150)
 there = ray.get(ray.remote(num_gpus=1)(place).remote(), timeout=150)
 assert here[0] != there[0], "what a node unpacks for itself takes away what another one stands in"
-print(here[1] == there[1] == ["mine.py"], "devices", there[2], "nodes", sum(node["Alive"] for node in ray.nodes()))
+print(here[1] == there[1] == ["mine.py"], "devices", there[2], "brings", brings, "nodes", sum(node["Alive"] for node in ray.nodes()))
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import re
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from ray.train.v2._internal.execution.controller.state import (
 
 from raymlp.core.errors import ConfigError, TrainingError
 from raymlp.runtime import growth
-from raymlp.runtime.growth import Group
 from raymlp.train import ledger, room
 from raymlp.train.cause import explained
 from raymlp.train.disk import writing
@@ -41,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(room.time, "sleep", lambda _: None)
-    monkeypatch.setattr(growth, "groups", list)
+    monkeypatch.setattr(growth, "autoscales", lambda: False)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     return now
@@ -70,23 +68,23 @@ def test_a_run_that_cannot_begin_is_refused_after_its_wait(tmp_path: Path, clock
         watch.after_controller_state_update(SchedulingState(Any), waiting)  # type: ignore[arg-type]
 
 
-def test_a_cluster_that_grows_is_given_time_for_what_it_may_bring(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = needs_of(config_of(num_workers=3, cpus_per_worker=2).train, streams=False)
+def test_a_cluster_that_grows_is_asked_and_given_time(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    large = config_of(num_workers=3, cpus_per_worker=2).train
     with pytest.raises(ConfigError, match=r"needs 3 workers x 2 CPUs = 6 CPUs; the cluster has 4\. Set"):
-        room.wait_for_room(needs)
-    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 1.0}, 1), Group({"CPU": 2.0}, 2)])
-    with pytest.raises(ConfigError, match=r"the cluster has 4 and grows to 5\. Set"):
-        room.wait_for_room(needs)
-    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 2.0}, math.inf)])
-    assert room.wait_for_room(needs) == room.AGAIN_S
+        room.wait_for_room(large, streams=False)
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(growth, "autoscales", lambda: True)
+    monkeypatch.setattr(growth, "may_bring", lambda bundles: asked.append(bundles) or len(bundles) == 4)
+    with pytest.raises(ConfigError, match=r"the cluster has 4, and its autoscaler has no nodes for that\. Set"):
+        room.wait_for_room(large, streams=False)
+    assert room.wait_for_room(large, streams=True) == room.AGAIN_S
+    assert asked == [[{"CPU": 2.0}] * 3, [{"CPU": 2.0}] * 3 + [{"CPU": 1.0}]]
+    gpus = config_of(gpu=True, num_workers=3, elastic={"min_workers": 2}).train
+    assert room.bundles_of(gpus, streams=False) == [{"CPU": 1.0, "GPU": 1.0}] * 2
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
-    assert room.wait_for_room(needs_of(config_of(num_workers=2).train, streams=False)) == room.AGAIN_S
-    monkeypatch.setattr(growth, "groups", lambda: [Group({"CPU": 2.0}, 2)])
-    assert room.wait_for_room(needs_of(config_of(num_workers=2).train, streams=False)) == room.START_S, "it has all that it may have"
+    assert room.wait_for_room(config_of(num_workers=2).train, streams=False) == room.START_S, "all is there"
     monkeypatch.setattr(ray, "nodes", list)
-    room.require_node(config_of(cpus_per_worker=2).train)
-    with pytest.raises(ConfigError, match="the largest node of the cluster has 2"):
-        room.require_node(config_of(cpus_per_worker=3).train)
+    room.require_node(large)
 
 
 def test_a_run_that_lost_workers_waits_longer_and_anew_each_time(tmp_path: Path, clock: list[float]) -> None:
@@ -145,7 +143,7 @@ def test_a_list_that_is_cut_off_gives_way_to_its_copy_and_what_was_never_whole_g
 def test_a_worker_that_fits_no_node_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(growth, "groups", list)
+    monkeypatch.setattr(growth, "autoscales", lambda: False)
     room.require_node(config_of(cpus_per_worker=2).train)
     with pytest.raises(ConfigError, match="a worker needs 4 CPUs; the largest node of the cluster has 2"):
         room.require_node(config_of(cpus_per_worker=4).train)

@@ -13,8 +13,9 @@ from raymlp.config.loader import with_overrides
 from raymlp.config.runtime import Runtime
 from raymlp.config.tune import Choice, LogUniform
 from raymlp.core.records import Snapshot
+from raymlp.runtime import growth
 from raymlp.train.population import adopted, note_settings, rescale
-from raymlp.train.room import needs_of, wait_for_room
+from raymlp.train.room import START_S, wait_for_room
 from raymlp.train.shelf import shelf
 from raymlp.train.trainer import fit_in_process
 from raymlp.train.trial import fit_by_workers, fit_held
@@ -81,7 +82,8 @@ def test_a_trial_with_workers_of_its_own_is_what_train_makes_and_stops_when_it_f
     assert trial.metrics["latency_ms"] > 0
     assert (behind.state, behind.epochs, behind.error) == ("stopped", 1, None)
     assert behind.values["valid_loss"] > trial.values["valid_loss"]
-    wait_for_room(needs_of(config.train, streams=False))
+    assert wait_for_room(config.train, streams=False) == START_S
+    assert not growth.may_bring([{"CPU": 99.0}]), "no autoscaler"
     assert ray.available_resources()["CPU"] >= 2
 
 
