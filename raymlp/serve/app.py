@@ -27,6 +27,7 @@ from raymlp.runtime.store import place_of
 from raymlp.serve.admission import Admission
 from raymlp.serve.answering import Answering
 from raymlp.serve.application import DEPLOYMENT
+from raymlp.serve.batching import Turn
 from raymlp.serve.counts import Together
 from raymlp.serve.export import RayExport
 from raymlp.serve.fallback import Fallback
@@ -95,7 +96,7 @@ class ModelServer(InferenceService):
         self._wanted: dict[str, Any] = {}
         self._problem = ""
         self._guard = Guard(own_folder(self.log.folder) / ".challengers")
-        self._changing = asyncio.Lock()
+        self._changing, self._turn = asyncio.Lock(), Turn()
         self._background: asyncio.Task[None] | None = None
         self._others: list[asyncio.Task[None]] = []
 
@@ -120,6 +121,8 @@ class ModelServer(InferenceService):
                 return
             self.metrics.set_weights(dict(self.state.weights))
             for loaded in self.state.loaded.values():
+                if loaded.batcher is not None:
+                    loaded.batcher.turn = self._turn
                 self.log.know(loaded.label, loaded.predictor.bundle.contract)
                 self.answering.know(loaded.label, loaded.predictor)
             self.hearing.know(self.state.loaded[self.state.champion].predictor.bundle)

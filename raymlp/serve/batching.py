@@ -3,8 +3,10 @@
 No request is predicted where it is read: it waits in the line, while the event loop reads the others. Only so is it known how many there
 are, and the ones beyond `serve.max_queued_requests` are refused at once.
 
-A quick model predicts in the event loop, all rows of a turn together where it gains from that, else one a turn: nothing is passed on, and
-a row that comes alone waits for nobody. A slow one has a thread. Rows that come while its batch is predicted are the next batch, so under
+A quick model predicts in the event loop, all rows of a turn together where it gains from that, else one after the other for a few
+milliseconds: nothing is passed on, and a row that comes alone waits for nobody.
+
+A slow one has a thread. Rows that come while its batch is predicted are the next batch, so under
 load batches grow by themselves. When the last batch was larger than what waits now, its requests have just been answered and the next ones
 are about to come: they are given a part of a row's own time. Never more, and none when the last batch was one row, or is long gone.
 """
@@ -82,11 +84,55 @@ def pace_of(predictor: Predictor, row: Row, *, together: bool = True, clock: Cal
     return Pace(alone_s, quickest(lambda: outcomes(predictor, [row] * TRIED_ROWS)) / TRIED_ROWS if together else alone_s)
 
 
+class Waiting(NamedTuple):
+    """A row in line."""
+
+    version: Batcher
+    row: Row
+    answer: asyncio.Future[Prediction]
+
+
+class Turn:
+    """The line of all quick versions of a replica: whose row came first is answered first, whichever version it is for. In lines of
+    their own the version with few requests would wait for the batch, and for the answers, of the one with many, and seem slower."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Waiting] = []
+        self._is_due = False
+
+    def add(self, loop: asyncio.AbstractEventLoop, waiting: Waiting) -> None:
+        """Have it predicted once the event loop has read what else there is."""
+        self._waiting.append(waiting)
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._take, loop)
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Predict for `QUICK_S`, the oldest row first with others of its version, and answer in the order in which they came."""
+        began = time.perf_counter()
+        found: dict[int, Outcome] = {}
+        line = [one for one in self._waiting if not one.answer.done()]  # the others' requests went away
+        left = list(enumerate(line))
+        while left and (not found or time.perf_counter() - began < QUICK_S):
+            version = left[0][1].version
+            batch = [(place, one) for place, one in left if one.version is version][: version.pace.most_rows]
+            answers = outcomes(version.predictor, [one.row for _, one in batch])
+            found.update(zip([place for place, _ in batch], answers, strict=True))
+            left = [(place, one) for place, one in left if place not in found]
+        for place in sorted(found):
+            _answer(line[place].answer, found[place])
+        self._waiting = [one for _, one in left]
+        self._is_due = bool(left)
+        if left:
+            loop.call_soon(self._take, loop)
+
+
 class Batcher:
-    """The line of one version. Used from one event loop."""
+    """Predicts the rows of one version: in the `turn` that it has together with others, or, where it is slow, in a thread of its own. Used
+    from one event loop."""
 
     def __init__(self, predictor: Predictor, pace: Pace) -> None:
-        self._predictor, self.pace = predictor, pace
+        self.predictor, self.pace, self.turn = predictor, pace, Turn()
         self._waiting: list[tuple[Row, asyncio.Future[Prediction]]] = []
         self._is_busy = False
         self._timer: asyncio.TimerHandle | None = None
@@ -97,6 +143,9 @@ class Batcher:
         """The answer of a typed row; raises what predicting this row alone raises."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Prediction] = loop.create_future()
+        if self._thread is None:
+            self.turn.add(loop, Waiting(self, row, answer))
+            return await answer
         self._waiting.append((row, answer))
         if not self._is_busy:
             self._is_busy = True
@@ -111,7 +160,7 @@ class Batcher:
 
     def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the next batch, after a short wait when others are likely to come."""
-        if self._thread and len(self._waiting) < self._wanted and loop.time() - self._ended < self.pace.alone_s:
+        if len(self._waiting) < self._wanted and loop.time() - self._ended < self.pace.alone_s:
             self._timer = loop.call_later(self.pace.alone_s * WAIT_SHARE, self._begin, loop)
         else:
             self._begin(loop)
@@ -126,28 +175,28 @@ class Batcher:
             self._is_busy = False
             return
         self._last = len(batch)
-        rows, answers = [row for row, _ in batch], [answer for _, answer in batch]
-        if self._thread is None:
-            self._finish(loop, answers, outcomes(self._predictor, rows))
-            return
-        work = loop.run_in_executor(self._thread, outcomes, self._predictor, rows)
-        work.add_done_callback(lambda done: self._finish(loop, answers, _found(done, len(rows))))
+        work = loop.run_in_executor(self._thread, outcomes, self.predictor, [row for row, _ in batch])
+        work.add_done_callback(lambda done: self._finish(loop, [answer for _, answer in batch], _found(done, len(batch))))
 
     def _finish(
         self, loop: asyncio.AbstractEventLoop, answers: Sequence[asyncio.Future[Prediction]], found: Sequence[Outcome | BaseException]
     ) -> None:
         for answer, outcome in zip(answers, found, strict=True):
-            if answer.done():
-                continue
-            if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
+            _answer(answer, outcome)
         self._ended = loop.time()
         if self._waiting:
             loop.call_soon(self._gather, loop)
         else:
             self._is_busy = False
+
+
+def _answer(answer: asyncio.Future[Prediction], outcome: Outcome | BaseException) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, BaseException):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
 
 
 def _found(done: asyncio.Future[list[Outcome]], count: int) -> Sequence[Outcome | BaseException]:

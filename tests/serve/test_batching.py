@@ -21,6 +21,7 @@ from raymlp.serve.batching import (
     WAIT_SHARE,
     Batcher,
     Pace,
+    Turn,
     outcomes,
     pace_of,
 )
@@ -223,11 +224,14 @@ def test_what_is_quick_is_predicted_in_the_event_loop() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1e-3, 1.0])
-def test_a_model_without_gain_predicts_row_by_row_and_lets_others_be_read_between(predictor: Watched, seconds: float) -> None:
+def test_a_model_without_gain_predicts_row_by_row_and_lets_others_be_read_between(
+    predictor: Watched, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
     rows, read = typed_rows(predictor, 4), list[int]()
 
     async def ask() -> None:
         batcher = Batcher(predictor, Pace(seconds, seconds))
+        monkeypatch.setattr("raymlp.serve.batching.QUICK_S", 0.0)  # a row takes longer than a turn of the event loop may
 
         async def answered(row: Row) -> None:
             await batcher.predict(row)
@@ -239,6 +243,35 @@ def test_a_model_without_gain_predicts_row_by_row_and_lets_others_be_read_betwee
     assert predictor.sizes == [1, 1, 1, 1]
     assert len(read) == 4
     assert read[0] < 4, "the first was answered before the last was predicted"
+
+
+def test_versions_answer_in_the_order_in_which_their_rows_came(predictor: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a challenger with few requests neither wait for the champion's answers nor overtake them."""
+    rows, order = typed_rows(predictor, 6), list[int]()
+
+    async def ask(*paces: Pace) -> None:
+        turn, versions = Turn(), [Batcher(predictor, pace) for pace in paces]
+        for version in versions:
+            version.turn = turn
+
+        async def answered(place: int) -> None:
+            await versions[place == 2].predict(rows[place])
+            order.append(place)
+
+        await asyncio.gather(*map(answered, range(6)))
+
+    asyncio.run(ask(QUICK, QUICK))
+    assert (predictor.sizes, order) == ([5, 1], [0, 1, 2, 3, 4, 5])
+    predictor.sizes, order = [], []
+    one_by_one = Pace(1e-3, 1e-3)
+    asyncio.run(ask(one_by_one, QUICK))
+    assert (predictor.sizes, order) == ([1] * 6, [0, 1, 2, 3, 4, 5])
+    predictor.sizes, order = [], []
+    monkeypatch.setattr("raymlp.serve.batching.QUICK_S", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "is_quick", True)
+        asyncio.run(ask(one_by_one, one_by_one))
+    assert (predictor.sizes, order) == ([1] * 6, [0, 1, 2, 3, 4, 5])
 
 
 def test_the_pace_is_the_quickest_of_several_trials(predictor: Watched) -> None:
