@@ -28,7 +28,7 @@ from raymlp.serve.ledger import Floats, Ledger, Mask, Rows, Versions
 from raymlp.serve.log import INPUT
 from raymlp.serve.rollout.distribution import CELLS, REFERENCE_ROWS
 from raymlp.serve.rollout.facts import Evidence, Histogram, Moments, Pair, Paired, Scores, Step
-from raymlp.serve.rollout.latency import REFERENCE_REQUESTS
+from raymlp.serve.rollout.latency import REFERENCE_REQUESTS, SETTLES_S
 from raymlp.serve.rollout.outlook import Traffic, population_of
 from raymlp.serve.rollout.quality import misranking
 
@@ -84,11 +84,13 @@ def evidence_of(ledger: Ledger, settings: Rollout) -> Evidence:
     has_answers = needs_target(task)
     if not len(rows):
         return Evidence(ranking=Paired() if task == "binary" else None, has_answers=has_answers)
-    requests = _requests(rows.take(np.flatnonzero(rows.row == 0)), ledger.labels(), versions, settings)
+    first = rows.take(np.flatnonzero(rows.row == 0))
+    requests = _requests(first, ledger.labels(), versions, settings)
     good = ~requests.failed
     new_keys = requests.first(requests.everyone)
     voted = new_keys & good
-    latency_voters, latency_reference = _apart(voted, requests.theirs, REFERENCE_REQUESTS)
+    settled = first.time >= first.time[0] + SETTLES_S * 1e6
+    latency_voters, latency_reference = _apart(requests.first(settled) & good, requests.theirs, REFERENCE_REQUESTS)
     score_voters, score_reference = _apart(voted & ~np.isnan(requests.cell_of), requests.theirs, REFERENCE_ROWS)
     cells, scores = _cells(requests.cell_of[score_reference], versions)
     failures, paid = requests.first(requests.failed), requests.first(good & ~np.isnan(requests.business))

@@ -1,8 +1,8 @@
 """Is the challenger slower?
 
-For each quantile the champion's first requests set a time t. From then on a champion's request is slow above t, and a challenger's
-above t * (1 + tolerated); a bet on the version asks whether slow ones are more often the challenger's. That is the statement "its
-quantile is above the champion's by more than is tolerated" with nothing but counts from histograms, and unlike two confidence
+For each quantile the champion's first requests, once the rollout has settled, set a time t. From then on a champion's request is slow above
+t, and a challenger's above t * (1 + tolerated); a bet on the version asks whether slow ones are more often the challenger's. That is the
+statement "its quantile is above the champion's by more than is tolerated" with nothing but counts from histograms, and unlike two confidence
 sequences for quantiles (Howard and Ramdas 2022) it compares requests of the same time.
 """
 
@@ -17,6 +17,10 @@ from raymlp.serve.rollout.sequential import Outcome, bets_since, from_any_step, 
 
 REFERENCE_REQUESTS = 200
 """Champion's requests that set what is slow."""
+
+SETTLES_S = 2.0
+"""Seconds from a rollout's first request that do not count: the process that probed the challenger ends beside it, and what is slow then is
+slow for both."""
 
 MIN_REQUESTS = 30
 """Challenger's requests below which nothing is held against it."""
