@@ -25,6 +25,7 @@ from raymlp.serve.evidence import Versions, gather, traffic_of
 from raymlp.serve.log import Entry, PredictionLog, read_log
 from raymlp.serve.rollout.distribution import REFERENCE_ROWS
 from raymlp.serve.rollout.facts import Histogram, Pair
+from raymlp.serve.rollout.latency import SETTLES_S
 from raymlp.serve.rollout.outlook import outlook
 from raymlp.serve.rollout.ratio import check_ratio
 from raymlp.serve.routing import Routes, misrouted
@@ -114,6 +115,9 @@ def test_a_key_counts_once(tmp_path: Path) -> None:
 def test_latency_and_predictions_count_after_the_champions_first_requests(tmp_path: Path) -> None:
     writer, by = Writer(), routes(0.5)
     old, new = keys_of("v1", by, REFERENCE_ROWS + 30), keys_of("v2", by, 40)
+    assert SETTLES_S == 2, "the first two, a second apart"
+    writer.send(old[0], by, latency_ms=500, x=0)
+    writer.send(new[0], by, latency_ms=500)
     for i, key in enumerate(old[:REFERENCE_ROWS]):
         writer.send(key, by, latency_ms=10, x=i / REFERENCE_ROWS)
         if i < 20:

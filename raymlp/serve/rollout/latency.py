@@ -1,9 +1,9 @@
 """Is the challenger slower?
 
-For each quantile the champion's first requests, once the rollout has settled, set a time t. From then on a champion's request is slow above
-t, and a challenger's above t * (1 + tolerated); a bet on the version asks whether slow ones are more often the challenger's. That is the
-statement "its quantile is above the champion's by more than is tolerated" with nothing but counts from histograms, and unlike two confidence
-sequences for quantiles (Howard and Ramdas 2022) it compares requests of the same time.
+For each quantile the champion's first requests, once the rollout has settled, set a time t. From then on a champion's request is slow
+above t, and a challenger's above t * (1 + tolerated); a bet on the version asks whether slow ones are more often the challenger's. That is
+the statement "its quantile is above the champion's by more than is tolerated" with nothing but counts from histograms, and unlike two
+confidence sequences for quantiles (Howard and Ramdas 2022) it compares requests of the same time.
 """
 
 from __future__ import annotations
