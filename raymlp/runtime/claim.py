@@ -77,6 +77,15 @@ class Claim:
                 self._mine = None
                 raise Taken(f"{self.place} was claimed by {self.holder() or 'another process'}; expected to have it alone.") from None
 
+    def require(self) -> None:
+        """Raise Taken when another process has it. A store that is away for a moment is so for whoever might take over, too."""
+        try:
+            self.renew()
+        except Taken:
+            raise
+        except (RaymlpError, OSError):
+            pass
+
     def release(self) -> None:
         """Another may have it at once."""
         with self._writing:
@@ -119,11 +128,9 @@ class Claim:
     def _breathe(self, ended: threading.Event) -> None:
         while not ended.wait(self.silent_s / 6):
             try:
-                self.renew()
+                self.require()
             except Taken:
                 return
-            except (RaymlpError, OSError):
-                continue  # the store is away for a moment; so it is for whoever might take over
 
     def _sign(self, *, gone: bool = False) -> str:
         who = {"pid": os.getpid(), "host": socket.gethostname(), "unlike": uuid.uuid4().hex}

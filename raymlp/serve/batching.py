@@ -1,4 +1,4 @@
-"""The line in which a version's rows wait, and how many are predicted together.
+"""The line in which rows wait, and how many of a version are predicted together.
 
 No request is predicted where it is read: it waits in the line, while the event loop reads the others. Only so is it known how many there
 are, and the ones beyond `serve.max_queued_requests` are refused at once.

@@ -44,7 +44,7 @@ def claimed(folder: Place, name: str) -> Iterator[Callable[[], None]]:
     if isinstance(place, StorePlace):
         claim = Claim(place)
         with claim.held(_going_on(name, claim.holder())):
-            yield claim.renew
+            yield claim.require
         return
     assert isinstance(place, Path)
     with place.open("a+") as file:

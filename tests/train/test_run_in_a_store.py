@@ -67,6 +67,10 @@ def test_a_run_that_was_cut_off_goes_on_to_the_model_of_one_that_was_not(
     assert again.metrics == model.metrics
 
 
+def away(*_: object) -> None:
+    raise OSError("the store does not answer")
+
+
 def test_a_name_is_claimed_by_one_process_and_stands_for_its_run(runs: StorePlace) -> None:
     pytest.importorskip("obstore")
     assert named.run_of(runs, "nightly", "auto") is None
@@ -77,6 +81,9 @@ def test_a_name_is_claimed_by_one_process_and_stands_for_its_run(runs: StorePlac
     with named.claimed(runs, "nightly") as require_alone:
         assert named.run_of(runs, "nightly", "auto") == "run-7"
         require_alone()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StorePlace, "write_if", away)
+            require_alone()  # for a moment, which ends no training
         other = Claim(runs / "nightly.lock", silent_s=0.3)  # as when this process had stood still for long
         assert other.take_when_silent()
         with pytest.raises(Taken, match=r"nightly\.lock.* was claimed by process \d+ on .*; expected to have it alone"):
