@@ -56,22 +56,19 @@ def bundles_of(settings: Train, *, streams: bool) -> list[dict[str, float]]:
     return [worker] * workers + ([{"CPU": 1.0}] if streams else [])
 
 
-def require_node(settings: Train) -> None:
-    """Raise ConfigError when no node has the CPUs of one worker, and none can come."""
-    most = max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
-    if settings.cpus_per_worker > most and not growth.autoscales():
-        raise ConfigError(
-            f"a worker needs {settings.cpus_per_worker:g} CPUs; the largest node of the cluster has {most:g}. Set train.cpus_per_worker."
-        )
-
-
 def wait_for_room(settings: Train, *, streams: bool) -> float:
     """Seconds that the run may wait for its workers once it is let in: more where the cluster brings nodes for them. Raises
     ConfigError with the arithmetic when they do not fit the cluster, at once or after others had time to finish."""
     needs, totals = needs_of(settings, streams=streams), ray.cluster_resources()
     lacking = {kind: sums for kind, (amount, sums) in needs.items() if amount > totals.get(kind, 0.0)}
-    if lacking and growth.may_bring(bundles_of(settings, streams=streams)):
+    largest = max((float(node["Resources"].get("CPU", 0.0)) for node in ray.nodes() if node["Alive"]), default=0.0)
+    fits_a_node = settings.cpus_per_worker <= largest
+    if (lacking or not fits_a_node) and growth.may_bring(bundles_of(settings, streams=streams)):
         return AGAIN_S
+    if not fits_a_node:
+        raise ConfigError(
+            f"a worker needs {settings.cpus_per_worker:g} CPUs; the largest node of the cluster has {largest:g}. Set train.cpus_per_worker."
+        )
     for kind, sums in lacking.items():
         has = f"has {totals.get(kind, 0.0):g}" + (", and its autoscaler has no nodes for that" if growth.autoscales() else "")
         raise ConfigError(f"training needs {sums}; the cluster {has}. Set train.num_workers or train.cpus_per_worker.")

@@ -84,7 +84,6 @@ def train(
     start = start_of(config.model, plan)
     if config.train.private and not hold:
         raise ConfigError("train.private draws each batch from all rows, which do not fit the object store. Set runtime.object_store_mb.")
-    room.require_node(config.train)
     wait_s = room.wait_for_room(config.train, streams=not hold)
     edges = number_edges(config.model, plan, profile)
     model = start.model if start else config.model

@@ -40,6 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(room.time, "sleep", lambda _: None)
     monkeypatch.setattr(growth, "autoscales", lambda: False)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
     return now
@@ -83,8 +84,10 @@ def test_a_cluster_that_grows_is_asked_and_given_time(clock: list[float], monkey
     assert room.bundles_of(gpus, streams=False) == [{"CPU": 1.0, "GPU": 1.0}] * 2
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
     assert room.wait_for_room(config_of(num_workers=2).train, streams=False) == room.START_S, "all is there"
-    monkeypatch.setattr(ray, "nodes", list)
-    room.require_node(large)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}] * 4)
+    with pytest.raises(ConfigError, match="a worker needs 2 CPUs; the largest node of the cluster has 1"):
+        room.wait_for_room(config_of(cpus_per_worker=2).train, streams=False)
+    assert asked[-1] == [{"CPU": 2.0}], "the sums fit, and no node does"
 
 
 def test_a_run_that_lost_workers_waits_longer_and_anew_each_time(tmp_path: Path, clock: list[float]) -> None:
@@ -140,13 +143,13 @@ def test_a_list_that_is_cut_off_gives_way_to_its_copy_and_what_was_never_whole_g
         ledger.mend(tmp_path)
 
 
-def test_a_worker_that_fits_no_node_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_fits_no_node_is_refused_at_once(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}, {"Alive": True, "Resources": {}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(growth, "autoscales", lambda: False)
-    room.require_node(config_of(cpus_per_worker=2).train)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
+    assert room.wait_for_room(config_of(cpus_per_worker=2).train, streams=False) == room.START_S
     with pytest.raises(ConfigError, match="a worker needs 4 CPUs; the largest node of the cluster has 2"):
-        room.require_node(config_of(cpus_per_worker=4).train)
+        room.wait_for_room(config_of(cpus_per_worker=4).train, streams=False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits of a process are read from /proc")
